@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine with Python 3.11 or 3.12 and make:
+#   make demo    a MagNet trained and a cohort scored, from slides in an object store, on a Ray cluster
+#   make test    all tests
+# Both make the environment in .venv first. After that they need no network.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+PYTEST := $(BIN)/python -m pytest
+
+# Loopback only, and nothing written into the user's home.
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: demo test check format environment constraints clean
+
+demo: $(READY)
+	$(BIN)/python -m ray_jobs.demo $(DEMO)
+
+test: $(READY)
+	$(PYTEST) $(TESTS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) -q -m "not flow and not slow" $(TESTS)
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+environment: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "making $(VENV) (about 3 GB, some minutes)"
+	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f'Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}; name another one: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --progress-bar on -q -e '.[dev]' -c constraints.txt
+	@touch $(READY)
+
+# What CI tests: the versions installed now.
+constraints: $(READY)
+	$(BIN)/pip freeze --disable-pip-version-check --exclude-editable --exclude magnifying-networks | sed 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,1 @@
+"""Magnifying Networks: the model and its maths, on torch, timm and numpy alone."""

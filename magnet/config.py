@@ -1,0 +1,266 @@
+"""Settings of a MagNet and of its training, checked when they are made. Needs nothing but Python.
+
+The defaults are the paper's (`paper` preset); `magnet/presets.py` holds what other presets change. Numbers that the
+paper leaves open are marked so; where they come from is told there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
+from typing import ClassVar, Literal
+
+MAX_PATCHES = 4096
+"""Schedules with more last patches than this are refused: no card holds them."""
+
+CLOSED = {"extra": "forbid"}
+"""For pydantic, which reads these classes from YAML, command lines and HTTP: unknown keys are errors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZoomConfig:
+    """The zoom tree: how many regions, and how many pixels of each."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    schedule: tuple[int, ...] = (3, 2, 3)
+    """P_l, regions taken per parent at layer l = 1..L (the order is open in the paper)."""
+    map_px: int = 56
+    """Side of I, the input of the conv stacks, and of their maps."""
+    view_px: int = 112
+    """Side of I', the view of a node that is not a last patch; a multiple of `map_px`."""
+    patch_px: int = 224
+    """Side of the last layer's patches."""
+    margin_px: int = 4
+    """Window pixels read around each region, for the sampler's slopes."""
+    frozen_patch: bool = True
+    """The first child of every layer-1 region is that region again (layers 2 and up exist)."""
+    grey_tolerance: int | None = 15
+    """Pixels whose channels differ by no more than this (of 255) become black; None keeps them."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.schedule) >= 1, "schedule", self.schedule, "at least one layer")
+        _require(all(1 <= p <= 16 for p in self.schedule), "schedule", self.schedule, "1 to 16 regions per parent")
+        _require(
+            self.num_patches <= MAX_PATCHES,
+            "schedule",
+            self.schedule,
+            f"at most {MAX_PATCHES} last patches, not {self.num_patches}",
+        )
+        _require(8 <= self.map_px <= 512, "map_px", self.map_px, "8 to 512 px")
+        _require(self.view_px >= self.map_px, "view_px", self.view_px, f"at least map_px ({self.map_px})")
+        _require(self.view_px % self.map_px == 0, "view_px", self.view_px, f"a multiple of map_px ({self.map_px})")
+        _require(16 <= self.patch_px <= 1024, "patch_px", self.patch_px, "16 to 1024 px")
+        _require(0 <= self.margin_px <= 64, "margin_px", self.margin_px, "0 to 64 px")
+        tolerance = self.grey_tolerance
+        _require(tolerance is None or 0 <= tolerance <= 255, "grey_tolerance", tolerance, "0 to 255, or null")
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.schedule)
+
+    @property
+    def num_nodes(self) -> tuple[int, ...]:
+        """Nodes of layers 0 (the root) to L."""
+        return (1, *accumulate(self.schedule, mul))
+
+    @property
+    def num_patches(self) -> int:
+        """Last patches: the product of the schedule."""
+        return math.prod(self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocatorConfig:
+    """From a node's view to its children's regions."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    share_stacks: Literal["node", "slot", "layer"] = "node"
+    """One conv stack per tree node (paper), per child slot of a layer, or per layer."""
+    channels: int = 4
+    """Maps per kernel size inside a stack (open in the paper)."""
+    inner_stride: int = 1
+    """2 computes the stacks at half resolution."""
+    normalise_maps: bool = False
+    """Zero mean and unit spread per map before the temperature. Source: facts on sparsemax's scale sensitivity."""
+    temperature: float = 1.0
+    """Factor on the map before the sparsemax."""
+    tissue_mask: bool = False
+    """Only tissue can be chosen."""
+    peak_radius: float | None = None
+    """The sparsemax sees only positions this near (in half-sides of the view) to the map's maximum; None: all."""
+    inhibit_siblings: bool = False
+    """A child cannot lie where an earlier sibling lies (inhibition of return)."""
+    spread: Literal["rms", "l2"] = "rms"
+    """Which spread of the sparse map becomes the scale (open in the paper)."""
+    scale_clamp: Literal["hard", "straight_through", "softplus"] = "hard"
+    """How the scale is kept above `scale_min`; "hard" is the paper's max(s, s_min)."""
+    scale_min: float = 0.05
+    """Smallest half-side of a child in its parent."""
+    scale_max: float = 1.0
+    """Largest half-side of a child in its parent (the paper has no bound; its moments stay below .9)."""
+    centre: Literal["tanh", "bounded"] = "tanh"
+    """t = tanh(mean), or the mean kept within +-(1 - s) so that children stay inside their parent."""
+    sampler: Literal["lms", "bilinear"] = "lms"
+    """Linearized multi-sampling, or bilinear; evaluation is always bilinear."""
+    sampler_noise: float = 0.5
+    """Spread of the auxiliary samples in output pixels."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.channels <= 256, "channels", self.channels, "1 to 256")
+        _require(self.inner_stride in (1, 2), "inner_stride", self.inner_stride, "1 or 2")
+        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        _require(0 < self.scale_min < 1, "scale_min", self.scale_min, "between 0 and 1")
+        _require(self.scale_min <= self.scale_max <= 1, "scale_max", self.scale_max, "scale_min to 1")
+        _require(self.peak_radius is None or 0 < self.peak_radius <= 2, "peak_radius", self.peak_radius, "0 to 2")
+        _require(self.sampler_noise > 0, "sampler_noise", self.sampler_noise, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig:
+    """From the last patches to the slide's logit."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    encoder: str = "inception_v3"
+    """Any timm model by name."""
+    weights: str | None = None
+    """"imagenet" (timm's own), a path or URI of a state dict (.safetensors, .pth); null: random, with a warning."""
+    weights_sha256: str | None = None
+    """Checked against the file when given."""
+    train_encoder: bool = True
+    """False keeps the encoder as loaded, its statistics too."""
+    checkpointing: bool = False
+    """Recompute the encoder's activations in the backward pass: less memory, more time."""
+    channels_last: bool = True
+    """Memory layout of the encoder."""
+    head: Literal["recurrent", "evidence"] = "recurrent"
+    """A GRU over the patches (paper), or one logit per patch pooled by log-mean-exp."""
+    hidden: int = 512
+    """Units of the GRU (open in the paper)."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.encoder), "encoder", self.encoder, "the name of a timm model")
+        _require(1 <= self.hidden <= 8192, "hidden", self.hidden, "1 to 8192")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuxiliaryConfig:
+    """Auxiliary classifiers on the views of an early and a late layer. Source: the paper, section 3.3."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    encoder: str | None = "resnet18"
+    """Any timm model by name; null: no auxiliary classifiers."""
+    weights: str | None = None
+    """As the classifier's."""
+    weights_sha256: str | None = None
+    """As the classifier's."""
+    early_layer: int = 1
+    """The layer whose views the first one sees."""
+    late_layer: int = 3
+    """The layer whose views the second one sees; the last layer where there are fewer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A MagNet."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    zoom: ZoomConfig = field(default_factory=ZoomConfig)
+    """The zoom tree."""
+    locator: LocatorConfig = field(default_factory=LocatorConfig)
+    """Where to look."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """What is seen."""
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    """Helpers in training."""
+
+    def __post_init__(self) -> None:
+        early, late = self.auxiliary.early_layer, self.late_layer
+        if self.auxiliary.encoder is not None and self.zoom.num_layers > 1:
+            _require(1 <= early < late, "auxiliary.early_layer", early, f"1 to {late - 1}, before the late layer")
+
+    @property
+    def late_layer(self) -> int:
+        """The layer of the second auxiliary classifier in this tree."""
+        return min(self.auxiliary.late_layer, self.zoom.num_layers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeConfig:
+    """How a MagNet is trained."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    epochs: int = 200
+    """Passes over the training slides."""
+    batch: int = 16
+    """Slides per optimizer step, over all workers (paper: 16 for three layers, 8 for four)."""
+    micro_batch: int = 4
+    """Slides in one forward pass; divides `batch`."""
+    learning_rate: float = 3e-5
+    """Of Adam, decayed to zero on a cosine."""
+    locator_learning_rate: float | None = None
+    """Of the conv stacks; null: the same."""
+    weight_decay: float = 0.0
+    """L2 penalty of Adam."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient, of the locators and of the rest apart; null: no clipping (paper)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the convolutions; sparsemax, moments and sampler are always float32."""
+    augment: bool = True
+    """Mirror and turn the slides."""
+    theta_gradient: Literal["on", "off", "late"] = "on"
+    """Whether the classifier's gradient reaches the regions; "late": once exploration has ended."""
+    explore_until: float = 0.0
+    """Share of the training in which children are placed at random on tissue; 0: never."""
+    explore_end: float = 0.0
+    """Share of the training after which none is; linear in between."""
+    value_weight: float = 0.0
+    """Weight of the value loss (evidence preset); 0: off."""
+    value_quantile: float = 0.98
+    """Patch logits of negative slides below this quantile count as no evidence."""
+    auxiliary_weight: float = 1.0
+    """Weight of each auxiliary cross-entropy (open in the paper)."""
+    paradoxical_weight: float = 1.0
+    """Weight of the paradoxical loss (open in the paper)."""
+    paradoxical_margin: float = 0.0
+    """Its margin (open in the paper)."""
+    seed: int = 0
+    """Of everything random: order, frames, exploration, initial weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.batch >= 1, "batch", self.batch, "at least 1")
+        _require(self.micro_batch >= 1, "micro_batch", self.micro_batch, "at least 1")
+        _require(self.batch % self.micro_batch == 0, "batch", self.batch, f"a multiple of {self.micro_batch}")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        _require(0 <= self.explore_until <= self.explore_end <= 1, "explore_end", self.explore_end, "explore_until..1")
+        _require(0 < self.value_quantile < 1, "value_quantile", self.value_quantile, "between 0 and 1")
+        for name in ("value_weight", "auxiliary_weight", "paradoxical_weight", "weight_decay"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0, or null")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+    def exploration(self, progress: float) -> float:
+        """Probability that a child is placed at random at this share (0 to 1) of the training."""
+        if progress >= self.explore_end:
+            return 0.0
+        if progress < self.explore_until:
+            return 1.0
+        return (self.explore_end - progress) / (self.explore_end - self.explore_until)
+
+    def theta_gradient_on(self, progress: float) -> bool:
+        """Whether the classifier's gradient reaches the regions at this share of the training."""
+        return self.theta_gradient == "on" or (self.theta_gradient == "late" and progress >= self.explore_end)
+
+
+def _require(good: bool, name: str, value: object, wanted: str) -> None:
+    if not good:
+        raise ValueError(f"{name} = {value!r}: must be {wanted}")

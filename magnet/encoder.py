@@ -1,0 +1,164 @@
+"""Patch encoders: any timm model by name, as a map from views to feature vectors.
+
+Shapes: ``N`` views, ``C`` = 3 channels (RGB in [0, 1]), ``H W`` pixels, ``D`` features.
+"""
+
+from __future__ import annotations
+
+import logging
+from difflib import get_close_matches
+from typing import Any
+
+import magnet.torchvision_schemas  # isort: skip  # noqa: F401  before timm, see there
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from magnet.weights import FetchBytes, is_file_or_uri, load_strictly, read_state_dict
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+logger = logging.getLogger(__name__)
+
+
+class Encoder(nn.Module):
+    """A backbone without its classifier, with the normalisation of its input inside.
+
+    Args:
+        backbone: maps (N, 3, H, W) to (N, D).
+        num_features: D.
+        mean: per channel, subtracted from views in [0, 1].
+        std: per channel, divided by.
+        trained: False freezes the weights and keeps the backbone in evaluation mode, batch statistics included; the
+            gradient to the views still flows.
+        channels_last: run in that memory format, faster for most convolutions.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        *,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        trained: bool = True,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.trained = num_features, trained
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone = backbone.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch's stubs
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        if not trained:
+            self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As usual, but a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if not self.trained:
+            self.backbone.eval()
+        return self
+
+    def forward(self, view_NCHW: Tensor) -> Tensor:
+        """Features (N, D) of views with values in [0, 1]."""
+        normal = (view_NCHW - self.mean) / self.std
+        return self.backbone(normal.contiguous(memory_format=self.memory_format))
+
+
+def make_encoder(
+    name: str,
+    weights: str | None = None,
+    *,
+    in_px: int | None = None,
+    sha256: str | None = None,
+    fetch: FetchBytes | None = None,
+    trained: bool = True,
+    checkpointing: bool = False,
+    channels_last: bool = False,
+) -> Encoder:
+    """Build an encoder from a timm model.
+
+    Args:
+        name: a timm architecture, e.g. ``inception_v3`` or ``resnet18``.
+        weights: None for random ones; "imagenet" for timm's default, or the tag of another of timm's (both need a
+            network or timm's cache); else a path, ``file://`` or other URI of a ``.safetensors`` (preferred) or pickled
+            file.
+        in_px: side of the views; needed by architectures of fixed input size (vision transformers), else ignored.
+        sha256: digest that a file or URI must have.
+        fetch: reads URIs other than ``file://``.
+        trained: False freezes the encoder; see `Encoder`.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+        channels_last: memory format; see `Encoder`.
+
+    Raises:
+        ValueError: no such architecture, tag or digest, or weights that do not fit it.
+        OSError: weights not found, or timm's not to be had.
+    """
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=5)
+        raise ValueError(f"encoder {name!r}: timm knows no such model; similar names: {', '.join(close) or 'none'}")
+    from_timm = weights is not None and not is_file_or_uri(weights)
+    backbone = _create(name, weights if from_timm else None, in_px)
+    if weights is None:
+        logger.warning("encoder %s: random initialisation, no weights given", name)
+    elif not from_timm:
+        state = read_state_dict(weights, sha256=sha256, fetch=fetch)
+        load_strictly(backbone, state, ignore=_classifiers(backbone), source=weights)
+    if checkpointing:
+        _checkpoint(backbone)
+    return Encoder(
+        backbone,
+        backbone.num_features,
+        mean=backbone.pretrained_cfg.get("mean", IMAGENET_MEAN),
+        std=backbone.pretrained_cfg.get("std", IMAGENET_STD),
+        trained=trained,
+        channels_last=channels_last,
+    )
+
+
+def _create(name: str, tag: str | None, in_px: int | None) -> Any:
+    """A timm model without classifier; `tag` None for random weights, "imagenet" for the default ones."""
+    published = timm.get_pretrained_cfg(name)
+    fixed = published is not None and published.fixed_input_size
+    options: dict[str, Any] = {"img_size": in_px} if fixed and in_px is not None else {}
+    full_name = name if tag in (None, "imagenet") else f"{name}.{tag}"
+    try:
+        return timm.create_model(full_name, pretrained=tag is not None, num_classes=0, **options)
+    except OSError as error:
+        raise OSError(
+            f"encoder {name}: timm's weights {tag!r} are neither in its cache nor to be downloaded ({error}); "
+            "without a network give a path or URI of a weights file instead"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f"encoder {name}: timm has no weights {tag!r} for it ({error})") from error
+
+
+def _classifiers(backbone: Any) -> set[str]:
+    """Modules of published weights that an encoder leaves out: the classifier, and Inception's auxiliary one."""
+    names = backbone.pretrained_cfg.get("classifier") or ()
+    return {names, "AuxLogits"} if isinstance(names, str) else {*names, "AuxLogits"}
+
+
+def _checkpoint(backbone: Any) -> None:
+    """Turn on activation checkpointing: timm's own where it has one, else of each direct part of the model.
+
+    In training mode batch statistics are then updated twice per step, by the same numbers.
+    """
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError):  # timm asserts where a model has none, e.g. Inception-v3
+        for part in backbone.children():
+            part.forward = _recomputed(part.forward)
+
+
+def _recomputed(forward: Any) -> Any:
+    def run(x: Tensor) -> Tensor:
+        return checkpoint(forward, x, use_reentrant=False)
+
+    return run

@@ -1,0 +1,146 @@
+"""A magnifying layer: from the views of its nodes to the regions of their children.
+
+Shape letters: B slides, N nodes (parents), P children per parent, C channels, H W map pixels, 3 (s, tx, ty).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from magnet.affine import centre_from, moments, pixel_centres, scale_from
+from magnet.config import LocatorConfig
+from magnet.evidence import value_at
+from magnet.sparsemax import normalised, spatial_sparsemax
+from magnet.stacks import Locator
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the children of a layer lie, and why."""
+
+    theta_BNP3: Tensor
+    """(s, tx, ty) in the parent's coordinates."""
+    sparse_BNPHW: Tensor
+    """The sparse maps that the regions come from; zero for a frozen child."""
+    value_BNP: Tensor
+    """The plain map at each child's centre: the logit of finding evidence there."""
+
+
+class MagnifyingLayer(nn.Module):
+    """Conv stacks, spatial sparsemax, moments. Source: the paper, section 3.1.
+
+    Args:
+        num_parents: N, nodes of the layer above.
+        num_children: P_l.
+        frozen_first: the first child is its parent again. Source: the paper, section 4.3.
+        config: everything else.
+    """
+
+    def __init__(self, num_parents: int, num_children: int, *, frozen_first: bool, config: LocatorConfig) -> None:
+        super().__init__()
+        self.config, self.frozen_first, self.num_children = config, frozen_first, num_children
+        self.locator = Locator(
+            num_parents,
+            num_children,
+            share=config.share_stacks,
+            channels=config.channels,
+            inner_stride=config.inner_stride,
+        )
+
+    def forward(
+        self, view_BNCHW: Tensor, tissue_BNHW: Tensor, explore: float, generator: torch.Generator | None
+    ) -> Placement:
+        """Children of every node.
+
+        Args:
+            view_BNCHW: I of each node, in [0, 1].
+            tissue_BNHW: bool, where tissue lies; used by the mask and by exploration.
+            explore: probability that a child is placed at random on tissue.
+            generator: of the exploration, on the CPU.
+        """
+        config = self.config
+        map_BNPHW = self.locator(view_BNCHW).float()
+        open_BNHW = tissue_BNHW if config.tissue_mask else torch.ones_like(tissue_BNHW)
+        thetas, sparse = [], []
+        for child in range(self.num_children):
+            if self.frozen_first and child == 0:
+                thetas.append(_identity(map_BNPHW))
+                sparse.append(torch.zeros_like(map_BNPHW[:, :, 0]))
+                continue
+            theta_BN3, sparse_BNHW = _place(map_BNPHW[:, :, child], open_BNHW, config)
+            if explore > 0:
+                theta_BN3 = _explore(theta_BN3, tissue_BNHW & open_BNHW, explore, config, generator)
+            if config.inhibit_siblings:
+                open_BNHW = open_BNHW & ~_inside(theta_BN3, open_BNHW)
+            thetas.append(theta_BN3)
+            sparse.append(sparse_BNHW)
+        theta_BNP3 = torch.stack(thetas, dim=2)
+        return Placement(theta_BNP3, torch.stack(sparse, dim=2), value_at(map_BNPHW, theta_BNP3[..., 1:]))
+
+
+def _place(map_BNHW: Tensor, open_BNHW: Tensor, config: LocatorConfig) -> tuple[Tensor, Tensor]:
+    """One child per node: theta (B, N, 3) and the sparse map that it comes from."""
+    open_BNHW = _or_all(open_BNHW)
+    if config.peak_radius is not None:
+        open_BNHW = open_BNHW & _near_peak(map_BNHW, open_BNHW, config.peak_radius)
+    if config.normalise_maps:
+        score_BNHW = normalised(map_BNHW, config.temperature, open_BNHW)
+    else:
+        score_BNHW = (map_BNHW * config.temperature).masked_fill(~open_BNHW, -torch.inf)
+    sparse_BNHW = spatial_sparsemax(score_BNHW)
+    mean_BN2, spread_BN = moments(sparse_BNHW, config.spread)
+    scale_BN = scale_from(spread_BN, config.scale_clamp, config.scale_min, config.scale_max)
+    centre_BN2 = centre_from(mean_BN2, scale_BN, config.centre)
+    return torch.cat([scale_BN[..., None], centre_BN2], dim=-1), sparse_BNHW
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.tensor([1.0, 0.0, 0.0], device=like.device).expand(*like.shape[:2], 3)
+
+
+def _or_all(open_BNHW: Tensor) -> Tensor:
+    """The mask, or all positions where it leaves none."""
+    return open_BNHW | ~open_BNHW.any(dim=(-2, -1), keepdim=True)
+
+
+def _near_peak(map_BNHW: Tensor, open_BNHW: Tensor, radius: float) -> Tensor:
+    """Positions within `radius` (half-sides of the view) of each map's largest open value.
+
+    The mean of a map with two hills lies between them, where there is nothing.
+    """
+    position_HW2 = _positions(map_BNHW)
+    peak_BN = map_BNHW.masked_fill(~open_BNHW, -torch.inf).flatten(-2).argmax(dim=-1)
+    peak_BN112 = position_HW2.flatten(0, 1)[peak_BN][:, :, None, None]
+    return (position_HW2 - peak_BN112).square().sum(dim=-1) <= radius**2
+
+
+def _inside(theta_BN3: Tensor, like_BNHW: Tensor) -> Tensor:
+    """Positions that lie inside each region."""
+    theta_BN113 = theta_BN3.detach()[:, :, None, None]
+    return ((_positions(like_BNHW) - theta_BN113[..., 1:]).abs() <= theta_BN113[..., :1]).all(dim=-1)
+
+
+def _explore(
+    theta_BN3: Tensor, open_BNHW: Tensor, probability: float, config: LocatorConfig, generator: torch.Generator | None
+) -> Tensor:
+    """Regions moved, with a probability, to a random open position; their scale stays.
+
+    Drawn on the CPU, so that one generator gives the same regions on every device.
+    """
+    b, n = theta_BN3.shape[:2]
+    weight = _or_all(open_BNHW).reshape(b * n, -1).float().cpu()
+    pick_BN = torch.multinomial(weight, 1, generator=generator).reshape(b, n).to(theta_BN3.device)
+    moved_BN1 = (torch.rand(b, n, 1, generator=generator) < probability).to(theta_BN3.device)
+    scale_BN = theta_BN3[..., 0].detach()
+    centre_BN2 = centre_from(_positions(open_BNHW).flatten(0, 1)[pick_BN], scale_BN, config.centre)
+    return torch.where(moved_BN1, torch.cat([scale_BN[..., None], centre_BN2], dim=-1), theta_BN3)
+
+
+def _positions(map_HW: Tensor) -> Tensor:
+    """(x, y) of each pixel's centre in [-1, 1]; shape (H, W, 2), float32."""
+    like = torch.empty(0, device=map_HW.device)
+    y, x = (pixel_centres(size, like=like) for size in map_HW.shape[-2:])
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)

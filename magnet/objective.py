@@ -1,0 +1,49 @@
+"""What a MagNet is trained for: the loss of each slide, and its parts by name.
+
+Shape letters: B slides, N nodes of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from magnet.config import RecipeConfig
+from magnet.evidence import value_loss, value_targets
+from magnet.losses import cross_entropy, paradoxical
+from magnet.zoom import Zoomed
+
+
+def objective(
+    zoomed: Zoomed, label_B: Tensor, recipe: RecipeConfig, schedule: Sequence[int], threshold: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss per slide (B,), and its unweighted parts (B,), detached.
+
+    Args:
+        zoomed: the end of a zoom in training.
+        label_B: 0 or 1.
+        recipe: weights.
+        schedule: P_l.
+        threshold: patch logit above which a patch counts as evidence (`NegativeQuantile`); None while no negative
+            slide was seen, and then the value loss is left out.
+
+    Source: the paper, sections 3.3 and 4.3; the value loss is not the paper's (see `magnet.evidence`).
+    """
+    parts = {"classifier": cross_entropy(zoomed.logit_B, label_B)}
+    weights = {"classifier": 1.0, "early": recipe.auxiliary_weight, "late": recipe.auxiliary_weight}
+    if zoomed.early_B is not None:
+        parts["early"] = cross_entropy(zoomed.early_B, label_B)
+    if zoomed.late_B is not None:
+        parts["late"] = cross_entropy(zoomed.late_B, label_B)
+    if zoomed.early_B is not None and zoomed.late_B is not None:
+        parts["paradoxical"] = paradoxical(zoomed.late_B, zoomed.early_B, label_B, margin=recipe.paradoxical_margin)
+        weights["paradoxical"] = recipe.paradoxical_weight
+    if recipe.value_weight > 0 and threshold is not None and zoomed.patch_BN is not None:
+        targets = value_targets(zoomed.patch_BN.detach(), label_B, schedule, threshold)
+        losses = [value_loss(v_BN, t_BN) for v_BN, t_BN in zip(zoomed.value_BN, targets, strict=True)]
+        parts["value"] = torch.stack(losses).mean(dim=0)
+        weights["value"] = recipe.value_weight
+    total_B = torch.stack([weights[name] * part for name, part in parts.items() if weights[name] > 0]).sum(dim=0)
+    return total_B, {name: part.detach() for name, part in parts.items()}

@@ -1,0 +1,46 @@
+"""The two presets: what each changes of the settings' defaults, which are the paper's.
+
+`paper` is the paper's network and recipe. `evidence` keeps the zoom but trains each layer's map to say where evidence
+was found below it, calibrated on negative slides, with exploration first and the classifier's gradient kept from the
+regions. A run names one of them; whatever else it changes is logged as an override.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "evidence": {
+        "model": {
+            "zoom": {"frozen_patch": False, "grey_tolerance": None},
+            "locator": {
+                "share_stacks": "layer",
+                "inner_stride": 2,
+                "normalise_maps": True,
+                "temperature": 1.0,
+                "tissue_mask": True,
+                "peak_radius": 0.25,
+                "inhibit_siblings": True,
+                "scale_clamp": "straight_through",
+                "scale_min": 0.12,
+                "scale_max": 0.3,
+                "centre": "bounded",
+                "sampler": "bilinear",
+            },
+            "classifier": {"head": "evidence"},
+            "auxiliary": {"encoder": None},
+        },
+        "recipe": {
+            "learning_rate": 1e-3,
+            "locator_learning_rate": 2e-3,
+            "clip_norm": 1.0,
+            "theta_gradient": "off",
+            "explore_until": 0.5,
+            "explore_end": 0.9,
+            "value_weight": 1.0,
+            "auxiliary_weight": 0.0,
+            "paradoxical_weight": 0.0,
+        },
+    },
+}

@@ -1,0 +1,86 @@
+"""What happens to a view before a network sees it: size, the grey filter, the tissue mask.
+
+Shapes: ``N`` views, ``C`` = 3 channels (RGB in [0, 1]), ``H W`` pixels.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+GREY_TOLERANCE = 15
+"""Largest difference between two channels, of 255, at which a pixel still counts as grey."""
+
+BLACK_BELOW = 16
+"""Brightest channel, of 255, below which a pixel is padding or filtered out."""
+
+CLEAR_DENSITY = 0.05
+"""Mean optical density of empty glass, at most: 89 % of the light comes through."""
+
+_ROUNDING = 1e-5  # float32 channels of n / 255 are off by 6e-8; a step of 1 / 255 is 4e-3
+
+
+def area_pool(view_NCHW: Tensor, out_px: int) -> Tensor:
+    """Views reduced to `out_px` by averaging whole blocks of pixels: I' (112) to I (56); (N, C, out_px, out_px)."""
+    height, width = view_NCHW.shape[-2:]
+    if height != width or height % out_px:
+        raise ValueError(f"view of {height} x {width} px: must be a square whose side is a multiple of {out_px}")
+    return F.avg_pool2d(view_NCHW, height // out_px)
+
+
+def resize_and_pad(image_CHW: Tensor, side_px: int) -> Tensor:
+    """A plain image as a square view: aspect kept, symmetric black; (C, side_px, side_px).
+
+    The padding comes first, so that the view is the root square of `magnet.regions` to within half an image pixel (a
+    short side resized first would be rounded to whole output pixels).
+
+    Source: the paper, section 3.1, "Resize and pad".
+    """
+    height, width = image_CHW.shape[-2:]
+    pad_x, pad_y = max(height - width, 0), max(width - height, 0)
+    square = F.pad(image_CHW, (pad_x // 2, pad_x - pad_x // 2, pad_y // 2, pad_y - pad_y // 2))
+    resized = F.interpolate(square[None], size=(side_px, side_px), mode="bilinear", align_corners=False, antialias=True)
+    return resized[0]
+
+
+def grey_filter(view_NCHW: Tensor, tolerance: int = GREY_TOLERANCE) -> Tensor:
+    """Views with grey pixels turned black; the gradient flows through the others.
+
+    Args:
+        view_NCHW: RGB in [0, 1].
+        tolerance: a pixel is grey where all differences between two channels are at most this, of 255.
+
+    Source: the paper, section 4.2.
+    """
+    return view_NCHW * (_chroma(view_NCHW) > tolerance / 255 + _ROUNDING)[:, None]
+
+
+def tissue_mask(
+    view_NCHW: Tensor,
+    *,
+    tolerance: int = GREY_TOLERANCE,
+    black_below: int = BLACK_BELOW,
+    clear_density: float = CLEAR_DENSITY,
+) -> Tensor:
+    """Where a view shows stained tissue: coloured, not black, and darker than empty glass.
+
+    The density (-log10 of the mean channel) is what tells pale tissue from yellowish glass, both of which have colour.
+
+    Args:
+        view_NCHW: RGB in [0, 1], grey-filtered or not.
+        tolerance: as for `grey_filter`.
+        black_below: pixels whose brightest channel is below this, of 255, are padding.
+        clear_density: optical density of empty glass, at most.
+
+    Returns:
+        Boolean, shape (N, H, W).
+    """
+    coloured = _chroma(view_NCHW) > tolerance / 255 + _ROUNDING
+    lit = view_NCHW.amax(dim=1) >= black_below / 255 - _ROUNDING
+    dense = view_NCHW.mean(dim=1) < 10**-clear_density
+    return coloured & lit & dense
+
+
+def _chroma(view_NCHW: Tensor) -> Tensor:
+    """Largest difference between two channels: all three are within a tolerance just where this one is."""
+    return view_NCHW.amax(dim=1) - view_NCHW.amin(dim=1)

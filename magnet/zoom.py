@@ -1,0 +1,248 @@
+"""The MagNet: a zoom through a pyramid, told as a conversation.
+
+`MagNet.zoom` is a generator. It yields the regions that it wants to see next (`Ask`), is sent their windows, layer
+after layer, and returns logits and trace. It serves training, scoring and tests alike; pictures are drawn from the
+trace of the very pass that scored.
+
+Shape letters: B slides, N nodes of a layer, P children per parent, C channels, H W pixels, D features, 3 (s, tx, ty).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from magnet.affine import clamp_native, compose
+from magnet.config import AuxiliaryConfig, ModelConfig
+from magnet.encoder import make_encoder
+from magnet.heads import EvidenceHead, MeanHead, RecurrentHead
+from magnet.layer import MagnifyingLayer
+from magnet.regions import native_scale
+from magnet.sampler import sample
+from magnet.views import area_pool, grey_filter, tissue_mask
+from magnet.windows import Ask, Windows
+
+FetchBytes = Callable[[str], bytes]
+"""Reads a file of weights by its URI."""
+
+SAMPLE_CHUNK = 64
+"""Windows that are widened to float at once: bounds the memory of sampling many patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a zoom leaves behind for pictures, tables and checks. Layers 0 (the root) to L; numpy, on the CPU."""
+
+    regions: list[NDArray[np.float64]] = field(default_factory=list)
+    """Per layer (B, N, 3), in root coordinates."""
+    levels: list[NDArray[np.float64]] = field(default_factory=list)
+    """Per layer (B, N): level-0 pixels per pixel of the window read."""
+    values: list[NDArray[np.float32]] = field(default_factory=list)
+    """Per layer 1 to L (B, N): the locator's value at each region's centre."""
+    views: list[NDArray[np.uint8]] = field(default_factory=list)
+    """Per layer (B, N, H, W, 3): what the model saw; only if it was asked to keep them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Zoomed:
+    """The end of a zoom."""
+
+    logit_B: Tensor
+    """The slide's logit."""
+    running_BN: Tensor
+    """Its logit after each last patch."""
+    patch_BN: Tensor | None
+    """Logit of each last patch by itself (evidence head)."""
+    value_BN: list[Tensor]
+    """Per layer 1 to L: the locator's value of each region."""
+    early_B: Tensor | None
+    """Logit of the auxiliary classifier on the early layer's views (in training)."""
+    late_B: Tensor | None
+    """Logit of the one on the late layer's (in training)."""
+    trace: Trace
+
+
+class MagNet(nn.Module):
+    """Magnifying layers, one classification layer, auxiliary classifiers.
+
+    Args:
+        config: all settings.
+        fetch_bytes: reads weights that lie at a URI other than a local path.
+
+    Source: the paper, section 3.
+    """
+
+    def __init__(self, config: ModelConfig, *, fetch_bytes: FetchBytes | None = None) -> None:
+        super().__init__()
+        self.config = config
+        zoom, parts = config.zoom, config.classifier
+        self.layers = nn.ModuleList(
+            MagnifyingLayer(
+                zoom.num_nodes[layer],
+                zoom.schedule[layer],
+                frozen_first=zoom.frozen_patch and layer == 1,
+                config=config.locator,
+            )
+            for layer in range(zoom.num_layers)
+        )
+        self.encoder = make_encoder(
+            parts.encoder,
+            weights=parts.weights,
+            sha256=parts.weights_sha256,
+            trained=parts.train_encoder,
+            checkpointing=parts.checkpointing,
+            channels_last=parts.channels_last,
+            fetch=fetch_bytes,
+            in_px=zoom.patch_px,
+        )
+        width = self.encoder.num_features
+        self.head = RecurrentHead(width, hidden=parts.hidden) if parts.head == "recurrent" else EvidenceHead(width)
+        self.early = _auxiliary(config.auxiliary, zoom.view_px, fetch_bytes) if zoom.num_layers > 1 else None
+        late_px = zoom.patch_px if config.late_layer == zoom.num_layers else zoom.view_px
+        self.late = _auxiliary(config.auxiliary, late_px, fetch_bytes)
+
+    def zoom(
+        self,
+        side_px_B: NDArray[np.float64],
+        *,
+        explore: float = 0.0,
+        theta_gradient: bool = True,
+        generator: torch.Generator | None = None,
+        keep_views: bool = False,
+    ) -> Generator[Ask, Windows, Zoomed]:
+        """Zoom into B slides at once.
+
+        Args:
+            side_px_B: side of each slide's root square in level-0 pixels.
+            explore: probability that a region is placed at random on tissue.
+            theta_gradient: whether gradients reach the regions through the sampler.
+            generator: of exploration and of the sampler's noise; on the CPU.
+            keep_views: keep what the model saw in the trace.
+
+        Yields:
+            `Ask` for layers 0 to L, with `len(side_px_B) * num_nodes[layer]` regions, slide by slide.
+
+        Returns:
+            `Zoomed`.
+        """
+        zoom, trace, values = self.config.zoom, Trace(), []
+        early_B = late_B = None
+        region_BN3 = _roots(len(side_px_B), self.device)
+        for layer, magnify in enumerate(self.layers):
+            view_BNCHW = yield from self._look(layer, region_BN3, zoom.view_px, generator, trace, keep_views)
+            if self.training:
+                early_B, late_B = self._auxiliary_logits(layer, view_BNCHW, early_B, late_B)
+            small_BNCHW = area_pool(view_BNCHW.flatten(0, 1), zoom.map_px).unflatten(0, view_BNCHW.shape[:2])
+            tissue_BNHW = tissue_mask(small_BNCHW.flatten(0, 1)).unflatten(0, view_BNCHW.shape[:2])
+            placed = magnify(small_BNCHW, tissue_BNHW, explore, generator)
+            theta_BNP3 = placed.theta_BNP3 if theta_gradient else placed.theta_BNP3.detach()
+            out_px = zoom.view_px if layer + 1 < zoom.num_layers else zoom.patch_px
+            region_BN3 = self._children(region_BN3, theta_BNP3, out_px, side_px_B)
+            values.append(placed.value_BNP.flatten(1))
+            trace.values.append(values[-1].detach().float().cpu().numpy())
+        patch_BNCHW = yield from self._look(zoom.num_layers, region_BN3, zoom.patch_px, generator, trace, keep_views)
+        if self.training:
+            early_B, late_B = self._auxiliary_logits(zoom.num_layers, patch_BNCHW, early_B, late_B)
+        feature_BND = self.encoder(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2])
+        running_BN, patch_BN = self._logits(feature_BND)
+        return Zoomed(running_BN[:, -1], running_BN, patch_BN, values, early_B, late_B, trace)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters that are trained, the locators' apart from the rest."""
+        locators = [p for p in self.layers.parameters() if p.requires_grad]
+        seen = {id(p) for p in locators}
+        return {"locators": locators, "rest": [p for p in self.parameters() if p.requires_grad and id(p) not in seen]}
+
+    def _look(
+        self,
+        layer: int,
+        region_BN3: Tensor,
+        out_px: int,
+        generator: torch.Generator | None,
+        trace: Trace,
+        keep_views: bool,
+    ) -> Generator[Ask, Windows, Tensor]:
+        """Views (B, N, C, H, W) in [0, 1] of regions: ask for their windows, sample them, drop grey pixels."""
+        (b, n), zoom = region_BN3.shape[:2], self.config.zoom
+        where_BN3 = region_BN3.detach().double().cpu().numpy()
+        slide_N = np.repeat(np.arange(b), n)
+        windows = yield Ask(layer, slide_N, where_BN3.reshape(-1, 3), out_px, zoom.margin_px)
+        pixels_NHWC = torch.from_numpy(windows.pixels).to(self.device, non_blocking=True)
+        place_N4 = torch.from_numpy(windows.place).to(self.device)
+        method = self.config.locator.sampler if self.training and region_BN3.requires_grad else "bilinear"
+        views = [
+            sample(
+                pixels_NHWC[i : i + SAMPLE_CHUNK].permute(0, 3, 1, 2).float() / 255,
+                place_N4[i : i + SAMPLE_CHUNK],
+                region_BN3.flatten(0, 1)[i : i + SAMPLE_CHUNK],
+                out_px,
+                method=method,
+                noise_out_px=self.config.locator.sampler_noise,
+                generator=generator,
+            )
+            for i in range(0, b * n, SAMPLE_CHUNK)
+        ]
+        view_NCHW = torch.cat(views)
+        if zoom.grey_tolerance is not None:
+            view_NCHW = grey_filter(view_NCHW, zoom.grey_tolerance)
+        trace.regions.append(where_BN3)
+        trace.levels.append(windows.level.reshape(b, n))
+        if keep_views:
+            seen = (view_NCHW.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            trace.views.append(seen.unflatten(0, (b, n)).cpu().numpy())
+        return view_NCHW.unflatten(0, (b, n))
+
+    def _children(self, parent_BN3: Tensor, theta_BNP3: Tensor, out_px: int, side_px_B: NDArray[np.float64]) -> Tensor:
+        """Composed regions of all children, none finer than native resolution; (B, N * P, 3)."""
+        finest = [native_scale(out_px, side) for side in side_px_B]
+        child_BNP3 = compose(parent_BN3, theta_BNP3)
+        return clamp_native(child_BNP3, child_BNP3.new_tensor(finest)).flatten(1, 2)
+
+    def _logits(self, feature_BND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The slide's logit after each patch, and each patch's own where the head has one; (B, N)."""
+        if isinstance(self.head, EvidenceHead):
+            evidence = self.head(feature_BND)
+            return evidence.running, evidence.patch
+        return self.head(feature_BND), None
+
+    def _auxiliary_logits(
+        self, layer: int, view_BNCHW: Tensor, early_B: Tensor | None, late_B: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if self.early is not None and layer == self.config.auxiliary.early_layer:
+            early_B = self.early(view_BNCHW)
+        if self.late is not None and layer == self.config.late_layer:
+            late_B = self.late(view_BNCHW)
+        return early_B, late_B
+
+
+def _auxiliary(config: AuxiliaryConfig, in_px: int, fetch: FetchBytes | None) -> nn.Sequential | None:
+    """A slide's logit (B,) from the views (B, N, C, H, W) of one layer. Source: the paper, section 3.3."""
+    if config.encoder is None:
+        return None
+    encoder = make_encoder(config.encoder, config.weights, in_px=in_px, sha256=config.weights_sha256, fetch=fetch)
+    return nn.Sequential(_OverNodes(encoder), MeanHead(encoder.num_features))
+
+
+class _OverNodes(nn.Module):
+    """Features (B, N, D) of views (B, N, C, H, W)."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, view_BNCHW: Tensor) -> Tensor:
+        return self.encoder(view_BNCHW.flatten(0, 1)).unflatten(0, view_BNCHW.shape[:2])
+
+
+def _roots(num_slides: int, device: torch.device) -> Tensor:
+    return torch.tensor([1.0, 0.0, 0.0], device=device).expand(num_slides, 1, 3)

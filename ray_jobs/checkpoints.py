@@ -1,0 +1,126 @@
+"""What a training leaves in storage and goes on from: weights, optimizer, step and random state.
+
+A folder holds `model.safetensors` (the network, readable without this project), `settings.json` (how to build it) and
+`training.pt` (tensors and plain values only, read with `weights_only`). Ray Train uploads the folder and publishes it
+when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from magnet.config import ModelConfig
+from magnet.zoom import MagNet
+from service.errors import UsageError
+from service.settings import parse, to_dict
+
+FORMAT = 1
+"""Raised when a checkpoint of an older version can no longer be read."""
+
+MODEL_FILE, SETTINGS_FILE, TRAINING_FILE = "model.safetensors", "settings.json", "training.pt"
+
+
+class CheckpointError(UsageError):
+    """A checkpoint is missing, torn or of another network. To act: whoever named it. Retrying does not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint's description."""
+
+    model: ModelConfig
+    """The network."""
+    step: int
+    """Steps done."""
+    metrics: dict[str, float]
+    """Of the validation at that step."""
+    threshold: float
+    """Probability from which on a slide is called positive."""
+
+
+def save(folder: Path, model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> None:
+    """Write a checkpoint into a folder of its own.
+
+    Args:
+        folder: exists and is empty.
+        model: its weights are stored.
+        saved: the description.
+        training: what `load_training` gives back: tensors, containers and plain values.
+    """
+    # The running sums of views that share storage (weight tying) are stored once each: safetensors wants them apart.
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / MODEL_FILE)
+    torch.save(dict(training), folder / TRAINING_FILE)
+    about = {"format": FORMAT, "model": to_dict(saved.model), "step": saved.step}
+    about |= {"metrics": saved.metrics, "threshold": saved.threshold}
+    (folder / SETTINGS_FILE).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def describe(folder: Path) -> Saved:
+    """The description of the checkpoint in a folder.
+
+    Raises:
+        CheckpointError: if the folder holds none, or one of another format.
+    """
+    path = folder / SETTINGS_FILE
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: no readable checkpoint ({error}); name the folder that train.py wrote"
+        ) from error
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {about.get('format')}; this version reads format {FORMAT}")
+    model = parse(ModelConfig, _without_weights(about["model"]), str(path))
+    return Saved(model, about["step"], about["metrics"], about["threshold"])
+
+
+def load_model(folder: Path) -> MagNet:
+    """The network of a checkpoint, its weights loaded, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the weights are missing, torn or of another network.
+    """
+    model = MagNet(describe(folder).model)
+    load_weights(folder, model)
+    return model.eval()
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights into a network built alike.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    try:
+        model.load_state_dict(load_file(folder / MODEL_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / MODEL_FILE}: {error}") from error
+
+
+def load_training(folder: Path) -> dict[str, Any]:
+    """What `save` was given as `training`.
+
+    Raises:
+        CheckpointError: if the file is missing or torn.
+    """
+    try:
+        return torch.load(folder / TRAINING_FILE, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{folder / TRAINING_FILE}: {error}") from error
+
+
+def _without_weights(model: dict[str, Any]) -> dict[str, Any]:
+    """A network's settings with its initial weights left out: a checkpoint brings its own."""
+    for part in ("classifier", "auxiliary"):
+        model[part] |= {"weights": None, "weights_sha256": None}
+    return model

@@ -1,0 +1,66 @@
+"""The Ray cluster that a job runs on: the one it was submitted to, one that runs here, or a small one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from service.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+LOCAL_OBJECT_STORE_BYTES = 512 << 20
+"""Shared memory of a cluster that a job starts for itself."""
+
+
+class ClusterTooSmallError(UsageError):
+    """The cluster has not what the job asks for. To act: whoever submits it. Retrying does not help."""
+
+
+def connect(env_vars: dict[str, str]) -> None:
+    """Join the job's cluster, or one that runs on this machine; start one if there is none.
+
+    Args:
+        env_vars: set for every worker of the job.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    runtime_env = {"env_vars": env_vars}
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING, runtime_env=runtime_env)
+    except ConnectionError:
+        if "RAY_ADDRESS" in os.environ:
+            raise
+        # Of its own and for this process alone: loopback, no token written into the user's home.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        num_cpus = max(2, os.cpu_count() or 2)
+        log.warning("no Ray cluster runs here: starting one with %d CPUs for this job", num_cpus)
+        ray.init(
+            num_cpus=num_cpus,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+            runtime_env=runtime_env,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+def require(*, cpus: float, gpus: float, why: str) -> None:
+    """Refuse a job that would wait for ever for CPUs or GPUs that nobody has.
+
+    Args:
+        cpus: cores that must be there at once.
+        gpus: GPUs that must be there at once.
+        why: what they are for.
+
+    Raises:
+        ClusterTooSmallError: if the cluster has fewer.
+    """
+    have = ray.cluster_resources()
+    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+        if have.get(name, 0) < wanted:
+            raise ClusterTooSmallError(
+                f"the cluster has {have.get(name, 0):g} {name}, this job needs {wanted:g}: {why}. "
+                f"Add nodes, or lower compute.num_workers, compute.cpus_per_worker or compute.gpus_per_worker."
+            )

@@ -1,0 +1,59 @@
+"""What the commands share: logging, error messages, exit statuses."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from ray_jobs.tracking import default_storage
+from service.errors import MagnetError, UsageError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_SLIDES_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+"""Exit statuses beside 0: the job failed; the user must change something; some slides failed; Ctrl-C or a stop."""
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Run a command to its exit status; errors that are meant for the user come without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status = main(sys.argv[1:])
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = EXIT_USAGE
+    except MagnetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; the same command with the same --name goes on", file=sys.stderr)
+        status = EXIT_INTERRUPTED
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def absolute(place: str) -> str:
+    """A path made absolute, so that workers elsewhere mean the same; URIs stay as they are."""
+    return place if "://" in place else str(Path(place).expanduser().resolve())
+
+
+def storage_folder(option: str | None) -> str:
+    """The folder of a job's runs: --storage, MAGNET_STORAGE or a folder in the user's home."""
+    return absolute(option or default_storage())
+
+
+def new_name(kind: str) -> str:
+    """A name for a job that was given none: unique, sortable by time."""
+    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def worker_environment() -> dict[str, str]:
+    """What workers need of this process's environment, beyond what their node has: where the object store is.
+
+    Credentials are left to the cluster's own environment where it has them; a job's are shown in Ray's dashboard.
+    """
+    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
+    return {name: os.environ[name] for name in names if name in os.environ}

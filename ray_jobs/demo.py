@@ -1,0 +1,185 @@
+"""The whole service on one machine: slides in an object store, a training job, a scored test split.
+
+Makes a cohort of generated slides, serves it from an object store of its own, submits `train.py` and `score.py` to a
+Ray cluster (its own, if none runs here), and tells where everything is. What it started it stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+from tqdm import tqdm
+
+from ray_jobs import command
+from ray_jobs.processes import free_port, kill_tree, started
+from ray_jobs.registry import ui_command
+from service.errors import UsageError
+from service.synthetic.cohort import make_cohort
+from service.synthetic.plan import CohortSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+BUCKET = "magnet-demo"
+DASHBOARD = "http://127.0.0.1:8265"
+"""Where a cluster that runs on this machine already answers, unless RAY_ADDRESS names another."""
+
+OBJECT_STORE_MEMORY = 400 << 20
+"""Ray's shared memory in the demo's own cluster."""
+
+
+def main(arguments: list[str]) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--folder", default="demo", help="where the demo's files go (default: demo)")
+    parser.add_argument("--num-slides", type=int, default=96)
+    parser.add_argument("--side-px", type=int, default=8192)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train.py")
+    options = parser.parse_args(arguments)
+    started_s, folder = time.monotonic(), Path(options.folder).resolve()
+    cohort, runs = folder / "cohort", folder / "runs"
+    scores = folder / "scores" / command.new_name("score")
+
+    _say(1, f"{options.num_slides} slides of {options.side_px:,} px in {cohort}")
+    settings = CohortSettings(
+        num_slides=options.num_slides,
+        side_px=options.side_px,
+        seed=options.seed,
+        split={"train": 0.6, "val": 0.15, "test": 0.25},
+    )
+    make_cohort(cohort, settings, jobs=2)
+    with _object_store() as endpoint:
+        _say(2, f"slides into the object store at {endpoint}")
+        _upload(cohort, endpoint)
+        with _cluster(folder) as address:
+            _say(3, f"training, as a job on the Ray cluster at {address}")
+            manifest = f"s3://{BUCKET}/manifest.csv"
+            overrides = [word for item in options.set for word in ("--set", item)]
+            _submit(address, endpoint, "ray_jobs/train.py", "--manifest", manifest, "--config", options.config,
+                    "--storage", str(runs), *overrides)  # fmt: skip
+            _say(4, "scoring the test split with the model that the training registered")
+            _submit(address, endpoint, "ray_jobs/score.py", "--manifest", manifest, "--split", "test", "--storage",
+                    str(runs), "--model", "models:/magnet@challenger", "--out", str(scores))  # fmt: skip
+    minutes = (time.monotonic() - started_s) / 60
+    print(f"\nDone in {minutes:.1f} minutes. The slides are generated: the score says nothing about finding cancer.")
+    print(f"  pictures   {scores}/pictures/")
+    print(f"  table      {scores}/scores.csv")
+    print(f"  runs       {ui_command(f'sqlite:///{runs}/mlflow.db')}")
+    return 0
+
+
+def _say(number: int, text: str) -> None:
+    print(f"\n[{number}/4] {text}", flush=True)
+
+
+@contextmanager
+def _object_store() -> Iterator[str]:
+    """An S3 server in memory, on the loopback interface; its URL."""
+    port = free_port()
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with started(words, log=None) as process:
+        url = f"http://127.0.0.1:{port}"
+        _wait(f"{url}/moto-api/", process, seconds=60)
+        yield url
+
+
+def _upload(cohort: Path, endpoint: str) -> None:
+    """Copy the cohort into a new bucket."""
+    client = boto3.client("s3", endpoint_url=endpoint, **_keys())
+    client.create_bucket(Bucket=BUCKET)
+    files = [path for path in sorted(cohort.rglob("*")) if path.is_file()]
+    for path in tqdm(files, unit="file", desc="uploading", mininterval=1):
+        client.upload_file(str(path), BUCKET, path.relative_to(cohort).as_posix())
+
+
+def _keys() -> dict[str, str]:
+    return {"aws_access_key_id": "demo", "aws_secret_access_key": "demo", "region_name": "us-east-1"}
+
+
+@contextmanager
+def _cluster(folder: Path) -> Iterator[str]:
+    """The Jobs address of a cluster that runs already, or of one started for the demo."""
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD)
+    if _answers(f"{address}/api/version"):
+        print(f"a Ray cluster runs here already: using the one at {address}")
+        yield address
+        return
+    port, gcs_port = free_port(), free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.1",
+        f"--port={gcs_port}",
+        f"--dashboard-port={port}",
+        f"--object-store-memory={OBJECT_STORE_MEMORY}",
+        "--disable-usage-stats",
+    ]
+    with started(words, log=folder / "ray.log", env={"RAY_AUTH_MODE": "disabled"}, cwd=ROOT) as process:
+        _wait(f"http://127.0.0.1:{port}/api/version", process, seconds=120)
+        yield f"http://127.0.0.1:{port}"
+
+
+def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
+    """Run a script as a Ray job, as a user would type it, and wait for its end."""
+    keys = _keys()
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": keys["aws_access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": keys["aws_secret_access_key"],
+        "AWS_REGION": keys["region_name"],
+    }
+    typed = ["python", script, *words]
+    print(f"$ ray job submit -- {shlex.join(typed)}", flush=True)
+    submission = command.new_name("demo")
+    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address]
+    submit += ["--submission-id", submission, "--runtime-env-json", json.dumps({"env_vars": environment})]
+    # The job's `python` is this environment's, whatever the user's PATH says.
+    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "RAY_LOG_TO_STDERR": "0"}
+    process = subprocess.Popen([*submit, "--", sys.executable, *typed[1:]], env=os.environ | own, cwd=ROOT)
+    try:
+        status = process.wait()
+    except BaseException:
+        stop = [submit[0], "job", "stop", "--address", address, submission]
+        subprocess.run(stop, env=os.environ | own, capture_output=True, timeout=60, check=False)
+        kill_tree(process)
+        raise
+    if status != 0:
+        raise UsageError(f"the job {script} ended with status {status}; its output above says why")
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until a server answers."""
+    deadline = time.monotonic() + seconds
+    while not _answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise UsageError(f"{process.args} did not come up within {seconds:g} s")
+        time.sleep(0.2)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(command.EXIT_INTERRUPTED))
+    command.run(main)

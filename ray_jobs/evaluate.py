@@ -1,0 +1,107 @@
+"""A model's judgement of labelled slides, and how good it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from magnet.metrics import auroc_by_stratum
+from numpy.typing import NDArray
+from torch import distributed
+
+from magnet.windows import Fetch, drive_many
+from magnet.zoom import MagNet, Zoomed
+from ray_jobs.learner import autocast
+from service.manifest import Slide
+from service.reader import RegionReader, SlideBatch
+
+IN_FLIGHT = 4
+"""Slides whose zooms run at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores of labelled slides."""
+
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    strata: list[str]
+
+    @property
+    def both_classes(self) -> bool:
+        """Whether there is an AUROC at all."""
+        return 0 < self.labels.sum() < len(self.labels)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        p = np.clip(np.where(self.labels == 1, self.probabilities, 1 - self.probabilities), 1e-7, 1)
+        return float(-np.log(p).mean()) if len(p) else math.nan
+
+    @property
+    def threshold(self) -> float:
+        """Probability that separates the classes best (Youden's J); 0.5 where there is only one class."""
+        if not self.both_classes:
+            return 0.5
+        values = np.unique(self.probabilities)
+        cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+        positive, negative = self.probabilities[self.labels == 1], self.probabilities[self.labels == 0]
+        return float(max(cuts, key=lambda cut: (positive >= cut).mean() - (negative >= cut).mean()))
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """AUROC with interval, over all and by stratum, and the loss; `selection` is what models are chosen by."""
+        if not len(self.labels):
+            return {}
+        result = {f"{prefix}/loss": self.loss, f"{prefix}/selection": -self.loss}
+        if not self.both_classes:
+            return result
+        for stratum, found in auroc_by_stratum(self.labels, self.probabilities, self.strata).items():
+            name = f"{prefix}/auroc" if stratum == "all" else f"{prefix}/auroc_{stratum.replace('+', '_')}"
+            result |= {name: found.auroc, f"{name}_low": found.low, f"{name}_high": found.high}
+        # Of two models with the same AUROC the one with the smaller loss.
+        return result | {f"{prefix}/selection": result[f"{prefix}/auroc"] - 1e-3 * min(self.loss, 10.0)}
+
+
+def zooms_of(
+    model: MagNet, slides: Sequence[Slide], reader: RegionReader, precision: str, **options: Any
+) -> Iterator[tuple[Slide, SlideBatch, Zoomed]]:
+    """Zooms into slides, one by one, with several in flight; an unreadable slide raises in its turn."""
+
+    def begin() -> Iterator[tuple[tuple[Slide, SlideBatch], Any, Fetch]]:
+        for slide in slides:
+            batch = reader.batch([slide.uri])
+            yield (slide, batch), model.zoom(batch.side_px, **options), batch.fetch
+
+    model.eval()
+    with (
+        ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fetch") as pool,
+        torch.inference_mode(),
+        autocast(precision, model.device),
+    ):
+        for (slide, batch), zoomed in drive_many(begin(), pool, IN_FLIGHT):
+            yield slide, batch, zoomed
+
+
+def evaluate(
+    model: MagNet, slides: Sequence[Slide], reader: RegionReader, precision: str, num_workers: int = 1
+) -> Evaluation:
+    """Scores of this worker's share of the slides, joined with the others': the same on every worker."""
+    mine = [
+        (int(slide.label or 0), float(zoomed.logit_B.double().sigmoid()[0]), slide.stratum or "")
+        for slide, _, zoomed in zooms_of(model, slides, reader, precision)
+    ]
+    everyone = [mine]
+    if num_workers > 1:
+        everyone = [[] for _ in range(num_workers)]
+        distributed.all_gather_object(everyone, mine)
+    rows = sorted(row for worker in everyone for row in worker)
+    return Evaluation(
+        labels=np.array([row[0] for row in rows], dtype=np.int64),
+        probabilities=np.array([row[1] for row in rows], dtype=np.float64),
+        strata=[row[2] for row in rows],
+    )

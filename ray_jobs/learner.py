@@ -1,0 +1,168 @@
+"""A model and what trains it: one optimizer step from a step's micro-batches, on one worker or on many.
+
+A step's micro-batches are dealt out to the workers, their gradients summed, and every worker takes the same optimizer
+step. Nothing here knows Ray; several workers are a torch process group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+
+from magnet.config import RecipeConfig
+from magnet.evidence import NegativeQuantile
+from magnet.objective import objective
+from magnet.windows import Ask, Fetch, Windows, drive_many
+from magnet.zoom import MagNet, Zoomed
+
+IN_FLIGHT = 2
+"""Micro-batches whose zooms run at once: while one computes, the other waits for pixels."""
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or its gradient is not a number. Training stops before the optimizer takes it in."""
+
+
+class Learner:
+    """A model with its optimizer and its calibration on negative slides.
+
+    Args:
+        model: on its device.
+        recipe: how it is trained.
+        num_steps: of the whole training; learning rate and exploration follow `step / num_steps`.
+        num_workers: of the process group; 1 needs none.
+    """
+
+    def __init__(self, model: MagNet, recipe: RecipeConfig, num_steps: int, num_workers: int = 1) -> None:
+        self.model, self.recipe, self.num_steps, self.num_workers = model, recipe, num_steps, num_workers
+        self.negatives = NegativeQuantile(recipe.value_quantile)
+        self.optimizer = _adam(model, recipe)
+
+    def step(
+        self, step: int, micro_batches: Sequence[tuple[int, NDArray[np.float64], Fetch, Tensor]], pool: Executor
+    ) -> dict[str, float]:
+        """One optimizer step.
+
+        Args:
+            step: its number.
+            micro_batches: this worker's: number within the step, side of each slide's root square in level-0 pixels,
+                what answers the zoom, and labels (B,).
+            pool: threads that fetch.
+
+        Returns:
+            Sums over this worker's slides: `loss`, its parts, `slides`; and the gradient norms, the same everywhere.
+
+        Raises:
+            NotFiniteError: before anything was changed.
+        """
+        self.model.train()
+        self._set_learning_rates(step / self.num_steps)
+        sums: dict[str, float] = {"slides": 0.0}
+        found = []
+        with autocast(self.recipe.precision, self.model.device):
+            zooms = ((label_B, self._zoom(step, i, sides), fetch) for i, sides, fetch, label_B in micro_batches)
+            for label_B, zoomed in drive_many(zooms, pool, IN_FLIGHT):
+                found.append(self._backward(zoomed, label_B.to(self.model.device), sums))
+        self._sum_gradients()
+        norms = self._clip()
+        if not all(map(math.isfinite, norms.values())):  # gradients were summed: all workers agree
+            raise NotFiniteError(f"step {step}: gradient norms {norms}; the weights are as before this step")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._calibrate(found)
+        return sums | norms
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the model's weights."""
+        return {"optimizer": self.optimizer.state_dict(), "negatives": self.negatives.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.negatives.load_state_dict(state["negatives"])
+
+    def share_statistics(self) -> None:
+        """Average the running statistics of normalisation layers over the workers."""
+        for buffer in self.model.buffers() if self.num_workers > 1 else ():
+            if buffer.is_floating_point():
+                distributed.all_reduce(buffer)
+                buffer /= self.num_workers
+
+    def _zoom(self, step: int, index: int, side_px: NDArray[np.float64]) -> Generator[Ask, Windows, Zoomed]:
+        progress = step / self.num_steps
+        # Random numbers depend on the micro-batch, not on who computes it or what was computed before.
+        seed = (self.recipe.seed * 1_000_003 + step) * 1_009 + index
+        return self.model.zoom(
+            side_px,
+            explore=self.recipe.exploration(progress),
+            theta_gradient=self.recipe.theta_gradient_on(progress),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def _backward(self, zoomed: Zoomed, label_B: Tensor, sums: dict[str, float]) -> Tensor:
+        """Add a micro-batch's gradients and losses; the patch logits of its negative slides."""
+        threshold = float(self.negatives.value) if torch.isfinite(self.negatives.value) else None
+        loss_B, parts = objective(zoomed, label_B, self.recipe, self.model.config.zoom.schedule, threshold)
+        (loss_B.sum() / self.recipe.batch).backward()
+        for name, part_B in {"loss": loss_B.detach(), **parts}.items():
+            sums[name] = sums.get(name, 0.0) + float(part_B.sum())
+        sums["slides"] += len(label_B)
+        return torch.empty(0) if zoomed.patch_BN is None else zoomed.patch_BN.detach()[label_B == 0].flatten().cpu()
+
+    def _set_learning_rates(self, progress: float) -> None:
+        """Cosine from the initial rates to zero: a function of the progress alone. Source: the paper, section 4.3."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * progress)) / 2
+
+    def _sum_gradients(self) -> None:
+        """Every worker's gradients, summed: each loss was divided by the whole step's batch already.
+
+        One flat all-reduce per step instead of DistributedDataParallel: its hooks expect one backward after each
+        forward, here several zooms are in flight; and a worker without a micro-batch takes part with zeros.
+        """
+        if self.num_workers == 1:
+            return
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        distributed.all_reduce(flat)
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def _clip(self) -> dict[str, float]:
+        """Gradient norms by group, each clipped by itself: a locator's can be a thousand times the encoder's."""
+        limit = math.inf if self.recipe.clip_norm is None else self.recipe.clip_norm
+        groups = self.model.parameter_groups()
+        return {
+            f"gradient_norm_{name}": float(nn.utils.clip_grad_norm_(group, limit)) for name, group in groups.items()
+        }
+
+    def _calibrate(self, mine: list[Tensor]) -> None:
+        """Follow the whole step's negative patches, whoever computed them."""
+        everyone = [mine]
+        if self.num_workers > 1:
+            everyone = [[] for _ in range(self.num_workers)]
+            distributed.all_gather_object(everyone, mine)
+        logit_N = torch.cat([logits for worker in everyone for logits in worker] or [torch.empty(0)])
+        self.negatives.update(logit_N[None], torch.zeros(1))
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a model computes at a precision, "fp32" or "bf16"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _adam(model: MagNet, recipe: RecipeConfig) -> torch.optim.Adam:
+    """Adam, with the locators in a group of their own. Source: the paper, section 4.3."""
+    rates = {"locators": recipe.locator_learning_rate or recipe.learning_rate, "rest": recipe.learning_rate}
+    groups = model.parameter_groups()
+    return torch.optim.Adam(
+        [{"params": groups[name], "lr": rate, "initial_lr": rate} for name, rate in rates.items()],
+        weight_decay=recipe.weight_decay,
+    )

@@ -1,0 +1,70 @@
+"""Processes that a command starts for itself, and stops again with all that they started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+GRACE_S = 10
+"""Seconds between asking processes to stop and killing them."""
+
+
+@contextmanager
+def started(
+    words: Sequence[str], *, log: Path | None, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process while the context lasts.
+
+    It gets a session of its own: Ctrl-C reaches only the command, which stops its processes in order.
+
+    Args:
+        words: program and arguments.
+        log: file that takes its output; None drops it.
+        env: added to this process's environment.
+        cwd: its working folder.
+    """
+    with open(log if log is not None else os.devnull, "wb") as out:
+        process = subprocess.Popen(
+            list(words), stdout=out, stderr=out, env=os.environ | dict(env or {}), cwd=cwd, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            kill_tree(process)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process and all that descend from it; the ones that do not stop by themselves are killed."""
+    try:
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        tree = []
+    for one in tree:
+        _ask(one)
+    _, alive = psutil.wait_procs(tree, timeout=GRACE_S)
+    for one in alive:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _ask(process: psutil.Process) -> None:
+    try:
+        process.terminate()
+    except psutil.NoSuchProcess:
+        return

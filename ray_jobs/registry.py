@@ -1,0 +1,128 @@
+"""Models in MLflow: a checkpoint becomes a registered model, a model's name becomes a checkpoint again."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from magnet.zoom import MagNet
+from ray_jobs import checkpoints
+from service.errors import UsageError
+
+SCORER = Path(__file__).with_name("pyfunc_model.py")
+"""The code that MLflow runs for a registered model: slide URIs in, probabilities and regions out."""
+
+
+class ModelNotFoundError(UsageError):
+    """No model under this name. To act: whoever named it. Retrying does not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """A model, whole: it travels to the workers, which need not see the registry."""
+
+    name: str
+    """As the user named it."""
+    version: str
+    """Of the registry, or empty."""
+    sha256: str
+    """Of the weights."""
+    threshold: float
+    """Probability from which on a slide is called positive."""
+    files: dict[str, bytes]
+    """Of the checkpoint, by name."""
+
+    def load(self) -> MagNet:
+        """The network, on the CPU, in evaluation mode."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in self.files.items():
+                (Path(folder) / name).write_bytes(data)
+            return checkpoints.load_model(Path(folder))
+
+
+def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, alias: str) -> str:
+    """Log a checkpoint as a model of a run, register it and point an alias at it; its version.
+
+    Args:
+        tracking_uri: of MLflow.
+        run_id: the run that made it.
+        checkpoint: its folder.
+        name: in the registry.
+        alias: as in ``models:/name@alias``.
+    """
+    mlflow.set_tracking_uri(tracking_uri)
+    about = checkpoints.describe(checkpoint)
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(SCORER),
+            artifacts={"checkpoint": str(checkpoint)},
+            registered_model_name=name,
+            pip_requirements=["magnifying-networks"],
+            metadata={"schedule": list(about.model.zoom.schedule), "step": about.step},
+        )
+    version = str(info.registered_model_version)
+    MlflowClient(tracking_uri=tracking_uri).set_registered_model_alias(name, alias, version)
+    return version
+
+
+def resolve(model: str, tracking_uri: str, folder: Path) -> NamedModel:
+    """Find a model by ``models:/name@alias``, ``models:/name/version``, ``runs:/id/model`` or a checkpoint's folder.
+
+    Args:
+        model: its name.
+        tracking_uri: of MLflow.
+        folder: where a registered model is put.
+
+    Raises:
+        ModelNotFoundError: if there is none.
+    """
+    version = ""
+    if model.startswith(("models:/", "runs:/")):
+        mlflow.set_tracking_uri(tracking_uri)
+        try:
+            version = _version(model, tracking_uri)
+            place = Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder)))
+        except (MlflowException, OSError) as error:
+            raise ModelNotFoundError(
+                f"{model}: not found in {tracking_uri} ({error}); train one first, or set MLFLOW_TRACKING_URI "
+                f"or --storage to where it was trained"
+            ) from error
+        found = place / "artifacts"
+        checkpoint = next(path.parent for path in found.rglob(checkpoints.MODEL_FILE)) if found.is_dir() else place
+    else:
+        checkpoint = Path(model)
+        if not (checkpoint / checkpoints.MODEL_FILE).is_file():
+            raise ModelNotFoundError(
+                f"{model}: no folder with {checkpoints.MODEL_FILE}; name models:/magnet@challenger, runs:/ID/model "
+                f"or the folder of a checkpoint"
+            )
+    about = checkpoints.describe(checkpoint)
+    names = (checkpoints.MODEL_FILE, checkpoints.SETTINGS_FILE)
+    files = {name: (checkpoint / name).read_bytes() for name in names}
+    digest = hashlib.sha256(files[checkpoints.MODEL_FILE]).hexdigest()
+    return NamedModel(model, version, digest, about.threshold, files)
+
+
+def _version(model: str, tracking_uri: str) -> str:
+    """The registry's version behind a ``models:/`` name."""
+    if not model.startswith("models:/"):
+        return ""
+    name, at, alias = model.removeprefix("models:/").partition("@")
+    if not at:
+        return name.partition("/")[2]
+    return str(MlflowClient(tracking_uri=tracking_uri).get_model_version_by_alias(name, alias).version)
+
+
+def ui_command(tracking_uri: str) -> str:
+    """What to type to see the runs."""
+    if tracking_uri.startswith("http"):
+        return f"open {tracking_uri}"
+    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracking_uri}"

@@ -1,0 +1,142 @@
+"""Score the slides of a manifest with a trained MagNet.
+
+    ray job submit -- python ray_jobs/score.py --manifest s3://bucket/new.csv --model models:/magnet@challenger \\
+        --out s3://bucket/scores/run1
+
+The manifest lists slide_id and uri; labels are not needed, with them the AUROC is printed. Writes scores.parquet,
+scores.csv and a picture per slide under --out. The same command again scores only what is missing. Exit status: 0 all
+slides scored, 3 some failed (the table says why), 2 wrong input, 1 the job failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from magnet.metrics import auroc_by_stratum
+from ray.data import ActorPoolStrategy
+from tqdm import tqdm
+
+from ray_jobs import cluster, command, registry, tracking
+from ray_jobs.scorer import ScoreBlock
+from service import scores
+from service.manifest import Slide, load_manifest
+from service.settings import ComputeSettings
+
+SLIDES_PER_PART = 8
+"""Slides that are scored and published together: what a crash loses at most, per actor."""
+
+
+def main(arguments: list[str]) -> int:
+    """The command; its exit status."""
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return command.EXIT_USAGE
+    options = parser.parse_args(arguments)
+    manifest = load_manifest(options.manifest, need_labels=False)
+    slides = [s for s in manifest.slides if options.split in (None, s.split)]
+    if not slides:
+        parser.error(f"{options.manifest} has no slides with split {options.split!r}")
+    compute = ComputeSettings(
+        num_workers=options.num_workers,
+        cpus_per_worker=options.cpus_per_worker,
+        gpus_per_worker=options.gpus_per_worker,
+    )
+    out = command.absolute(options.out)
+    uri = tracking.tracking_uri(command.storage_folder(options.storage))
+    with tempfile.TemporaryDirectory() as folder:
+        model = registry.resolve(options.model, uri, Path(folder))
+        cluster.connect(command.worker_environment())
+        cluster.require(
+            cpus=compute.num_workers * compute.cpus_per_worker,
+            gpus=compute.num_workers * compute.gpus_per_worker,
+            why=f"{compute.num_workers} scoring worker(s)",
+        )
+        _score(slides, model, compute, out, pictures=not options.no_pictures)
+    table = scores.finish(out, slides)
+    _tell(table, out)
+    return command.EXIT_SLIDES_FAILED if pc.any(pc.equal(table["status"], "failed")).as_py() else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="score.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--manifest", required=True, help="CSV or Parquet, a path or URI (s3://, gs://, az://, https://)")
+    add(
+        "--model",
+        required=True,
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model or a folder",
+    )
+    add("--out", required=True, help="folder for the table and pictures, a path or s3://; one for each scoring")
+    add("--split", choices=("train", "val", "test"), help="only the slides of this split")
+    add("--storage", help="folder of the runs, if MLFLOW_TRACKING_URI is not set (default: ~/magnet-runs)")
+    add("--num-workers", type=int, default=1, help="scoring processes (default 1)")
+    add("--cpus-per-worker", type=int, default=1, help="CPU cores of each (default 1)")
+    add("--gpus-per-worker", type=float, default=0, help="GPUs of each (default 0)")
+    add("--no-pictures", action="store_true", help="only the table")
+    return parser
+
+
+def _score(
+    slides: list[Slide], model: registry.NamedModel, compute: ComputeSettings, out: str, *, pictures: bool
+) -> None:
+    """Publish the rows of all slides that have none yet."""
+    done = set(scores.read_parts(out)["slide_id"].to_pylist())
+    todo = [slide for slide in slides if slide.slide_id not in done]
+    if done:
+        print(f"{out}: {len(slides) - len(todo)} of {len(slides)} slides are done already", flush=True)
+    if not todo:
+        return
+    settings = ray.data.DataContext.get_current()
+    settings.enable_progress_bars = False
+    blocks = -(-len(todo) // SLIDES_PER_PART)
+    results = (
+        ray.data.from_items([{"slide": slide} for slide in todo], override_num_blocks=blocks)
+        .map_batches(
+            ScoreBlock,
+            fn_constructor_args=(model, compute, out, pictures),
+            batch_size=None,
+            compute=ActorPoolStrategy(size=compute.num_workers),
+            num_cpus=compute.cpus_per_worker,
+            num_gpus=compute.gpus_per_worker,
+        )
+        .iter_rows()
+    )
+    with tqdm(total=len(todo), unit="slide", desc="scoring", mininterval=2) as bar:
+        for result in results:
+            bar.update()
+            if result["status"] == "failed":
+                bar.write(f"{result['slide_id']} failed: {result['reason']}")
+
+
+def _tell(table: pa.Table, out: str) -> None:
+    """The scoring in a few lines."""
+    count = {s: pc.sum(pc.equal(table["status"], s)).as_py() or 0 for s in ("scored", "failed")}
+    print(f"{len(table)} slides: {count['scored']} scored, {count['failed']} failed")
+    good = table.filter(pc.equal(table["status"], "scored"))
+    if not len(good):
+        return
+    read, size = np.array(good["bytes_read"], dtype=float), np.array(good["size_bytes"], dtype=float)
+    print(
+        f"per slide: {np.mean(good['num_regions']):.0f} regions, {np.mean(good['requests']):.0f} requests, "
+        f"{read.mean() / 1e6:.2f} MB read of {size.mean() / 1e6:.2f} MB ({read.sum() / size.sum():.1%})"
+    )
+    labelled = good.filter(pc.is_valid(good["label"]))
+    labels = np.array(labelled["label"].to_pylist())
+    if 0 < labels.sum() < len(labels):
+        strata = [stratum or "" for stratum in labelled["stratum"].to_pylist()]
+        for name, found in auroc_by_stratum(labels, np.array(labelled["probability"]), strata).items():
+            print(f"AUROC {name}: {found.auroc:.3f}, 95 % interval {found.low:.3f} to {found.high:.3f}")
+    print(f"table: {out}/scores.parquet and scores.csv; pictures: {out}/pictures/", flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

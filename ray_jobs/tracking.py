@@ -1,0 +1,159 @@
+"""The record of a job in MLflow: one run per job, written by one process at a time.
+
+Without MLFLOW_TRACKING_URI the store is an SQLite file beside the runs. A tracking server that is away stops nothing:
+what could not be sent is kept and sent with the next metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+from mlflow import MlflowClient
+from mlflow.data.dataset import Dataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "timm", "ray", "mlflow", "numpy", "imagecodecs", "obstore", "openslide-python")
+"""Whose versions are recorded."""
+
+MAX_BATCH = 1000
+"""Metrics that MLflow takes in one call."""
+
+
+def tracking_uri(storage: str) -> str:
+    """Where runs are recorded: MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    folder = default_storage() if "://" in storage else storage
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{Path(folder).resolve()}/mlflow.db"
+
+
+def default_storage() -> str:
+    """Where checkpoints and the embedded tracking store go when nothing is named."""
+    return os.environ.get("MAGNET_STORAGE", str(Path.home() / "magnet-runs"))
+
+
+def start_run(uri: str, *, experiment: str, name: str, storage: str) -> str:
+    """Make the run of a job, or find the one that an earlier attempt of the same name made; its id."""
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(experiment)
+    # An SQLite store would put artifacts into the process's working folder, which under Ray is a temporary one.
+    place = f"{storage}/artifacts" if uri.startswith("sqlite:") else None
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=place)
+    earlier = client.search_runs([experiment_id], f"tags.magnet_job = '{name}'", max_results=1)
+    if earlier:
+        client.update_run(earlier[0].info.run_id, status="RUNNING")
+        return earlier[0].info.run_id
+    tags = {"magnet_job": name, **environment_tags()}
+    return client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+
+
+def environment_tags() -> dict[str, str]:
+    """Code, versions, machine and Ray job of this process."""
+    tags = {f"version.{name}": version(name) for name in PACKAGES}
+    tags |= {"python": platform.python_version(), "host": platform.node(), "mlflow.user": os.environ.get("USER", "")}
+    tags |= {"mlflow.source.name": " ".join(sys.argv), "mlflow.source.type": "JOB"}
+    if job := json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {}):
+        tags["ray_job"] = job.get("job_submission_id", "")
+    return tags | git_tags(Path(__file__).resolve().parents[1])
+
+
+def git_tags(folder: Path) -> dict[str, str]:
+    """The commit that a folder is at, and whether it was changed; MAGNET_GIT_COMMIT where git cannot tell."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        dirty = bool(_git(folder, "status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        commit, dirty = os.environ.get("MAGNET_GIT_COMMIT", "unknown"), False
+    return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(dirty).lower()}
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()
+
+
+class Tracker:
+    """Writes into one run. Failures to reach MLflow are logged, and what was to be written is kept for later."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri, self.run_id = uri, run_id
+        self.client = MlflowClient(tracking_uri=uri)
+        self._pending: list[Metric] = []
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Note metrics of a step; `flush` sends them."""
+        now = int(time.time() * 1000)
+        self._pending += [Metric(name, float(value), now, step) for name, value in values.items()]
+
+    def flush(self) -> bool:
+        """Send what is pending; False if MLflow could not be reached."""
+        while self._pending:
+            try:
+                self.client.log_batch(self.run_id, metrics=self._pending[:MAX_BATCH], synchronous=True)
+            except MlflowException as error:
+                log.warning("MLflow did not take %d metrics, kept for later: %s", len(self._pending), error)
+                return False
+            del self._pending[:MAX_BATCH]
+        return True
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record settings, flat; the same again in a later attempt is no change."""
+        params = [Param(name, str(value)) for name, value in values.items()]
+        for i in range(0, len(params), 100):
+            self.client.log_batch(self.run_id, params=params[i : i + 100])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+
+    def dataset(self, dataset: Dataset, context: str) -> None:
+        """Note a data set that went into the run, by name, source and digest."""
+        used = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
+        self.client.log_inputs(self.run_id, datasets=[used])
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file as an artifact."""
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def end(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        self.flush()
+        self.client.set_terminated(self.run_id, status=status)
+
+
+class SystemMetrics:
+    """Logs the load of this machine (CPU, memory, disk, network, GPUs) into the run while the context lasts."""
+
+    def __init__(self, tracker: Tracker | None) -> None:
+        self.tracker = tracker
+        self._monitor: SystemMetricsMonitor | None = None
+
+    def __enter__(self) -> SystemMetrics:
+        if self.tracker is not None:
+            self._monitor = SystemMetricsMonitor(
+                self.tracker.run_id, tracking_uri=self.tracker.uri, resume_logging=True, sampling_interval=5
+            )
+            self._monitor.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()

@@ -1,0 +1,1 @@
+"""Slides in object storage: reading regions, cohorts, tables. No torch, no Ray."""

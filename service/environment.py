@@ -1,0 +1,131 @@
+"""The one module that reads the environment: endpoints, credentials and cache places, nothing that changes a result.
+
+| variable | meaning |
+| --- | --- |
+| AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL | where ``s3://`` lies, unless it is Amazon; else the AWS profile's endpoint |
+| AWS_SKIP_SIGNATURE | "true": read public buckets without credentials |
+| AWS_VIRTUAL_HOSTED_STYLE_REQUEST | "true": the bucket is part of the host name, not of the path |
+| AWS_REGION, AWS_DEFAULT_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID, ... | as boto3 reads them |
+| GOOGLE_*, AZURE_* | as obstore reads them for ``gs://`` and ``az://`` |
+| MAGNET_STORAGE_DEADLINE_S | seconds until a failing read is given up, retries included (30) |
+| MAGNET_CACHE_DIR | folder of the node's disk cache (the user's cache folder) |
+| MAGNET_CACHE_GB | its bound in gigabytes (50) |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import botocore.session
+
+from service.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class S3Settings:
+    """How ``s3://`` is reached."""
+
+    endpoint: str | None
+    """URL of an S3-compatible store; None for Amazon."""
+    region: str
+    """Amazon's region; other stores mostly ignore it."""
+    anonymous: bool
+    """True: requests are not signed."""
+    virtual_hosted: bool
+    """True: the bucket is part of the host name."""
+    profile: str | None
+    """The AWS profile in force, so that a change of it is noticed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheSettings:
+    """Where whole slides are kept for OpenSlide."""
+
+    folder: Path
+    """Shared by the processes of a node."""
+    max_bytes: int
+    """Bound of the folder's size."""
+
+
+def s3_settings() -> S3Settings:
+    """The S3 settings in force: environment first, then the AWS profile."""
+    session = botocore.session.get_session()
+    profile = session.get_scoped_config() if _profile_exists(session) else {}
+    services = session.full_config.get("services", {}).get(profile.get("services", ""), {})
+    s3 = {**_table(profile.get("s3")), **_table(services.get("s3"))}
+    endpoint = (
+        os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+        or s3.get("endpoint_url")
+        or profile.get("endpoint_url")
+    )
+    if _flag("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"):
+        endpoint = None
+    region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+    return S3Settings(
+        endpoint=endpoint.rstrip("/") if endpoint else None,
+        region=region,
+        anonymous=_flag("AWS_SKIP_SIGNATURE"),
+        virtual_hosted=_flag("AWS_VIRTUAL_HOSTED_STYLE_REQUEST") or s3.get("addressing_style") == "virtual",
+        profile=session.get_config_variable("profile"),
+    )
+
+
+def s3_fingerprint() -> tuple[str | None, ...]:
+    """The variables that `s3_settings` depends on: equal fingerprints, equal settings (files of AWS aside)."""
+    return tuple(os.environ.get(name) for name in _S3_VARIABLES)
+
+
+def storage_deadline_s() -> float:
+    """Seconds until a failing read is given up, retries included."""
+    return _number("MAGNET_STORAGE_DEADLINE_S", 30.0)
+
+
+def cache_settings() -> CacheSettings:
+    """Place and bound of the node's disk cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "magnet"
+    folder = Path(os.environ.get("MAGNET_CACHE_DIR") or default)
+    return CacheSettings(folder=folder, max_bytes=int(_number("MAGNET_CACHE_GB", 50.0) * 1e9))
+
+
+_S3_VARIABLES = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_SKIP_SIGNATURE",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+
+
+def _profile_exists(session: botocore.session.Session) -> bool:
+    name = session.get_config_variable("profile")
+    return name is None or name in session.available_profiles
+
+
+def _table(value: object) -> dict[str, str]:
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"environment variable {name} is {text!r}: must be a number above 0")
+    return value

@@ -1,0 +1,118 @@
+"""Slides of formats that only OpenSlide knows, shown as levels of tiles like any other."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from service.codecs import BACKGROUND, over_background
+from service.counters import ReadCounters
+from service.disk_cache import local_copy
+from service.errors import SlideError, UnsupportedSlideError
+from service.planning import Ints, TileGrid
+from service.slides import Load, slide_info
+from service.storage.ranges import RangeSource
+
+TILE_PX = 512
+"""Side of the squares in which OpenSlide is read; it decodes the file's own tiles behind them."""
+HELD_BYTES = 1 << 20
+"""What an open handle is reckoned to hold."""
+
+_shared_tiles = openslide.OpenSlideCache(64 << 20)  # the file's own tiles, which our squares cut
+
+
+class OpenSlideSlide:
+    """A `service.slides.Slide` read through OpenSlide, from disk: a remote one is copied to the disk cache first.
+
+    Args:
+        source: one version of the file.
+        counters: what copying takes is added here.
+
+    Raises:
+        UnsupportedSlideError: OpenSlide cannot open it.
+    """
+
+    def __init__(self, source: RangeSource, counters: ReadCounters) -> None:
+        self._source = source
+        self._copy = local_copy(source, counters)
+        self._lock = threading.Lock()
+        self._handle = self._open()
+        self._steps = self._handle.level_downsamples
+        self._background = _background(self._handle)
+        whole = self._handle.dimensions
+        self.grids = tuple(
+            TileGrid(size, (TILE_PX, TILE_PX), -(-size[0] // TILE_PX), (whole[0] / size[0], whole[1] / size[1]))
+            for size in self._handle.level_dimensions
+        )
+        vendor = self._handle.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        self.info = slide_info(
+            source.uri, self.grids, _mpp(self._handle), f"openslide:{vendor}", source.etag, source.size_bytes
+        )
+        self.held_bytes = HELD_BYTES
+
+    def index_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Callable[[], None]]:
+        """See `service.slides.Slide.index_loads`; OpenSlide keeps its own index."""
+        return []
+
+    def tile_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Load]:
+        """See `service.slides.Slide.tile_loads`."""
+        return [partial(self._load, level, tile, counters) for tile in tiles.tolist()]
+
+    def _load(self, level: int, tile: int, counters: ReadCounters) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        row, column = divmod(tile, self.grids[level].num_columns)
+        step = self._steps[level]
+        corner = round(column * TILE_PX * step), round(row * TILE_PX * step)
+        began = time.perf_counter()
+        handle = self._handle
+        try:
+            image = np.asarray(handle.read_region(corner, level, (TILE_PX, TILE_PX)))
+        except (openslide.OpenSlideError, MemoryError) as error:
+            self._reopen(handle)
+            raise SlideError(
+                f"OpenSlide cannot read the tile ({error}); the file is damaged",
+                uri=self._source.uri,
+                level=level,
+                tile=(column, row),
+            ) from error
+        pixels = over_background(image[..., :3], image[..., 3:], self._background)
+        counters.add(tiles=1, decode_s=time.perf_counter() - began)
+        yield tile, pixels
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            handle = openslide.OpenSlide(self._copy.path)
+        except openslide.OpenSlideError as error:
+            reason = str(error).replace(self._copy.path, "the file")
+            raise UnsupportedSlideError(f"no slide that OpenSlide can open: {reason}", uri=self._source.uri) from error
+        handle.set_cache(_shared_tiles)
+        return handle
+
+    def _reopen(self, failed: openslide.OpenSlide) -> None:
+        """Replace a handle that failed: after an error OpenSlide refuses every later call on it."""
+        with self._lock:
+            if self._handle is failed:
+                self._handle = self._open()
+
+
+def _mpp(handle: openslide.OpenSlide) -> tuple[float, float] | None:
+    try:
+        x = float(handle.properties[openslide.PROPERTY_NAME_MPP_X])
+        y = float(handle.properties[openslide.PROPERTY_NAME_MPP_Y])
+    except (KeyError, ValueError):
+        return None
+    return (x, y) if math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0 else None
+
+
+def _background(handle: openslide.OpenSlide) -> tuple[int, int, int]:
+    """The colour that the file names for places without pixels, else ours."""
+    colour = handle.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
+    if len(colour) != 6:
+        return BACKGROUND, BACKGROUND, BACKGROUND
+    return int(colour[:2], 16), int(colour[2:4], 16), int(colour[4:], 16)

@@ -1,0 +1,167 @@
+"""Parts of large objects: byte ranges of one version of a file or object, never a mixture of two."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import obstore
+
+from service.counters import ReadCounters
+from service.errors import SlideChangedError, SlideError, StorageError
+from service.storage.objects import file_errors, file_identity, object_etag, stat
+from service.storage.stores import Store, attempt
+from service.storage.uri import parse
+
+MAX_OPEN_FILES = 64
+"""Local files that are kept open at a time."""
+
+
+class RangeSource(Protocol):
+    """One version of a file or object, read by ranges. Threads may share it."""
+
+    uri: str
+    size_bytes: int
+    etag: str
+
+    def read(self, offset: int, length: int, counters: ReadCounters) -> bytes:
+        """Exactly `length` bytes from `offset`.
+
+        Raises:
+            SlideError: the range does not lie inside the file.
+            SlideChangedError: the file is no longer the one that was opened.
+            StorageError: the storage failed in spite of retries.
+        """
+        ...
+
+
+class _OpenFile:
+    """A file descriptor with the number of threads that use it just now."""
+
+    __slots__ = ("descriptor", "users")
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.users = 0
+
+
+class OpenFiles:
+    """File descriptors kept open for the next read, the least recently used closed first."""
+
+    def __init__(self, max_files: int = MAX_OPEN_FILES) -> None:
+        self._max_files = max_files
+        self._lock = threading.Lock()
+        self._files: OrderedDict[tuple[str, str], _OpenFile] = OrderedDict()
+
+    @contextmanager
+    def using(self, path: str, etag: str, uri: str) -> Iterator[int]:
+        """The descriptor of that version of a file, which nobody closes in the meantime."""
+        key = (path, etag)
+        with self._lock:
+            file = self._files.get(key)
+            if file is None:
+                file = self._files[key] = _OpenFile(_open_version(path, etag, uri))
+            self._files.move_to_end(key)
+            file.users += 1
+            self._close_surplus()
+        try:
+            yield file.descriptor
+        finally:
+            with self._lock:
+                file.users -= 1
+
+    def close(self) -> None:
+        """Close all; nobody may be reading."""
+        with self._lock:
+            for file in self._files.values():
+                os.close(file.descriptor)
+            self._files.clear()
+
+    def _close_surplus(self) -> None:
+        surplus = len(self._files) - self._max_files
+        for key in [key for key, file in self._files.items() if file.users == 0][: max(0, surplus)]:
+            os.close(self._files.pop(key).descriptor)
+
+
+class LocalFile:
+    """A `RangeSource` on a file of this machine."""
+
+    def __init__(self, uri: str, files: OpenFiles) -> None:
+        self.uri = uri
+        self.size_bytes, self.etag = stat(uri)
+        self._path = parse(uri).key
+        self._files = files
+
+    def read(self, offset: int, length: int, counters: ReadCounters) -> bytes:
+        """See `RangeSource.read`."""
+        _check_range(self, offset, length)
+        start = time.perf_counter()
+        with file_errors(self.uri), self._files.using(self._path, self.etag, self.uri) as descriptor:
+            data = os.pread(descriptor, length, offset)
+            if len(data) != length or file_identity(os.fstat(descriptor))[1] != self.etag:
+                raise _changed(self.uri)
+        counters.add(requests=1, bytes=length, wait_s=time.perf_counter() - start)
+        return data
+
+
+class RemoteObject:
+    """A `RangeSource` on an object in a store."""
+
+    def __init__(self, uri: str, deadline_s: float | None) -> None:
+        self.uri = uri
+        self.size_bytes, self.etag = stat(uri)
+        self._deadline_s = deadline_s
+
+    def read(self, offset: int, length: int, counters: ReadCounters) -> bytes:
+        """See `RangeSource.read`."""
+        _check_range(self, offset, length)
+
+        def get(store: Store, key: str) -> bytes:
+            result = obstore.get(store, key, options={"range": (offset, offset + length)})
+            if object_etag(result.meta) != self.etag or result.meta["size"] != self.size_bytes:
+                raise _changed(self.uri)
+            return bytes(result.bytes())
+
+        start = time.perf_counter()
+        data = attempt(self.uri, get, self._deadline_s)
+        counters.add(requests=1, bytes=len(data), wait_s=time.perf_counter() - start)
+        if len(data) != length:
+            raise StorageError(f"the store sent {len(data)} bytes where {length} were asked for", uri=self.uri)
+        return data
+
+
+def open_source(uri: str, files: OpenFiles, deadline_s: float | None = None) -> RangeSource:
+    """The current version of a file or object.
+
+    Args:
+        uri: path or URI.
+        files: holds the descriptors of local files.
+        deadline_s: seconds for each read of an object, retries included; None for the environment's.
+    """
+    return LocalFile(uri, files) if parse(uri).scheme == "file" else RemoteObject(uri, deadline_s)
+
+
+def _open_version(path: str, etag: str, uri: str) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if file_identity(os.fstat(descriptor))[1] != etag:
+        os.close(descriptor)
+        raise _changed(uri)
+    return descriptor
+
+
+def _check_range(source: RangeSource, offset: int, length: int) -> None:
+    if offset < 0 or length < 0 or offset + length > source.size_bytes:
+        raise SlideError(
+            f"the file ends at byte {source.size_bytes}, but its header points to bytes {offset} to {offset + length};"
+            " it is truncated or damaged, copy it anew",
+            uri=source.uri,
+        )
+
+
+def _changed(uri: str) -> SlideChangedError:
+    return SlideChangedError("the slide was replaced while it was being read; open it anew", uri=uri)

@@ -1,0 +1,164 @@
+"""Where things lie on a slide: tissue pieces on the glass, and candidates (the lesion and its decoys) in the tissue.
+
+Lengths are level-0 pixels. All of them are shares of the slide's side, so that a slide of 8,192 px and one of
+100,000 px look alike at low power; candidates have a floor below which their texture could not be told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RADIUS_SHARES = {"macro": (2 / 32, 3 / 32), "micro": (3 / 128, 5 / 128), "itc": (1 / 256, 1 / 128)}
+"""Smallest and largest radius of a candidate as shares of the slide's side."""
+
+RADIUS_FLOORS_PX = {"macro": 256, "micro": 160, "itc": 96}
+
+MIN_SIDE_PX = 2048
+"""Below, a macro lesion of its smallest radius would not fit into the tissue."""
+
+MAX_SIDE_PX = 110_000
+
+_NUM_ANGLES = 720
+_MAX_PIECES = 4
+_TISSUE_SHARES = (0.18, 0.26)
+_GAP_SHARE = 0.012
+"""Least distance between two pieces, two candidates, or a candidate and the border of its piece."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A star-shaped outline: ``log(r / radius)`` is a sum of waves in the angle."""
+
+    x: float
+    y: float
+    radius: float
+    """Radius of the circle that the waves deform."""
+    waves: NDArray[np.complex128]
+    """(K,) amplitude and phase of the waves with 2, 3, ... periods around the outline."""
+
+    @cached_property
+    def _outline(self) -> tuple[Floats, Floats, Floats]:
+        """Angles (radians) all around, and radius and relative slope of the outline there."""
+        angle = np.linspace(-np.pi, np.pi, _NUM_ANGLES + 1)
+        periods = np.arange(2, 2 + len(self.waves))
+        turned = self.waves * np.exp(1j * angle[:, None] * periods)
+        return angle, self.radius * np.exp(turned.real.sum(1)), -(turned.imag * periods).sum(1)
+
+    def depth(self, x: Floats, y: Floats) -> Floats:
+        """How far a point lies inside the outline, to first order; negative outside."""
+        around, radius, slope = self._outline
+        angle = np.arctan2(y - self.y, x - self.x)
+        inside = np.interp(angle, around, radius) - np.hypot(x - self.x, y - self.y)
+        return inside / np.hypot(1, np.interp(angle, around, slope))
+
+    @property
+    def reach(self) -> float:
+        """Largest distance of the outline from the centre."""
+        return float(self._outline[1].max())
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A dark blob: the lesion, or a decoy that looks the same at low power."""
+
+    blob: Blob
+    size: str
+    """The stratum whose radii it has."""
+    is_lesion: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is to be painted on one slide."""
+
+    side_px: int
+    pieces: tuple[Blob, ...]
+    candidates: tuple[Candidate, ...]
+
+    def tissue_depth(self, x: Floats, y: Floats) -> Floats:
+        """How far a point lies inside the tissue; negative on glass."""
+        return np.max([piece.depth(x, y) for piece in self.pieces], axis=0)
+
+
+def draw_layout(
+    rng: np.random.Generator, side_px: int, stratum: str, num_decoys: int, strata: dict[str, float]
+) -> Layout:
+    """Draw the layout of a slide.
+
+    Args:
+        rng: source of all that is random.
+        side_px: the slide's side.
+        stratum: negative, or the stratum of its lesion.
+        num_decoys: decoys of a negative slide. A positive one has one less, so that the number of dark blobs tells
+            nothing.
+        strata: weights by which the decoys' sizes are drawn, the same as those of the cohort's lesions.
+
+    Returns:
+        One to four pieces of tissue that hold all candidates without overlap. The lesion has no privilege in the
+        order of placing, so that its size and place tell nothing either.
+    """
+    pieces = _draw_pieces(rng, side_px)
+    has_lesion = stratum != "negative"
+    weights = np.array(list(strata.values())) / sum(strata.values())
+    sizes = [str(s) for s in rng.choice(list(strata), size=max(num_decoys - has_lesion, 0), p=weights)]
+    wanted = [(size, False) for size in sizes] + ([(stratum, True)] if has_lesion else [])
+    layout = Layout(side_px, pieces, ())
+    for k in rng.permutation(len(wanted)):
+        size, is_lesion = wanted[k]
+        candidate = Candidate(_place_candidate(rng, layout, size), size, is_lesion)
+        layout = replace(layout, candidates=(*layout.candidates, candidate))
+    return layout
+
+
+def _draw_pieces(rng: np.random.Generator, side_px: int) -> tuple[Blob, ...]:
+    """One to four pieces apart from each other and from the slide's border, together a given share of its area."""
+    num = int(rng.integers(1, _MAX_PIECES + 1))
+    areas = rng.uniform(0.6, 1.4, num)
+    areas *= rng.uniform(*_TISSUE_SHARES) * side_px**2 / areas.sum()
+    radii = np.sqrt(np.sort(areas)[::-1] / np.pi)
+    gap = _GAP_SHARE * side_px
+    shrink = 1.0
+    while True:
+        pieces: list[Blob] = []
+        for radius in radii * shrink:
+            blob = Blob(0.0, 0.0, radius, _draw_waves(rng, elongation=rng.uniform(0.05, 0.22), roughness=0.10))
+            low, high = blob.reach + gap, side_px - blob.reach - gap
+            for x, y in rng.uniform(low, max(low, high), (60, 2)):
+                if all(np.hypot(x - p.x, y - p.y) > blob.reach + p.reach + gap for p in pieces):
+                    pieces.append(replace(blob, x=x, y=y))
+                    break
+        if len(pieces) == num:
+            return tuple(pieces)
+        shrink *= 0.98
+
+
+def _draw_waves(rng: np.random.Generator, elongation: float, roughness: float) -> NDArray[np.complex128]:
+    periods = np.arange(2, 14)
+    waves = (rng.normal(size=12) + 1j * rng.normal(size=12)) * roughness / periods**1.2
+    waves[0] = elongation * np.exp(2j * np.pi * rng.random())
+    return waves
+
+
+def _place_candidate(rng: np.random.Generator, layout: Layout, size: str) -> Blob:
+    """A candidate where the tissue leaves room for it, smaller than drawn only where there is none."""
+    shares, gap = RADIUS_SHARES[size], _GAP_SHARE * layout.side_px / 2
+    radius = max(rng.uniform(*shares) * layout.side_px, RADIUS_FLOORS_PX[size])
+    waves = _draw_waves(rng, elongation=rng.uniform(0.05, 0.15), roughness=0.10)
+    bounds = np.array([(p.x - p.reach, p.y - p.reach, p.x + p.reach, p.y + p.reach) for p in layout.pieces])
+    low, high = bounds[:, :2].min(0), bounds[:, 2:].max(0)
+    while True:
+        blob = Blob(0.0, 0.0, radius, waves)
+        x, y = rng.uniform(low, high, (2000, 2)).T
+        room = layout.tissue_depth(x, y)
+        for other in layout.candidates:
+            room = np.minimum(room, np.hypot(x - other.blob.x, y - other.blob.y) - other.blob.reach)
+        fits = np.flatnonzero(room > blob.reach + gap)
+        if len(fits):
+            return replace(blob, x=float(x[fits[0]]), y=float(y[fits[0]]))
+        radius *= 0.95

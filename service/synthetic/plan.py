@@ -1,0 +1,120 @@
+"""What a cohort is to hold: its settings, checked, and one manifest row per slide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+
+from service.splits import SPLITS, split_patients
+from service.synthetic.layout import MAX_SIDE_PX, MIN_SIDE_PX, RADIUS_SHARES
+
+NUM_CENTERS = 5
+MAX_DECOYS = 16
+"""More would not find room in the tissue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortSettings:
+    """What determines a cohort: equal settings give equal bytes."""
+
+    num_slides: int
+    side_px: int
+    """Side of the slides at level 0, in pixels."""
+    seed: int
+    decoys: int = 3
+    """Dark blobs of normal texture in a negative slide; a positive one has one less, and the lesion."""
+    hint: float = 0.0
+    """How much of their own colour lesions show at low power: 0 none, 1 all."""
+    positive: float = 0.5
+    """Share of the slides that have a lesion."""
+    strata: dict[str, float] = field(default_factory=lambda: {"macro": 1.0, "micro": 1.0, "itc": 0.0})
+    """Weights of the strata among the positives."""
+    split: dict[str, float] = field(default_factory=lambda: {"train": 0.6, "val": 0.2, "test": 0.2})
+    """Shares of the splits."""
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "num_slides": (1, 100_000),
+            "side_px": (MIN_SIDE_PX, MAX_SIDE_PX),
+            "seed": (0, 2**63),
+            "decoys": (0, MAX_DECOYS),
+            "hint": (0, 1),
+            "positive": (0, 1),
+        }
+        problems = [
+            f"{name.replace('_', '-')} {getattr(self, name)}: must be {low} to {high}"
+            for name, (low, high) in bounds.items()
+            if not low <= getattr(self, name) <= high
+        ]
+        problems += _weight_problems("strata", self.strata, tuple(RADIUS_SHARES))
+        problems += _weight_problems("split", self.split, SPLITS)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSlide:
+    """One row of the manifest."""
+
+    slide_id: str
+    uri: str
+    """Relative to the manifest."""
+    patient_id: str
+    center: int
+    label: int
+    stratum: str
+    split: str
+
+
+def plan_slides(settings: CohortSettings) -> list[PlannedSlide]:
+    """The rows of a cohort: strata by weight, in random order; patients of one or two slides; splits by patient."""
+    rng = np.random.default_rng([settings.seed, settings.num_slides])
+    strata = _draw_strata(rng, settings)
+    patients = _group_into_patients(strata)
+    labels = [int(stratum != "negative") for stratum in strata]
+    names = [f"patient_{patient:04d}" for patient in patients]
+    splits = split_patients(names, labels, strata, settings.seed, settings.split)
+    return [
+        PlannedSlide(
+            slide_id=f"slide_{k:04d}",
+            uri=f"slides/slide_{k:04d}.tif",
+            patient_id=names[k],
+            center=patients[k] % NUM_CENTERS,
+            label=labels[k],
+            stratum=strata[k],
+            split=splits[k],
+        )
+        for k in range(settings.num_slides)
+    ]
+
+
+def _draw_strata(rng: np.random.Generator, settings: CohortSettings) -> list[str]:
+    """The stratum of each slide; numbers by weight, what is left over to the largest remainders."""
+    num_positive = round(settings.num_slides * settings.positive)
+    exact = np.array(list(settings.strata.values())) / sum(settings.strata.values()) * num_positive
+    numbers = np.floor(exact).astype(int)
+    missing = num_positive - int(numbers.sum())
+    numbers[np.argsort(numbers - exact, kind="stable")[:missing]] += 1
+    names = [*settings.strata, "negative"]
+    return [str(s) for s in rng.permutation(np.repeat(names, [*numbers, settings.num_slides - num_positive]))]
+
+
+def _group_into_patients(strata: list[str]) -> list[int]:
+    """The number of each slide's patient: every other patient has two slides, both of one stratum."""
+    patients = [0] * len(strata)
+    num_patients = 0
+    for name in sorted(set(strata)):
+        slides = [k for k, stratum in enumerate(strata) if stratum == name]
+        for place, k in enumerate(slides):
+            patients[k] = num_patients + 2 * (place // 3) + min(place % 3, 1)
+        num_patients = max([num_patients, *(patients[k] + 1 for k in slides)])
+    return patients
+
+
+def _weight_problems(name: str, weights: dict[str, float], known: tuple[str, ...]) -> list[str]:
+    problems = [f"{name} {key!r}: known are {', '.join(known)}" for key in weights if key not in known]
+    if not (all(0 <= weight < inf for weight in weights.values()) and sum(weights.values()) > 0):
+        problems.append(f"{name} {weights}: weights must not be negative, nor all 0")
+    return problems

@@ -1,0 +1,141 @@
+"""Encoders: construction, freezing, checkpointing, input normalisation."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from magnet.encoder import Encoder, make_encoder, timm  # a bare import of timm would come too early here
+
+
+def views(num: int, side: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(num, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def saved(name: str, folder: Path, **options: Any) -> tuple[Any, Path]:
+    """A timm model with its classifier, and the safetensors file of its weights."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **options)
+    path = folder / f"{name}.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    return model.eval(), path
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnet10t"])
+def test_features_of_any_model_by_name(name: str) -> None:
+    encoder = make_encoder(name)
+    features = encoder(views(2, 64))
+    assert features.shape == (2, encoder.num_features)
+
+
+def test_inception_v3_takes_the_papers_patches() -> None:
+    encoder = make_encoder("inception_v3").eval()
+    with torch.inference_mode():
+        assert encoder(views(1, 224)).shape == (1, 2048)
+
+
+def test_features_are_those_of_timms_model_on_normalised_pixels(tmp_path: Path) -> None:
+    model, path = saved("test_resnet", tmp_path)
+    encoder = make_encoder("test_resnet", str(path)).eval()
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    view = views(2, 64)
+    expected = model.forward_head(model.forward_features((view - mean) / std), pre_logits=True)
+    torch.testing.assert_close(encoder(view), expected)
+
+
+def test_published_inception_files_load_although_they_hold_two_classifiers(tmp_path: Path) -> None:
+    _, path = saved("inception_v3", tmp_path, aux_logits=True)
+    assert any(k.startswith("AuxLogits.") for k in safetensors.torch.load_file(path))
+    make_encoder("inception_v3", str(path))
+
+
+def test_random_weights_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        make_encoder("test_resnet")
+    assert "test_resnet" in caplog.text
+    assert "random" in caplog.text
+
+
+def test_a_frozen_encoder_never_changes_but_passes_the_gradient_on() -> None:
+    encoder = make_encoder("test_resnet", trained=False).train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    view = views(4, 64).requires_grad_()
+    encoder(view).square().sum().backward()
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())  # batch statistics too
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert view.grad is not None
+    assert view.grad.abs().sum() > 0
+
+
+def test_a_trained_encoder_follows_train_and_eval() -> None:
+    encoder = make_encoder("test_resnet")
+    assert encoder.train().backbone.training
+    assert not encoder.eval().backbone.training
+
+
+@pytest.mark.parametrize(("name", "side"), [("test_resnet", 64), ("test_vit", 160), ("inception_v3", 96)])
+def test_checkpointing_changes_memory_and_nothing_else(name: str, side: int) -> None:
+    kept, features, grads = [], [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        encoder = make_encoder(name, trained=True, checkpointing=checkpointing).eval()
+        saved_bytes = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal saved_bytes
+            saved_bytes += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            out = encoder(views(2, side))
+            kept.append(saved_bytes)
+        out.square().sum().backward()
+        features.append(out.detach())
+        grads.append([p.grad for p in encoder.parameters()])
+    assert kept[1] < 0.7 * kept[0]
+    torch.testing.assert_close(features[0], features[1])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_channels_last_gives_the_same_features() -> None:
+    encoders = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        encoders.append(make_encoder("test_resnet", channels_last=channels_last).eval())
+    torch.testing.assert_close(encoders[0](views(2, 64)), encoders[1](views(2, 64)), rtol=1e-4, atol=1e-5)
+
+
+def test_models_of_fixed_input_size_can_be_built_for_other_views() -> None:
+    encoder = make_encoder("test_vit", in_px=64)
+    assert encoder(views(1, 64)).shape == (1, encoder.num_features)
+
+
+def test_any_backbone_can_be_wrapped() -> None:
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    encoder = Encoder(pool, 3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
+    features = encoder(torch.ones(1, 3, 8, 8))
+    torch.testing.assert_close(features, torch.tensor([[2.0, 1.0, 0.5]]))
+
+
+def test_an_unknown_model_is_named_with_similar_ones() -> None:
+    with pytest.raises(ValueError, match=r"resnet19.*similar names: .*resnet10t"):
+        make_encoder("resnet19")
+
+
+def test_an_unknown_tag_is_named() -> None:
+    with pytest.raises(ValueError, match="no weights 'nosuchtag'"):
+        make_encoder("test_resnet", "nosuchtag")
+
+
+def test_timms_weights_out_of_reach_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(OSError, match=r"'imagenet'.*no route to host.*give a path or URI"):
+        make_encoder("resnet18", "imagenet")

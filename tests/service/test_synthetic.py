@@ -1,0 +1,344 @@
+"""Generated cohorts: files that others read, a low power that gives nothing away, folders that are whole or absent."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from PIL import Image, ImageDraw
+
+from service.errors import UsageError
+from service.synthetic import cohort as cohort_module
+from service.synthetic.__main__ import main
+from service.synthetic.cohort import make_cohort
+from service.synthetic.layout import draw_layout
+from service.synthetic.plan import CohortSettings, plan_slides
+from service.synthetic.slide import SlideSpec, write_slide
+from service.synthetic.textures import Stain, draw_textures
+
+SIDE_PX = 4096
+SMALLEST = {"num_slides": 2, "side_px": 2048, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cohort") / "out"
+    strata = {"macro": 1.0, "micro": 1.0, "itc": 1.0}
+    make_cohort(out, CohortSettings(num_slides=6, side_px=SIDE_PX, seed=5, strata=strata))
+    return out
+
+
+@pytest.fixture(scope="module")
+def manifest(cohort: Path) -> list[dict[str, str]]:
+    with open(cohort / "manifest.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def tiles() -> dict[str, np.ndarray]:
+    """Textures without a hint, the variants below each other."""
+    drawn = draw_textures(np.random.default_rng(4), Stain(1.0, 1.0), hint=0.0)
+    return {name: stack.reshape(-1, 256, 3).astype(float) for name, stack in drawn.items()}
+
+
+def outlines(path: Path) -> list[tuple[dict[str, str], np.ndarray]]:
+    features = json.loads(path.read_text())["features"]
+    return [(f["properties"], np.array(f["geometry"]["coordinates"][0])) for f in features]
+
+
+def rgb(slide: openslide.OpenSlide, corner: np.ndarray, level: int, side_px: int) -> np.ndarray:
+    image = slide.read_region((int(corner[0]), int(corner[1])), level, (side_px, side_px))
+    return np.asarray(image.convert("RGB")).astype(float)
+
+
+def level_pixels(slide: openslide.OpenSlide, level: int) -> np.ndarray:
+    return rgb(slide, np.zeros(2), level, slide.level_dimensions[level][0])
+
+
+def block_means(pixels: np.ndarray, block_px: int) -> np.ndarray:
+    rows, columns = (n // block_px for n in pixels.shape[:2])
+    return pixels.reshape(rows, block_px, columns, block_px, 3).mean((1, 3))
+
+
+def spec(**changes: object) -> SlideSpec:
+    values = {"slide_id": "s", "stratum": "macro", "center": 0, "side_px": 2048, "num_decoys": 3, "hint": 0.0}
+    return SlideSpec(**{**values, "strata": (("macro", 1.0), ("micro", 1.0)), "seed": (0, 0), **changes})  # type: ignore[arg-type]
+
+
+class TestFiles:
+    def test_openslide_reads_levels_and_pixel_size(self, cohort: Path) -> None:
+        slide = openslide.OpenSlide(cohort / "slides/slide_0000.tif")
+        assert slide.properties["openslide.vendor"] == "generic-tiff"
+        assert slide.level_dimensions == ((4096, 4096), (2048, 2048), (1024, 1024))
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.25)
+        assert float(slide.properties["openslide.mpp-y"]) == pytest.approx(0.25)
+        assert slide.properties["openslide.level[0].tile-width"] == "256"
+
+    def test_tiles_are_jpeg_with_halved_colour(self, cohort: Path) -> None:
+        with tifffile.TiffFile(cohort / "slides/slide_0000.tif") as file:
+            assert len(file.pages) == 3
+            for page in file.pages:
+                assert page.compression == tifffile.COMPRESSION.JPEG
+                assert page.photometric == tifffile.PHOTOMETRIC.YCBCR
+                assert page.tags["YCbCrSubSampling"].value == (2, 2)
+                assert page.tile == (256, 256)
+
+    def test_levels_are_means_of_the_level_below(self, cohort: Path) -> None:
+        """Within what JPEG leaves: well below the difference that a shift by one pixel makes, and without a bias."""
+        properties, ring = outlines(cohort / "decoys.geojson")[0]
+        slide = openslide.OpenSlide(cohort / f"slides/{properties['slide_id']}.tif")
+        corner = (ring.mean(0) // 4 * 4 - 512).astype(int)
+        fine, *coarser = (rgb(slide, corner, level, 1024 >> level) for level in range(3))
+        for coarse in coarser:
+            expected = block_means(fine, 2)
+            shifts = [np.roll(expected, 1, axis) - coarse for axis in (0, 1)]
+            assert np.abs(expected - coarse).mean() < 0.6 * min(np.abs(shift).mean() for shift in shifts)
+            assert np.abs((expected - coarse).mean()) < 1
+            fine = coarse
+
+    def test_a_slide_whose_side_is_no_multiple_of_a_tile_ends_where_it_should(self, tmp_path: Path) -> None:
+        write_slide(spec(side_px=2301), tmp_path / "s.tif")
+        slide = openslide.OpenSlide(tmp_path / "s.tif")
+        assert slide.level_dimensions == ((2301, 2301), (1151, 1151), (576, 576))
+        assert level_pixels(slide, 2)[-1, -1].min() > 230  # glass, not padding
+
+    def test_a_hundred_thousand_pixels_take_megabytes(self, tmp_path: Path) -> None:
+        path = tmp_path / "s.tif"
+        write_slide(spec(side_px=100_000), path)
+        assert path.stat().st_size < 40e6
+        with tifffile.TiffFile(path) as file:
+            assert file.is_bigtiff
+            offsets = file.pages[0].dataoffsets
+            assert len(offsets) == 391**2
+            assert len(set(offsets)) < 2000
+        slide = openslide.OpenSlide(path)
+        assert slide.level_count == 8
+        assert slide.level_dimensions[-1] == (782, 782)
+        assert rgb(slide, np.array([99_700, 99_700]), 0, 300).min() > 230
+
+    def test_same_arguments_give_same_bytes_whatever_the_jobs(self, tmp_path: Path) -> None:
+        settings = CohortSettings(**SMALLEST)
+        make_cohort(tmp_path / "one", settings)
+        make_cohort(tmp_path / "two", settings, jobs=2)
+        files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+        assert [str(f) for f in files] == [
+            *("decoys.geojson", "lesions.geojson", "manifest.csv", "settings.json"),
+            *("slides/slide_0000.tif", "slides/slide_0001.tif"),
+        ]
+        assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+
+    def test_another_seed_gives_another_slide(self, tmp_path: Path) -> None:
+        write_slide(spec(seed=(0, 0)), tmp_path / "a.tif")
+        write_slide(spec(seed=(0, 1)), tmp_path / "b.tif")
+        assert (tmp_path / "a.tif").read_bytes() != (tmp_path / "b.tif").read_bytes()
+
+
+class TestTruth:
+    def test_manifest_and_outlines_agree(self, cohort: Path, manifest: list[dict[str, str]]) -> None:
+        assert sorted(row["stratum"] for row in manifest) == ["itc", "macro", "micro", *["negative"] * 3]
+        assert all((row["label"] == "1") == (row["stratum"] != "negative") for row in manifest)
+        assert all((cohort / row["uri"]).is_file() for row in manifest)
+        lesions = [(p["slide_id"], p["lesion"]) for p, _ in outlines(cohort / "lesions.geojson")]
+        assert sorted(lesions) == sorted((r["slide_id"], r["stratum"]) for r in manifest if r["label"] == "1")
+        decoys = [p["slide_id"] for p, _ in outlines(cohort / "decoys.geojson")]
+        assert all(decoys.count(row["slide_id"]) == 3 - int(row["label"]) for row in manifest)
+
+    def test_outlines_are_where_the_pixels_are_dark(self, cohort: Path) -> None:
+        """Candidates are 25 grey levels darker than lymphoid tissue; what else lies around them is lighter still."""
+        for name in ("lesions", "decoys"):
+            for properties, ring in outlines(cohort / f"{name}.geojson"):
+                slide = openslide.OpenSlide(cohort / f"slides/{properties['slide_id']}.tif")
+                grey = level_pixels(slide, 2).mean(-1)
+                inside, outside = masks_beside(ring / 4, grey.shape, margin_px=4)
+                assert grey[outside].mean() - grey[inside].mean() > 18, properties
+
+    def test_sizes_are_shares_of_the_side(self) -> None:
+        """The world of the learning trial: 32,768 px, macro radius 2,048 to 3,072 px, micro 768 to 1,280 px."""
+        for seed in range(20):
+            layout = draw_layout(np.random.default_rng(seed), 32_768, "macro", 3, {"micro": 1.0})
+            radii = {c.is_lesion: [d.blob.radius for d in layout.candidates if d is c] for c in layout.candidates}
+            assert 1500 <= radii[True][0] <= 3072
+            assert len(layout.candidates) == 3
+            assert all(768 <= c.blob.radius <= 1280 for c in layout.candidates if not c.is_lesion)
+            assert 0.1 < tissue_share(layout.tissue_depth, 32_768) < 0.3
+
+    def test_small_slides_keep_lesions_that_show_texture(self) -> None:
+        layout = draw_layout(np.random.default_rng(0), 2048, "itc", 0, {"itc": 1.0})
+        assert layout.candidates[0].blob.radius == 96
+
+    def test_as_many_dark_blobs_in_positives_as_in_negatives(self) -> None:
+        for stratum in ("negative", "micro"):
+            layout = draw_layout(np.random.default_rng(1), 8192, stratum, 4, {"macro": 1.0})
+            assert len(layout.candidates) == 4
+
+
+class TestTextures:
+    """Lesion against decoy, on the tiles that slides are made of."""
+
+    def test_alike_at_low_power(self, tiles: dict[str, np.ndarray]) -> None:
+        lesion, decoy = (block_means(tiles[name], 64) for name in ("lesion", "decoy"))
+        assert np.abs(lesion.mean((0, 1)) - decoy.mean((0, 1))).max() < 0.3
+        assert lesion.std((0, 1)).max() < 0.3
+        assert decoy.std((0, 1)).max() < 0.3
+
+    def test_equal_mean_and_spread_at_high_power(self, tiles: dict[str, np.ndarray]) -> None:
+        assert np.abs(tiles["lesion"].mean((0, 1)) - tiles["decoy"].mean((0, 1))).max() < 0.3
+        assert np.abs(tiles["lesion"].std((0, 1)) / tiles["decoy"].std((0, 1)) - 1).max() < 0.02
+
+    def test_wavelength_doubles_in_lesions(self, tiles: dict[str, np.ndarray]) -> None:
+        lesion, decoy = (mean_wavelength_px(tiles[name].mean(-1).reshape(-1, 256, 256)) for name in ("lesion", "decoy"))
+        assert lesion / decoy == pytest.approx(2, abs=0.3)
+
+    def test_a_hint_shows_at_low_power(self) -> None:
+        tiles = draw_textures(np.random.default_rng(4), Stain(1.0, 1.0), hint=1.0)
+        apart = tiles["lesion"].mean((0, 1, 2)) - tiles["decoy"].mean((0, 1, 2))
+        assert np.abs(apart).max() > 10
+
+    def test_slides_show_the_same_at_low_power_and_differ_at_high_power(self, tmp_path: Path) -> None:
+        """The same two facts, on pixels read from a file: the largest square inside each macro candidate."""
+        path = tmp_path / "s.tif"
+        found = write_slide(spec(side_px=8192, strata=(("macro", 1.0),), num_decoys=2), path)
+        slide = openslide.OpenSlide(path)
+        crops = {}
+        for candidate in found:
+            centre = np.mean(candidate.points, axis=0)
+            crops[candidate.is_lesion] = rgb(slide, centre // 64 * 64 - 256, 0, 512)
+        lesion, decoy = (block_means(crops[k], 64) for k in (True, False))
+        assert np.abs(lesion.mean((0, 1)) - decoy.mean((0, 1))).max() < 1
+        assert max(lesion.std((0, 1)).max(), decoy.std((0, 1)).max()) < 1
+        lesion_px, decoy_px = (mean_wavelength_px(crops[k].mean(-1)[None]) for k in (True, False))
+        assert lesion_px > 1.5 * decoy_px
+
+
+class TestPlan:
+    def test_patients_stay_in_one_split_and_splits_are_even(self) -> None:
+        slides = plan_slides(CohortSettings(num_slides=24, side_px=8192, seed=0))
+        splits: dict[str, set[str]] = {}
+        for slide in slides:
+            splits.setdefault(slide.patient_id, set()).add(slide.split)
+        assert all(len(found) == 1 for found in splits.values())
+        assert 12 < len(splits) < 24
+        for name, share in {"train": 0.6, "val": 0.2, "test": 0.2}.items():
+            labels = [slide.label for slide in slides if slide.split == name]
+            assert abs(labels.count(1) - 12 * share) <= 1.5
+            assert abs(labels.count(0) - 12 * share) <= 1.5
+
+    def test_strata_follow_their_weights(self) -> None:
+        weights = {"macro": 2.0, "micro": 1.0, "itc": 1.0}
+        slides = plan_slides(CohortSettings(num_slides=40, side_px=8192, seed=0, positive=0.6, strata=weights))
+        strata = [slide.stratum for slide in slides]
+        assert [strata.count(name) for name in ("macro", "micro", "itc", "negative")] == [12, 6, 6, 16]
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("--num-slides", "0", "num-slides 0: must be 1 to"),
+            ("--side-px", "1000", "side-px 1000: must be 2048 to 110000"),
+            ("--side-px", "120000", "side-px 120000"),
+            ("--seed", "-1", "seed -1"),
+            ("--decoys", "-1", "decoys -1"),
+            ("--hint", "1.5", "hint 1.5: must be 0 to 1"),
+            ("--hint", "nan", "hint nan"),
+            ("--positive", "2", "positive 2.0"),
+            ("--jobs", "0", "jobs 0"),
+            ("--strata", "huge=1", "'huge': known are macro, micro, itc"),
+            ("--strata", "macro", "want weights as in macro=1,micro=1"),
+            ("--split", "train=0,val=0", "nor all 0"),
+            ("--split", "dev=1", "'dev': known are train, val, test"),
+        ],
+    )
+    def test_refuses_arguments(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+    ) -> None:
+        arguments = {"--num-slides": "2", "--side-px": "2048", "--seed": "0", option: value}
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(tmp_path / "out"), *(f"{k}={v}" for k, v in arguments.items())])
+        assert exit_info.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_runs_again_without_work_and_refuses_other_settings(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out"
+        command = [str(out), "--num-slides=1", "--side-px=2048", "--seed=0", "--positive=1"]
+        assert main(command) == 0
+        before = (out / "slides/slide_0000.tif").stat().st_mtime_ns
+        assert main(command) == 0
+        assert "there already" in capsys.readouterr().out
+        assert (out / "slides/slide_0000.tif").stat().st_mtime_ns == before
+        assert main([*command, "--hint=1"]) == 2
+        assert "other settings" in capsys.readouterr().err
+
+    def test_refuses_a_folder_that_holds_something_else(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "mine.txt").write_text("precious")
+        assert main([str(tmp_path), "--num-slides=1", "--side-px=2048", "--seed=0"]) == 2
+        assert "holds other files" in capsys.readouterr().err
+        assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+class TestWholeOrAbsent:
+    def test_an_interrupted_run_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(spec: SlideSpec, path: Path) -> list[object]:
+            path.write_bytes(b"half a slide")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cohort_module, "write_slide", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_cohort(tmp_path / "out", CohortSettings(**SMALLEST))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_a_killed_run_left_is_cleared_away(self, tmp_path: Path) -> None:
+        left_over = tmp_path / ".out.partial/slides"
+        left_over.mkdir(parents=True)
+        (left_over / "slide_0099.tif").write_bytes(b"half a slide")
+        make_cohort(tmp_path / "out", CohortSettings(**SMALLEST))
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+        assert len(list((tmp_path / "out/slides").iterdir())) == 2
+
+    def test_two_runs_do_not_write_the_same_cohort(self, tmp_path: Path) -> None:
+        (tmp_path / ".out.partial").mkdir()
+        other = os.open(tmp_path / ".out.partial", os.O_RDONLY)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(UsageError, match="another process"):
+                make_cohort(tmp_path / "out", CohortSettings(**SMALLEST))
+        finally:
+            os.close(other)
+
+
+def masks_beside(ring: np.ndarray, shape: tuple[int, int], margin_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels inside a ring and pixels close outside of it, neither closer than a margin to the ring itself."""
+    inside, band, near = (Image.new("1", shape[::-1]) for _ in range(3))
+    points = [tuple(p) for p in ring]
+    ImageDraw.Draw(inside).polygon(points, fill=1)
+    ImageDraw.Draw(band).line(points, fill=1, width=2 * margin_px)
+    ImageDraw.Draw(near).line(points, fill=1, width=8 * margin_px)
+    within, edge, around = (np.asarray(image) for image in (inside, band, near))
+    return within & ~edge, around & ~within & ~edge
+
+
+def mean_wavelength_px(tiles: np.ndarray) -> float:
+    """Wavelength at which half of the power lies, of (N, H, W) grey tiles; that below 8 px (grain) is left out."""
+    power = np.abs(np.fft.fft2(tiles - tiles.mean((1, 2), keepdims=True))) ** 2
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(tiles.shape[1]), np.fft.fftfreq(tiles.shape[2]), indexing="ij"))
+    kept = frequency < 1 / 8
+    order = np.argsort(frequency[kept])
+    total = np.cumsum(power.mean(0)[kept][order])
+    return float(1 / frequency[kept][order][np.searchsorted(total, total[-1] / 2)])
+
+
+def tissue_share(depth: object, side_px: int) -> float:
+    y, x = np.mgrid[0:side_px:64j, 0:side_px:64j]
+    return float((depth(x, y) > 0).mean())  # type: ignore[operator]
