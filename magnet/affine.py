@@ -79,8 +79,8 @@ def scale_from(spread: Tensor, limit: ScaleLimit = "hard", s_min: float = 0.05, 
 
     Source: the paper, section 3.1, eq. 1, for "hard".
     """
-    if not 0 < s_min < s_max:
-        raise ValueError(f"s_min {s_min}, s_max {s_max}: must be 0 < s_min < s_max")
+    if not 0 < s_min <= s_max:
+        raise ValueError(f"s_min {s_min}, s_max {s_max}: must be 0 < s_min <= s_max")
     if limit == "hard":
         return spread.clamp(s_min, s_max)
     if limit == "straight_through":

@@ -6,7 +6,10 @@ Shapes: ``N`` views, ``C`` = 3 channels (RGB in [0, 1]), ``H W`` pixels, ``D`` f
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import magnet.torchvision_schemas  # isort: skip  # noqa: F401  before timm, see there
@@ -146,19 +149,48 @@ def _classifiers(backbone: Any) -> set[str]:
 
 
 def _checkpoint(backbone: Any) -> None:
-    """Turn on activation checkpointing: timm's own where it has one, else of each direct part of the model.
+    """Turn on activation checkpointing of the backbone's blocks.
 
-    In training mode batch statistics are then updated twice per step, by the same numbers.
+    timm's own switch is used where it exists and is harmless. It is not where there is batch normalisation: blocks run
+    twice, and would count each batch twice in their running statistics.
     """
-    try:
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules()):
+        for block in _blocks(backbone):
+            # not a wrapping module, which would rename the weights; a partial, so that copies and pickles work
+            block.forward = partial(_recompute, block)
+    else:
         backbone.set_grad_checkpointing(True)
-    except (AssertionError, AttributeError):  # timm asserts where a model has none, e.g. Inception-v3
-        for part in backbone.children():
-            part.forward = _recomputed(part.forward)
 
 
-def _recomputed(forward: Any) -> Any:
-    def run(x: Tensor) -> Tensor:
-        return checkpoint(forward, x, use_reentrant=False)
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts below containers; single operations are not worth it."""
+    for child in module.children():
+        if isinstance(child, nn.Sequential):
+            yield from _blocks(child)
+        elif any(True for _ in child.children()):
+            yield child
 
-    return run
+
+def _recompute(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The block's own forward pass, without keeping its activations."""
+    forward = partial(type(block).forward, block)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the forward pass and of its repetition."""
+    return nullcontext(), _statistics_kept(block)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch normalisation goes on as in training, without moving its running statistics."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

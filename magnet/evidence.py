@@ -80,10 +80,11 @@ def value_at(map_HW: Tensor, centre_2: Tensor) -> Tensor:
         centre_2: (x, y) in the map's own coordinates, shape (..., 2); no gradient flows to it.
 
     Returns:
-        Shape (...).
+        Shape (...), float32 (float64 for float64).
     """
-    maps_N1HW = map_HW.reshape(-1, 1, *map_HW.shape[-2:])
-    grid_N112 = centre_2.detach().to(map_HW.dtype).reshape(-1, 1, 1, 2)
+    exact = map_HW if map_HW.dtype == torch.float64 else map_HW.float()
+    maps_N1HW = exact.reshape(-1, 1, *map_HW.shape[-2:])
+    grid_N112 = centre_2.detach().to(exact.dtype).reshape(-1, 1, 1, 2)
     picked = F.grid_sample(maps_N1HW, grid_N112, mode="bilinear", padding_mode="border", align_corners=False)
     return picked.view(map_HW.shape[:-2])
 

@@ -51,8 +51,9 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike, *, confidence: float = 
 
     DeLong's variance on the logit scale: it needs no random numbers, stays within 0 and 1, and comes with one pass
     over the ranks, where a bootstrap of a few slides repeats the same few values. Two corrections keep it sane for
-    perfect scores and few slides, where DeLong's variance is 0 or close to it: the area is drawn in by half a pair of
-    slides, so that its logit is finite, and the variance is at least Hanley and McNeil's at that area.
+    perfect scores and few slides, where DeLong's variance is 0 or close to it: the area is drawn in to half a slide of
+    the smaller class, so that its logit is finite, and the variance is at least Hanley and McNeil's at that area. For
+    perfect scores this comes close to the exact binomial bound of the smaller class.
 
     Args:
         labels: 0 or 1, shape (N,).
@@ -112,12 +113,10 @@ def _measured(positive: Floats, negative: Floats, confidence: float) -> Auroc:
 def _interval(positive: Floats, negative: Floats, confidence: float) -> tuple[float, float]:
     below = _shares_below(positive, negative)
     area = float(below.mean())
-    half_pair = 0.5 / (len(positive) * len(negative))
-    inner = float(np.clip(area, half_pair, 1 - half_pair))
-    variance = max(
-        _delong_variance(below, 1 - _shares_below(negative, positive)),
-        _hanley_variance(inner, len(positive), len(negative)),
-    )
+    half_slide = 0.5 / min(len(positive), len(negative))
+    inner = float(np.clip(area, half_slide, 1 - half_slide))
+    delong = _delong_variance(below, 1 - _shares_below(negative, positive))
+    variance = max(delong, _hanley_variance(max(inner, 1 - inner), len(positive), len(negative)))
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * np.sqrt(variance) / (inner * (1 - inner))
     centre = np.log(inner / (1 - inner))
     low, high = (float(1 / (1 + np.exp(-end))) for end in (centre - reach, centre + reach))

@@ -52,7 +52,7 @@ def sample(
         region_N3: regions in root coordinates. float32 suffices up to sides of some 10^5 pixels.
         out_px: side of the result.
         method: see above.
-        generator: source of the noise of "lms".
+        generator: source of the noise of "lms". One of another device (the CPU's, say) is asked for a seed instead.
         num_samples: samples per output pixel for "lms", the centre included; at least 4.
         noise_out_px: spread of the auxiliary samples in output pixels.
         noise_window_px: spread added to it, in window pixels, so that samples do not fall on one pixel.
@@ -75,11 +75,12 @@ def sample(
         if method == "bilinear" or not (grid_NKK2.requires_grad and torch.is_grad_enabled()):
             return _bilinear(source, grid_NKK2)
         spread_N2 = _noise_spread(scale_N2, source.shape[-2:], out_px, noise_out_px, noise_window_px)
-        slope_NC2KK, intercept_NCKK = _fit(
-            source.detach(), grid_NKK2.detach(), spread_N2.to(source.dtype), num_samples - 1, generator
+        noise = _on_device(generator, source.device)
+        slope_x, slope_y, intercept_NCKK = _fit(
+            source.detach(), grid_NKK2.detach(), spread_N2.to(source.dtype), num_samples - 1, noise
         )
-        moved_N12KK = (grid_NKK2 - grid_NKK2.detach()).permute(0, 3, 1, 2).unsqueeze(1)
-        value = _bilinear(source, grid_NKK2.detach()) + (slope_NC2KK * moved_N12KK).sum(dim=2)
+        moved_x, moved_y = (grid_NKK2 - grid_NKK2.detach())[:, None].unbind(dim=-1)  # zero; carry the gradient
+        value = _bilinear(source, grid_NKK2.detach()) + slope_x * moved_x + slope_y * moved_y
         return value + intercept_NCKK if intercept else value
 
 
@@ -110,42 +111,64 @@ def _noise_spread(scale_N2: Tensor, size_px: torch.Size, out_px: int, noise_out_
     return torch.hypot(output, window.expand_as(output))
 
 
+def _on_device(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """The generator itself, or one of `device` seeded by it: drawing millions of numbers elsewhere would be slow."""
+    if generator is None or generator.device.type == device.type:
+        return generator
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+class _Sums:
+    """Sums over samples of noise u and differences y that a least-squares plane needs; all (N, 1 or C, K, K)."""
+
+    def __init__(self, y_NCKK: Tensor) -> None:
+        one_N1KK = y_NCKK[:, :1]
+        self.x, self.y, self.xx, self.yy, self.xy = (torch.zeros_like(one_N1KK) for _ in range(5))
+        self.value, self.value_x, self.value_y = (torch.zeros_like(y_NCKK) for _ in range(3))
+        self.count = 0
+
+    def add(self, unit_NKK2: Tensor, y_NCKK: Tensor) -> None:
+        u_x, u_y = unit_NKK2[:, None].unbind(dim=-1)
+        self.count += 1
+        self.x += u_x
+        self.y += u_y
+        self.xx.addcmul_(u_x, u_x)
+        self.yy.addcmul_(u_y, u_y)
+        self.xy.addcmul_(u_x, u_y)
+        self.value += y_NCKK
+        self.value_x.addcmul_(y_NCKK, u_x)
+        self.value_y.addcmul_(y_NCKK, u_y)
+
+    def plane(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slopes along x and y, and the intercept: least squares by covariances, with a ridge on the slopes."""
+        ridge = RIDGE * self.count
+        xx = self.xx - self.x.square() / self.count + ridge
+        yy = self.yy - self.y.square() / self.count + ridge
+        xy = self.xy - self.x * self.y / self.count
+        along_x = self.value_x - self.value * (self.x / self.count)
+        along_y = self.value_y - self.value * (self.y / self.count)
+        determinant = xx * yy - xy.square()
+        slope_x = (yy * along_x - xy * along_y) / determinant
+        slope_y = (xx * along_y - xy * along_x) / determinant
+        return slope_x, slope_y, (self.value - slope_x * self.x - slope_y * self.y) / self.count
+
+
 @torch.no_grad()
 def _fit(
     source_NCHW: Tensor, grid_NKK2: Tensor, spread_N2: Tensor, num_samples: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Slopes (N, C, 2, K, K) and intercepts (N, C, K, K) of planes fitted to noisy samples around each point.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes along x and y and intercepts of planes fitted to noisy samples around each point, each (N, C, K, K).
 
     The regression runs on noise of unit spread, which keeps it well conditioned at any zoom, and one sample at a time,
-    which keeps it as small in memory as one sample. Only sums are kept: S of 1, u, uu' and y, uy.
+    which keeps it as small in memory as one sample.
     """
     base_NCKK = _bilinear(source_NCHW, grid_NKK2)
-    num, channels, side, _ = base_NCKK.shape
-    sum_u = base_NCKK.new_zeros(num, 2, side, side)
-    sum_uu = base_NCKK.new_zeros(num, 3, side, side)  # xx, yy, xy
-    sum_y = torch.zeros_like(base_NCKK)
-    sum_uy = base_NCKK.new_zeros(num, channels, 2, side, side)
+    spread_N112 = spread_N2[:, None, None]
+    sums = _Sums(base_NCKK)
     for _ in range(num_samples):
-        unit_NKK2 = torch.randn(grid_NKK2.shape, generator=generator, dtype=base_NCKK.dtype, device=base_NCKK.device)
-        y = _bilinear(source_NCHW, grid_NKK2 + unit_NKK2 * spread_N2[:, None, None]) - base_NCKK
-        u = unit_NKK2.permute(0, 3, 1, 2)
-        sum_u += u
-        sum_uu += torch.stack([u[:, 0] ** 2, u[:, 1] ** 2, u[:, 0] * u[:, 1]], dim=1)
-        sum_y += y
-        sum_uy += y[:, :, None] * u[:, None]
-    slope = _slopes(sum_u, sum_uu, sum_y, sum_uy, num_samples)
-    intercept = (sum_y - (slope * sum_u[:, None]).sum(dim=2)) / num_samples
-    return slope / spread_N2[:, None, :, None, None], intercept
-
-
-def _slopes(sum_u: Tensor, sum_uu: Tensor, sum_y: Tensor, sum_uy: Tensor, num_samples: int) -> Tensor:
-    """Least squares with intercept for two regressors, by their covariances; (N, C, 2, K, K)."""
-    mean_u = sum_u / num_samples
-    xx = sum_uu[:, 0] - mean_u[:, 0] * sum_u[:, 0] + RIDGE * num_samples
-    yy = sum_uu[:, 1] - mean_u[:, 1] * sum_u[:, 1] + RIDGE * num_samples
-    xy = sum_uu[:, 2] - mean_u[:, 0] * sum_u[:, 1]
-    with_y = sum_uy - mean_u[:, None] * sum_y[:, :, None]
-    along_x, along_y = with_y[:, :, 0], with_y[:, :, 1]
-    determinant = (xx * yy - xy.square())[:, None]
-    xx, yy, xy = xx[:, None], yy[:, None], xy[:, None]
-    return torch.stack([yy * along_x - xy * along_y, xx * along_y - xy * along_x], dim=2) / determinant[:, :, None]
+        unit_NKK2 = torch.randn(grid_NKK2.shape, generator=generator, dtype=grid_NKK2.dtype, device=grid_NKK2.device)
+        sums.add(unit_NKK2, _bilinear(source_NCHW, torch.addcmul(grid_NKK2, unit_NKK2, spread_N112)) - base_NCKK)
+    slope_x, slope_y, intercept = sums.plane()
+    spread_x, spread_y = spread_N2[:, :, None, None, None].unbind(dim=1)  # (N, 1, 1, 1) each
+    return slope_x / spread_x, slope_y / spread_y, intercept

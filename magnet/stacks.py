@@ -7,7 +7,7 @@ Shapes: ``B`` slides, ``N`` parents, ``P`` children of a parent, ``G`` independe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -84,8 +84,8 @@ class ConvStacks(nn.Module):
     def __init__(
         self,
         num_groups: int,
-        in_channels: int = 3,
         *,
+        in_channels: int = 3,
         channels: int = 4,
         kernels: Sequence[int] = (1, 3, 5, 7),
         num_layers: int = 3,
@@ -125,6 +125,18 @@ class ConvStacks(nn.Module):
         return F.interpolate(map_BGHW, size=size, mode="bilinear", align_corners=False)
 
 
+class StackOptions(TypedDict, total=False):
+    """Keywords of `ConvStacks` that a `Locator` passes on."""
+
+    in_channels: int
+    channels: int
+    kernels: Sequence[int]
+    num_layers: int
+    inner_stride: int
+    norm: Norm
+    out_gain: float
+
+
 class Locator(nn.Module):
     """The maps of one layer of the tree: one per parent and child.
 
@@ -136,13 +148,15 @@ class Locator(nn.Module):
         **stack: keywords of `ConvStacks`.
     """
 
-    def __init__(self, num_parents: int, num_children: int, share: Share = "node", **stack: object) -> None:
+    def __init__(
+        self, num_parents: int, num_children: int, share: Share = "node", **stack: Unpack[StackOptions]
+    ) -> None:
         super().__init__()
         if share not in ("node", "slot", "layer"):
             raise ValueError(f"share {share!r}: must be 'node', 'slot' or 'layer'")
         self.num_children, self.share = num_children, share
         num_groups = {"node": num_parents * num_children, "slot": num_children, "layer": 1}[share]
-        self.stacks = ConvStacks(num_groups, **stack)  # type: ignore[arg-type]  # checked by ConvStacks itself
+        self.stacks = ConvStacks(num_groups, **stack)
 
     def forward(self, view_BNCHW: Tensor) -> Tensor:
         """Maps (B, N, P, H, W) of views (B, N, C, H, W)."""

@@ -1,1 +1,17 @@
-"""The jobs (train, score) and the Ray and MLflow parts that they share."""
+"""The jobs (train, score) and the Ray and MLflow parts that they share.
+
+What is set here must be set before Ray or MLflow is imported: nothing is reported to anybody, and their console lines
+do not bury the job's own. A user's own settings win.
+"""
+
+import os
+
+for _name, _value in {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "RAY_DATA_LOG_LEVEL": "WARNING",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)

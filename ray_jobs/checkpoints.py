@@ -7,7 +7,9 @@ when it is whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import nn
 
 from magnet.config import ModelConfig
 from magnet.zoom import MagNet
+from service import storage
 from service.errors import UsageError
 from service.settings import parse, to_dict
 
@@ -45,6 +48,52 @@ class Saved:
     """Of the validation at that step."""
     threshold: float
     """Probability from which on a slide is called positive."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """A checkpoint in storage that everybody can read, and what to call it in tables."""
+
+    uri: str
+    """Its folder."""
+    name: str
+    """As the user named it."""
+    version: str
+    """Of the registry, or empty."""
+    sha256: str
+    """Of the weights."""
+    threshold: float
+    """Probability from which on a slide is called positive."""
+
+    def load(self) -> MagNet:
+        """The network, on the CPU, in evaluation mode."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (MODEL_FILE, SETTINGS_FILE):
+                (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(self.uri, name)))
+            return load_model(Path(folder))
+
+
+def publish(folder: Path, uri: str, *, name: str, version: str) -> NamedModel:
+    """Put a checkpoint where workers can read it. What is there already must be the same model.
+
+    Args:
+        folder: of the checkpoint, on this machine.
+        uri: folder in storage.
+        name: as the user named it.
+        version: of the registry, or empty.
+
+    Raises:
+        CheckpointError: `folder` holds no checkpoint, or `uri` holds another one.
+    """
+    threshold = describe(folder).threshold
+    weights = (folder / MODEL_FILE).read_bytes()
+    there = storage.join(uri, MODEL_FILE)
+    if not storage.exists(there):
+        storage.write_bytes(storage.join(uri, SETTINGS_FILE), (folder / SETTINGS_FILE).read_bytes())
+        storage.write_bytes(there, weights)
+    elif storage.read_bytes(there) != weights:
+        raise CheckpointError(f"{uri}: holds another model than {name}; take a new folder for another model's scores")
+    return NamedModel(uri, name, version, hashlib.sha256(weights).hexdigest(), threshold)
 
 
 def save(folder: Path, model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import ray
 
@@ -25,11 +26,12 @@ def connect(env_vars: dict[str, str]) -> None:
     Args:
         env_vars: set for every worker of the job.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    runtime_env = {"env_vars": env_vars}
+    # A submitted job has its environment already, and Ray takes none that repeats it.
+    options: dict[str, Any] = {"logging_level": logging.WARNING}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        options["runtime_env"] = {"env_vars": env_vars | {"RAY_DATA_LOG_LEVEL": "WARNING"}}
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING, runtime_env=runtime_env)
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **options)
     except ConnectionError:
         if "RAY_ADDRESS" in os.environ:
             raise
@@ -40,9 +42,8 @@ def connect(env_vars: dict[str, str]) -> None:
         ray.init(
             num_cpus=num_cpus,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            logging_level=logging.WARNING,
-            runtime_env=runtime_env,
             _node_ip_address="127.0.0.1",
+            **options,
         )
 
 

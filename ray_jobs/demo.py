@@ -168,7 +168,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not _answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise UsageError(f"{process.args} did not come up within {seconds:g} s")
+            raise UsageError(f"{process.args!r} did not come up within {seconds:g} s")
         time.sleep(0.2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -158,7 +159,9 @@ def _publish(
     if tracker is None:
         ray.train.report(metrics)
         return
-    print(f"epoch {epoch}/{task.settings.recipe.epochs}  {_line(metrics)}", flush=True)
+    # Not print(): Ray Train's replacement for it writes each line twice.
+    sys.stdout.write(f"epoch {epoch}/{task.settings.recipe.epochs}  {_line(metrics)}\n")
+    sys.stdout.flush()
     tracker.metrics(metrics | {"step": step}, step=epoch)
     tracker.flush()
     with tempfile.TemporaryDirectory() as folder:

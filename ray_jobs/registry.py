@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-import tempfile
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from magnet.zoom import MagNet
 from ray_jobs import checkpoints
 from service.errors import UsageError
 
@@ -22,29 +19,6 @@ SCORER = Path(__file__).with_name("pyfunc_model.py")
 
 class ModelNotFoundError(UsageError):
     """No model under this name. To act: whoever named it. Retrying does not help."""
-
-
-@dataclass(frozen=True, slots=True)
-class NamedModel:
-    """A model, whole: it travels to the workers, which need not see the registry."""
-
-    name: str
-    """As the user named it."""
-    version: str
-    """Of the registry, or empty."""
-    sha256: str
-    """Of the weights."""
-    threshold: float
-    """Probability from which on a slide is called positive."""
-    files: dict[str, bytes]
-    """Of the checkpoint, by name."""
-
-    def load(self) -> MagNet:
-        """The network, on the CPU, in evaluation mode."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in self.files.items():
-                (Path(folder) / name).write_bytes(data)
-            return checkpoints.load_model(Path(folder))
 
 
 def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, alias: str) -> str:
@@ -59,7 +33,8 @@ def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, ali
     """
     mlflow.set_tracking_uri(tracking_uri)
     about = checkpoints.describe(checkpoint)
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, on type hints of rows that hold values of several types
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SCORER),
@@ -73,7 +48,7 @@ def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, ali
     return version
 
 
-def resolve(model: str, tracking_uri: str, folder: Path) -> NamedModel:
+def resolve(model: str, tracking_uri: str, folder: Path) -> tuple[Path, str]:
     """Find a model by ``models:/name@alias``, ``models:/name/version``, ``runs:/id/model`` or a checkpoint's folder.
 
     Args:
@@ -81,34 +56,27 @@ def resolve(model: str, tracking_uri: str, folder: Path) -> NamedModel:
         tracking_uri: of MLflow.
         folder: where a registered model is put.
 
+    Returns:
+        The folder of its checkpoint, and its version in the registry or "".
+
     Raises:
         ModelNotFoundError: if there is none.
     """
-    version = ""
-    if model.startswith(("models:/", "runs:/")):
-        mlflow.set_tracking_uri(tracking_uri)
-        try:
-            version = _version(model, tracking_uri)
-            place = Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder)))
-        except (MlflowException, OSError) as error:
-            raise ModelNotFoundError(
-                f"{model}: not found in {tracking_uri} ({error}); train one first, or set MLFLOW_TRACKING_URI "
-                f"or --storage to where it was trained"
-            ) from error
-        found = place / "artifacts"
-        checkpoint = next(path.parent for path in found.rglob(checkpoints.MODEL_FILE)) if found.is_dir() else place
-    else:
-        checkpoint = Path(model)
-        if not (checkpoint / checkpoints.MODEL_FILE).is_file():
-            raise ModelNotFoundError(
-                f"{model}: no folder with {checkpoints.MODEL_FILE}; name models:/magnet@challenger, runs:/ID/model "
-                f"or the folder of a checkpoint"
-            )
-    about = checkpoints.describe(checkpoint)
-    names = (checkpoints.MODEL_FILE, checkpoints.SETTINGS_FILE)
-    files = {name: (checkpoint / name).read_bytes() for name in names}
-    digest = hashlib.sha256(files[checkpoints.MODEL_FILE]).hexdigest()
-    return NamedModel(model, version, digest, about.threshold, files)
+    if not model.startswith(("models:/", "runs:/")):
+        return Path(model), ""
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        version = _version(model, tracking_uri)
+        place = Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise ModelNotFoundError(
+            f"{model}: not found in {tracking_uri} ({error}); train one first, or set MLFLOW_TRACKING_URI or --storage "
+            f"to where it was trained"
+        ) from error
+    found = next(place.rglob(checkpoints.MODEL_FILE), None)
+    if found is None:
+        raise ModelNotFoundError(f"{model}: is no MagNet: it holds no {checkpoints.MODEL_FILE}")
+    return found.parent, version
 
 
 def _version(model: str, tracking_uri: str) -> str:

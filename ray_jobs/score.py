@@ -13,18 +13,19 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from magnet.metrics import auroc_by_stratum
 from ray.data import ActorPoolStrategy
 from tqdm import tqdm
 
-from ray_jobs import cluster, command, registry, tracking
+from magnet.metrics import auroc_by_stratum
+from ray_jobs import checkpoints, cluster, command, registry, tracking
 from ray_jobs.scorer import ScoreBlock
-from service import scores
+from service import scores, storage
 from service.manifest import Slide, load_manifest
 from service.settings import ComputeSettings
 
@@ -51,7 +52,8 @@ def main(arguments: list[str]) -> int:
     out = command.absolute(options.out)
     uri = tracking.tracking_uri(command.storage_folder(options.storage))
     with tempfile.TemporaryDirectory() as folder:
-        model = registry.resolve(options.model, uri, Path(folder))
+        checkpoint, version = registry.resolve(options.model, uri, Path(folder))
+        model = checkpoints.publish(checkpoint, storage.join(out, "model"), name=options.model, version=version)
         cluster.connect(command.worker_environment())
         cluster.require(
             cpus=compute.num_workers * compute.cpus_per_worker,
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _score(
-    slides: list[Slide], model: registry.NamedModel, compute: ComputeSettings, out: str, *, pictures: bool
+    slides: list[Slide], model: checkpoints.NamedModel, compute: ComputeSettings, out: str, *, pictures: bool
 ) -> None:
     """Publish the rows of all slides that have none yet."""
     done = set(scores.read_parts(out)["slide_id"].to_pylist())
@@ -99,11 +101,12 @@ def _score(
     settings.enable_progress_bars = False
     blocks = -(-len(todo) // SLIDES_PER_PART)
     results = (
-        ray.data.from_items([{"slide": slide} for slide in todo], override_num_blocks=blocks)
+        ray.data.from_items([_plain(slide) for slide in todo], override_num_blocks=blocks)
         .map_batches(
             ScoreBlock,
             fn_constructor_args=(model, compute, out, pictures),
             batch_size=None,
+            batch_format="pyarrow",
             compute=ActorPoolStrategy(size=compute.num_workers),
             num_cpus=compute.cpus_per_worker,
             num_gpus=compute.gpus_per_worker,
@@ -115,6 +118,11 @@ def _score(
             bar.update()
             if result["status"] == "failed":
                 bar.write(f"{result['slide_id']} failed: {result['reason']}")
+
+
+def _plain(slide: Slide) -> dict[str, Any]:
+    """A slide as Ray Data's blocks hold it: what the score table wants of it."""
+    return {name: getattr(slide, name) for name in ("row", "slide_id", "uri", "patient_id", "label", "stratum")}
 
 
 def _tell(table: pa.Table, out: str) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import torch
 
-from ray_jobs.registry import NamedModel
+from ray_jobs.checkpoints import NamedModel
 from ray_jobs.rows import Scored, score_slides
 from service import scores, storage
+from service.manifest import Slide
 from service.pictures import THUMBNAIL_PX, zoom_picture
 from service.reader import RegionReader
 from service.settings import ComputeSettings
+
+DONE = pa.schema([(name, pa.string()) for name in ("slide_id", "status", "reason")])
+"""What a block passes on."""
 
 
 class ScoreBlock:
     """Scores the slides of a block, publishes their rows in one piece, and passes on what became of each.
 
     Args:
-        model: what to score with; its weights travel with it.
+        model: what to score with.
         compute: what this actor may use.
         out: folder of the scoring.
         pictures: whether to draw them.
@@ -31,16 +36,17 @@ class ScoreBlock:
         self.model = model.load().to(device)
         self.reader = RegionReader(tile_cache_bytes=compute.tile_cache_mb << 20, num_threads=compute.reader_threads)
 
-    def __call__(self, block: dict[str, Any]) -> dict[str, list[Any]]:
-        """Ray Data: a column of slides in, their statuses out."""
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Ray Data: slides in, what became of each out."""
+        slides = [Slide(**row) for row in block.to_pylist()]
         rows = [
             self._complete(scored)
             for scored in score_slides(
-                self.model, list(block["slide"]), self.reader, in_flight=self.in_flight, keep_views=self.pictures
+                self.model, slides, self.reader, in_flight=self.in_flight, keep_views=self.pictures
             )
         ]
         scores.write_part(self.out, rows)
-        return {name: [row[name] or "" for row in rows] for name in ("slide_id", "status", "reason")}
+        return pa.table({name: [row[name] for row in rows] for name in ("slide_id", "status", "reason")}, schema=DONE)
 
     def _complete(self, scored: Scored) -> dict[str, Any]:
         row = scored.row

@@ -13,21 +13,23 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-
+import pandas as pd
 from mlflow import MlflowClient
-from mlflow.data.dataset import Dataset
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from service.errors import UsageError
+
 log = logging.getLogger(__name__)
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 PACKAGES = ("torch", "timm", "ray", "mlflow", "numpy", "imagecodecs", "obstore", "openslide-python")
 """Whose versions are recorded."""
@@ -115,7 +117,18 @@ class Tracker:
         return True
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Record settings, flat; the same again in a later attempt is no change."""
+        """Record settings, flat.
+
+        Raises:
+            UsageError: an earlier attempt of the same job had others.
+        """
+        earlier = self.client.get_run(self.run_id).data.params
+        changes = [f"{k} = {v} (was {earlier[k]})" for k, v in values.items() if earlier.get(k, str(v)) != str(v)]
+        if changes:
+            raise UsageError(
+                f"this job began with other settings: {', '.join(changes)}. A job goes on as it began; "
+                f"take back the change, or give the new job a --name of its own"
+            )
         params = [Param(name, str(value)) for name, value in values.items()]
         for i in range(0, len(params), 100):
             self.client.log_batch(self.run_id, params=params[i : i + 100])
@@ -124,8 +137,11 @@ class Tracker:
         """Set tags."""
         self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
-    def dataset(self, dataset: Dataset, context: str) -> None:
-        """Note a data set that went into the run, by name, source and digest."""
+    def dataset(self, frame: pd.DataFrame, *, source: str, name: str, context: str) -> None:
+        """Note a table that went into the run, by name, source and digest."""
+        with warnings.catch_warnings():  # about guesses that do no harm: kind of source, integers without gaps
+            warnings.simplefilter("ignore")
+            dataset = from_pandas(frame, source=source, name=name)
         used = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
         self.client.log_inputs(self.run_id, datasets=[used])
 

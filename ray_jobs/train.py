@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow.data.pandas_dataset import from_pandas
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_jobs import checkpoints, cluster, command, loop, registry, tracking
@@ -117,9 +116,8 @@ def _record(tracker: tracking.Tracker, settings: TrainSettings, manifest: Manife
     tracker.tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage})
     frame = manifest.to_frame()
     for context in ("train", "val"):
-        part = frame[frame["split"] == context]
-        dataset = from_pandas(part, source=manifest.uri, name=f"{Path(manifest.uri).stem}-{context}")
-        tracker.dataset(dataset, "training" if context == "train" else "validation")
+        name = f"{Path(manifest.uri).stem}-{context}"
+        tracker.dataset(frame[frame["split"] == context], source=manifest.uri, name=name, context=context)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(yaml.safe_dump(to_dict(settings), sort_keys=False))
@@ -137,9 +135,10 @@ def _fit(task: loop.Task, name: str, storage: str) -> tuple[Path, dict[str, Any]
             use_gpu=compute.gpus_per_worker > 0,
             resources_per_worker={"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker},
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # its annotations are still those of Ray Train V1
             name=name,
             storage_path=storage,
+            logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"

@@ -138,14 +138,15 @@ def load_manifest(uri: str, *, need_labels: bool) -> Manifest:
     """
     data = storage.read_bytes(uri)
     table = _parse_parquet(data) if data[:4] == b"PAR1" else _parse_csv(data)
-    problems = [*table.problems, *_check_columns(table, need_labels)]
-    if problems:
-        raise ManifestError(problems, uri)
+    problems = table.problems + _check_columns(table, need_labels)
+    missing = {problem.column for problem in problems if problem.row is None}
     slides: list[Slide] = []
+    found: list[Problem] = []
     for row, cells in table.rows:
-        problems += _check_cells(row, cells, need_labels)
-        slides.append(_slide(row, cells, storage.parent(uri), problems))
-    problems += _check_duplicates(slides) + _check_splits(slides)
+        found += _check_cells(row, cells, need_labels)
+        slides.append(_slide(row, cells, storage.parent(uri), found))
+    found += _check_duplicates(slides) + _check_splits(slides)
+    problems += [problem for problem in found if problem.column not in missing]
     if not problems and need_labels:
         problems += _check_classes(slides)
     if problems:
@@ -229,6 +230,10 @@ def _parse_csv(data: bytes) -> _Table:
             start = lines.line_num + 1
     except csv.Error as error:
         problems.append(Problem(start, None, f"is not CSV: {error}"))
+    if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
+        name = "a tab" if found[0] == "\t" else repr(found[0])
+        reason = f"columns are separated by {name}; save the table with commas, or as Parquet"
+        return _Table([], [], [Problem(None, None, reason)])
     return _Table(columns, rows, problems)
 
 
@@ -245,19 +250,15 @@ def _text(value: object) -> str:
     """A Parquet cell as it would stand in a CSV file: whole numbers without a point, nothing for null."""
     if value is None or value != value:  # NaN
         return ""
-    if isinstance(value, bool | float) and value == int(value):
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     return str(value).strip()
 
 
 def _check_columns(table: _Table, need_labels: bool) -> list[Problem]:
-    if table.problems and not table.columns:
-        return []
     if not table.columns:
-        return [Problem(None, None, "is empty; want a header line and one line per slide")]
-    if len(table.columns) == 1 and (found := re.search(r"[;\t|]", table.columns[0])):
-        name = "a tab" if found[0] == "\t" else repr(found[0])
-        return [Problem(None, None, f"columns are separated by {name}; save the table with commas, or as Parquet")]
+        is_empty = Problem(None, None, "is empty; want a header line and one line per slide")
+        return [] if table.problems else [is_empty]
     needed = ("slide_id", "uri", "label") if need_labels else ("slide_id", "uri")
     have = f"the table has {', '.join(table.columns)}"
     problems = [Problem(None, name, f"is missing; {have}") for name in needed if name not in table.columns]
@@ -277,7 +278,7 @@ def _check_cells(row: int, cells: Mapping[str, str], need_labels: bool) -> list[
     elif not _SAFE_ID.fullmatch(slide_id):
         reason = f"{slide_id!r} cannot name a file; use up to 100 letters, digits, spaces and ._+()-"
         problems.append(Problem(row, "slide_id", reason))
-    if not cells["uri"]:
+    if not cells.get("uri"):
         problems.append(Problem(row, "uri", "is empty"))
     if label not in ("0", "1") and (label or need_labels):
         problems.append(Problem(row, "label", f"{label!r} is neither 0 nor 1" if label else "is empty"))
@@ -292,7 +293,7 @@ def _check_cells(row: int, cells: Mapping[str, str], need_labels: bool) -> list[
 
 def _slide(row: int, cells: Mapping[str, str], folder: str, problems: list[Problem]) -> Slide:
     """The slide of a row; a URI that cannot be resolved is added to the problems."""
-    uri = cells["uri"]
+    uri = cells.get("uri", "")
     try:
         uri = storage.join(folder, uri) if uri else ""
     except UsageError as error:
@@ -300,9 +301,9 @@ def _slide(row: int, cells: Mapping[str, str], folder: str, problems: list[Probl
     label = cells.get("label", "")
     return Slide(
         row=row,
-        slide_id=cells["slide_id"],
+        slide_id=cells.get("slide_id", ""),
         uri=uri,
-        patient_id=cells.get("patient_id") or cells["slide_id"],
+        patient_id=cells.get("patient_id") or cells.get("slide_id", ""),
         center=cells.get("center") or None,
         label=int(label) if label in ("0", "1") else None,
         stratum=cells.get("stratum") or None,

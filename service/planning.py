@@ -68,7 +68,7 @@ def plan_windows(
     box = to_level0(region, size_px)  # N, 3
     steps = np.array([level.step_xy for level in levels])  # L, 2
     level = _coarsest_level(box[:, 2], steps, out_px)
-    coarser = box[:, 2] / (steps[level].max(axis=1) * out_px * MAX_STEP)
+    coarser = box[:, 2] / (steps[level].min(axis=1) * out_px * MAX_STEP)
     factor = 2 ** np.maximum(0, np.floor(np.log2(np.maximum(coarser, 0.5))) + 1).astype(np.int64)
     pixel = steps[level] * factor[:, None]  # N, 2: level-0 pixels per virtual pixel
     low = np.floor(box[:, :2] / pixel - margin_px).astype(np.int64)

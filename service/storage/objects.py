@@ -46,7 +46,8 @@ def list_uris(prefix: str) -> list[str]:
     if location.scheme == "file":
         with file_errors(prefix):
             found = sorted(str(path) for path in Path(location.key).rglob("*") if path.is_file())
-        return [f"file://{path}" if prefix.startswith("file://") else path for path in found]
+        as_uri = "://" in prefix
+        return ["file://" + path.replace("%", "%25") if as_uri else path for path in found]
     if location.scheme in ("http", "https"):
         raise UsageError("an http(s) server cannot be listed; use s3://, gs://, az:// or a path", uri=prefix)
 

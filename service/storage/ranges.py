@@ -103,7 +103,7 @@ class LocalFile:
         start = time.perf_counter()
         with file_errors(self.uri), self._files.using(self._path, self.etag, self.uri) as descriptor:
             data = os.pread(descriptor, length, offset)
-            if len(data) != length or file_identity(os.fstat(descriptor))[1] != self.etag:
+            if len(data) != length or file_identity(os.stat(self._path))[1] != self.etag:
                 raise _changed(self.uri)
         counters.add(requests=1, bytes=length, wait_s=time.perf_counter() - start)
         return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from service.errors import UsageError
 
@@ -37,7 +37,7 @@ def parse(uri: str) -> Location:
     if scheme not in SCHEMES:
         raise UsageError(f"scheme {scheme!r} cannot be read; use a path or one of {', '.join(SCHEMES)}", uri=uri)
     if scheme == "file":
-        return Location("file", "", os.path.abspath(unquote(urlsplit(uri).path)))
+        return Location("file", "", os.path.abspath(unquote(rest)))
     host, _, key = rest.partition("/")
     if not host:
         raise UsageError(f"no bucket or host in the URI; write {scheme}://HOST/KEY", uri=uri)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -42,6 +43,7 @@ def make_cohort(out: Path, settings: CohortSettings, jobs: int = 1) -> bool:
     Raises:
         UsageError: `out` holds anything else, or another process is at it.
     """
+    out = out.resolve()
     record = json.dumps({"format": FORMAT_VERSION, **asdict(settings)}, indent=2) + "\n"
     if _is_complete(out, record):
         return False
@@ -78,7 +80,7 @@ def _is_complete(out: Path, record: str) -> bool:
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
     """An empty folder beside `out`, locked against other processes, removed at the end unless it was renamed."""
-    folder = out.absolute().parent / f".{out.name}.partial"
+    folder = out.parent / f".{out.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
@@ -111,8 +113,9 @@ def _map(jobs: int, work: list[tuple[SlideSpec, Path]]) -> Iterator[list[Outline
     if jobs == 1:
         yield from map(_write_one, work)
         return
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(work))) as pool:
-        yield from pool.imap(_write_one, work)
+    spawn = multiprocessing.get_context("spawn")  # tqdm's thread forbids to fork
+    with ProcessPoolExecutor(min(jobs, len(work)), mp_context=spawn) as processes:
+        yield from processes.map(_write_one, work)
 
 
 def _write_one(work: tuple[SlideSpec, Path]) -> list[Outline]:

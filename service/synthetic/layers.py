@@ -27,7 +27,9 @@ OUTSIDE, INSIDE, EDGE = 0, 1, 2
 _ROUGHNESS_PX = 7.0
 _SOFT_PX = 5.0
 """Width of the transition from one texture to the next."""
-_MARGIN_PX = 3.5 * _ROUGHNESS_PX + _SOFT_PX
+_MAX_ROUGHNESS = 3.5
+"""Spreads at which the noise is cut."""
+_MARGIN_PX = _MAX_ROUGHNESS * _ROUGHNESS_PX + _SOFT_PX
 """Farther from the outline, a tile shows nothing of it."""
 
 
@@ -111,8 +113,8 @@ def outline(layer: Layer, blob: Blob, num_points: int = 120) -> list[tuple[float
 
 def draw_roughness(rng: np.random.Generator) -> NDArray[np.float32]:
     """What roughens outlines, for `Layer.cover`: (256, 3 * 256), each pixel three times."""
-    noise = draw_noise(rng, 20, 90) * np.float32(_ROUGHNESS_PX / _SOFT_PX)
-    return (0.5 + noise).repeat(3, axis=1)
+    noise = np.clip(draw_noise(rng, 20, 90), -_MAX_ROUGHNESS, _MAX_ROUGHNESS)
+    return (0.5 + noise * np.float32(_ROUGHNESS_PX / _SOFT_PX)).repeat(3, axis=1)
 
 
 def _refined(nodes: Floats) -> Floats:

@@ -17,10 +17,12 @@ Numbers = NDArray[np.int64]
 _CELLS_ALONG_SIDE = 128
 """Steps of the lattice on which tissue is outlined, about; the same for slides of any size."""
 _CELLS_ALONG_RADIUS = 5
-"""Steps of the lattice on which a candidate is outlined, at least."""
+"""Steps of the lattice on which a candidate is outlined, about."""
 _SMALLEST_CELL_PX, _LARGEST_CELL_PX = 32, 512
 _CAPSULE_SHARE = 0.007
 """Width of the stroma around a piece of tissue as a share of the slide's side."""
+_NUM_WAVES, _WAVELENGTH_SHARES, _TRABECULAE_DEPTH = 8, (0.05, 0.12), 2.7
+"""Trabeculae run where a sum of waves (lengths as shares of the side) falls this far below 0."""
 _PATTERN = 8
 """Tiles after which the choice of variants repeats, along each side: a tile of level 3."""
 
@@ -73,17 +75,16 @@ def paint(rng: np.random.Generator, layout: Layout, stain: Stain, hint: float) -
 def _draw_tissue_layers(rng: np.random.Generator, layout: Layout) -> tuple[Layer, Layer]:
     """Stroma wherever there is tissue, and lymphoid tissue within: inside the capsule and between the trabeculae."""
     side = layout.side_px
-    capsule = _CAPSULE_SHARE * side
-    angle, phase = rng.uniform(0, 2 * np.pi, (2, 8))
-    wavelength = side * rng.uniform(0.05, 0.12, 8)
+    angle, phase = rng.uniform(0, 2 * np.pi, (2, _NUM_WAVES))
+    wavenumber = 2 * np.pi / (side * rng.uniform(*_WAVELENGTH_SHARES, _NUM_WAVES))
+    slope = np.sqrt(_NUM_WAVES / 2) * wavenumber.mean()  # about that of the sum, to turn its height into a distance
 
     def lymph_depth(x: Floats, y: Floats) -> Floats:
         waves = [
-            np.sin((x * np.cos(a) + y * np.sin(a)) * (2 * np.pi / w) + p)
-            for a, p, w in zip(angle, phase, wavelength, strict=True)
+            np.sin((x * np.cos(a) + y * np.sin(a)) * k + p) for a, p, k in zip(angle, phase, wavenumber, strict=True)
         ]
-        trabeculae = (np.sum(waves, axis=0) + 2.7) * (0.08 * side / (2 * np.pi * 2))
-        return np.minimum(layout.tissue_depth(x, y) - capsule, trabeculae)
+        beside_trabeculae = (np.sum(waves, axis=0) + _TRABECULAE_DEPTH) / slope
+        return np.minimum(layout.tissue_depth(x, y) - _CAPSULE_SHARE * side, beside_trabeculae)
 
     cell = _cell_px(side / _CELLS_ALONG_SIDE)
     return make_layer("stroma", layout.tissue_depth, side, cell), make_layer("lymph", lymph_depth, side, cell)
@@ -103,9 +104,7 @@ def _cell_px(wanted_px: float) -> int:
     return int(np.clip(2 ** np.round(np.log2(wanted_px)), _SMALLEST_CELL_PX, _LARGEST_CELL_PX))
 
 
-def _different_tiles(
-    rng: np.random.Generator, layers: tuple[Layer, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _different_tiles(rng: np.random.Generator, layers: tuple[Layer, ...]) -> tuple[Numbers, Numbers]:
     """`Painting.index` and `Painting.examples`."""
     shape = layers[0].state.shape
     code, edge = np.zeros(shape, np.int64), np.zeros(shape, bool)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +80,15 @@ def test_a_trained_encoder_follows_train_and_eval() -> None:
     assert not encoder.eval().backbone.training
 
 
-@pytest.mark.parametrize(("name", "side"), [("test_resnet", 64), ("test_vit", 160), ("inception_v3", 96)])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("test_resnet", 64), ("resnet10t", 64), ("test_efficientnet", 64), ("test_vit", 160), ("inception_v3", 96)],
+)
 def test_checkpointing_changes_memory_and_nothing_else(name: str, side: int) -> None:
-    kept, features, grads = [], [], []
+    kept, features, grads, states = [], [], [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        encoder = make_encoder(name, trained=True, checkpointing=checkpointing).eval()
+        encoder = make_encoder(name, trained=True, checkpointing=checkpointing).train()
         saved_bytes = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -97,9 +102,23 @@ def test_checkpointing_changes_memory_and_nothing_else(name: str, side: int) -> 
         out.square().sum().backward()
         features.append(out.detach())
         grads.append([p.grad for p in encoder.parameters()])
+        states.append(encoder.state_dict())  # statistics of batch normalisation included
     assert kept[1] < 0.7 * kept[0]
     torch.testing.assert_close(features[0], features[1])
     torch.testing.assert_close(grads[0], grads[1])
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_copies_and_pickles_of_a_checkpointed_encoder_have_weights_of_their_own() -> None:
+    encoder = make_encoder("resnet10t", checkpointing=True).eval()
+    expected = encoder(views(1, 64))
+    for twin in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        torch.testing.assert_close(twin(views(1, 64)), expected)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert twin(views(1, 64)).abs().sum() == 0
+        torch.testing.assert_close(encoder(views(1, 64)), expected)
 
 
 def test_channels_last_gives_the_same_features() -> None:
@@ -123,7 +142,7 @@ def test_any_backbone_can_be_wrapped() -> None:
 
 
 def test_an_unknown_model_is_named_with_similar_ones() -> None:
-    with pytest.raises(ValueError, match=r"resnet19.*similar names: .*resnet10t"):
+    with pytest.raises(ValueError, match=r"resnet19.*similar names: .*resnet18"):
         make_encoder("resnet19")
 
 

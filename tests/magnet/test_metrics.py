@@ -70,12 +70,15 @@ class TestInterval:
         assert auroc(labels, scores) == pytest.approx(0.95, abs=0.02)
         assert 0.08 < high - low < 0.20
 
-    @pytest.mark.parametrize(("num_positive", "num_negative"), [(1, 1), (3, 3), (10, 10), (50, 100)])
-    def test_perfect_scores_are_not_certain(self, num_positive: int, num_negative: int) -> None:
+    @pytest.mark.parametrize(("num_positive", "num_negative"), [(1, 1), (3, 3), (10, 10), (50, 100), (200, 30)])
+    def test_perfect_scores_are_as_uncertain_as_the_smaller_class_is_small(
+        self, num_positive: int, num_negative: int
+    ) -> None:
+        """Clopper and Pearson's bound for n hits in n trials is 0.025 ** (1 / n)."""
         labels = np.repeat([1, 0], [num_positive, num_negative])
         low, high = auroc_interval(labels, labels)
         assert high == 1
-        assert 0 < low < 1 - 1 / (num_positive * num_negative) / 2
+        assert low == pytest.approx(0.025 ** (1 / min(num_positive, num_negative)), abs=0.1)
         assert auroc_interval(labels, -labels) == (0, pytest.approx(1 - low))
 
     def test_narrows_with_more_slides_and_widens_with_more_confidence(self) -> None:

@@ -18,6 +18,7 @@ from service.errors import UsageError
 from service.synthetic import cohort as cohort_module
 from service.synthetic.__main__ import main
 from service.synthetic.cohort import make_cohort
+from service.synthetic.layers import Depth
 from service.synthetic.layout import draw_layout
 from service.synthetic.plan import CohortSettings, plan_slides
 from service.synthetic.slide import SlideSpec, write_slide
@@ -69,7 +70,7 @@ def block_means(pixels: np.ndarray, block_px: int) -> np.ndarray:
 
 def spec(**changes: object) -> SlideSpec:
     values = {"slide_id": "s", "stratum": "macro", "center": 0, "side_px": 2048, "num_decoys": 3, "hint": 0.0}
-    return SlideSpec(**{**values, "strata": (("macro", 1.0), ("micro", 1.0)), "seed": (0, 0), **changes})  # type: ignore[arg-type]
+    return SlideSpec(**{**values, "strata": (("macro", 1.0), ("micro", 1.0)), "seed": (0, 0), **changes})
 
 
 class TestFiles:
@@ -163,8 +164,8 @@ class TestTruth:
         """The world of the learning trial: 32,768 px, macro radius 2,048 to 3,072 px, micro 768 to 1,280 px."""
         for seed in range(20):
             layout = draw_layout(np.random.default_rng(seed), 32_768, "macro", 3, {"micro": 1.0})
-            radii = {c.is_lesion: [d.blob.radius for d in layout.candidates if d is c] for c in layout.candidates}
-            assert 1500 <= radii[True][0] <= 3072
+            (lesion,) = (c.blob.radius for c in layout.candidates if c.is_lesion)
+            assert 2048 <= lesion <= 3072
             assert len(layout.candidates) == 3
             assert all(768 <= c.blob.radius <= 1280 for c in layout.candidates if not c.is_lesion)
             assert 0.1 < tissue_share(layout.tissue_depth, 32_768) < 0.3
@@ -339,6 +340,6 @@ def mean_wavelength_px(tiles: np.ndarray) -> float:
     return float(1 / frequency[kept][order][np.searchsorted(total, total[-1] / 2)])
 
 
-def tissue_share(depth: object, side_px: int) -> float:
+def tissue_share(depth: Depth, side_px: int) -> float:
     y, x = np.mgrid[0:side_px:64j, 0:side_px:64j]
-    return float((depth(x, y) > 0).mean())  # type: ignore[operator]
+    return float((depth(x, y) > 0).mean())
