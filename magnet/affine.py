@@ -104,7 +104,7 @@ def centre_from(mean_2: Tensor, scale: Tensor, limit: CentreLimit = "tanh") -> T
     if limit == "tanh":
         return mean_2.tanh()
     if limit == "bounded":
-        room = (1 - scale.detach()).clamp_min(0)[..., None]
+        room = (1 - scale).clamp_min(0)[..., None]
         return _straight_through(mean_2, mean_2.clamp(-room, room))
     raise ValueError(f"limit {limit!r}: must be 'tanh' or 'bounded'")
 

@@ -84,6 +84,7 @@ def make_encoder(
     trained: bool = True,
     checkpointing: bool = False,
     channels_last: bool = False,
+    to_be_loaded: bool = False,
 ) -> Encoder:
     """Build an encoder from a timm model.
 
@@ -98,6 +99,7 @@ def make_encoder(
         trained: False freezes the encoder; see `Encoder`.
         checkpointing: recompute activations in the backward pass instead of keeping them.
         channels_last: memory format; see `Encoder`.
+        to_be_loaded: a checkpoint will bring the weights: `weights` are not read, and random ones not warned about.
 
     Raises:
         ValueError: no such architecture, tag or digest, or weights that do not fit it.
@@ -107,8 +109,10 @@ def make_encoder(
         close = get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(f"encoder {name!r}: timm knows no such model; similar names: {', '.join(close) or 'none'}")
     from_timm = weights is not None and not is_file_or_uri(weights)
-    backbone = _create(name, weights if from_timm else None, in_px)
-    if weights is None:
+    backbone = _create(name, weights if from_timm else None, in_px, pretrained=from_timm and not to_be_loaded)
+    if to_be_loaded:
+        pass  # a tag of timm's was still needed above: it says how the input is normalised
+    elif weights is None:
         logger.warning("encoder %s: random initialisation, no weights given", name)
     elif not from_timm:
         state = read_state_dict(weights, sha256=sha256, fetch=fetch)
@@ -125,14 +129,14 @@ def make_encoder(
     )
 
 
-def _create(name: str, tag: str | None, in_px: int | None) -> Any:
-    """A timm model without classifier; `tag` None for random weights, "imagenet" for the default ones."""
+def _create(name: str, tag: str | None, in_px: int | None, *, pretrained: bool) -> Any:
+    """A timm model without classifier, set up as for the weights `tag` (None, "imagenet": the default ones)."""
     published = timm.get_pretrained_cfg(name)
     fixed = published is not None and published.fixed_input_size
     options: dict[str, Any] = {"img_size": in_px} if fixed and in_px is not None else {}
     full_name = name if tag in (None, "imagenet") else f"{name}.{tag}"
     try:
-        return timm.create_model(full_name, pretrained=tag is not None, num_classes=0, **options)
+        return timm.create_model(full_name, pretrained=pretrained, num_classes=0, **options)
     except OSError as error:
         raise OSError(
             f"encoder {name}: timm's weights {tag!r} are neither in its cache nor to be downloaded ({error}); "
@@ -174,6 +178,8 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 def _recompute(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The block's own forward pass, without keeping its activations."""
     forward = partial(type(block).forward, block)
+    if torch.compiler.is_compiling():  # it functionalises the statistics itself, and takes no contexts
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
 
 

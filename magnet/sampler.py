@@ -68,20 +68,20 @@ def sample(
         raise ValueError(f"method {method!r}: must be one of {sorted(MARGIN_PX)}")
     if num_samples < 4:
         raise ValueError(f"num_samples {num_samples}: must be 4 or more, three besides the centre determine a plane")
-    with torch.autocast(pixels_NCHW.device.type, enabled=False):  # the slopes need float32
-        source = pixels_NCHW if pixels_NCHW.dtype == torch.float64 else pixels_NCHW.float()
-        scale_N2, offset_N2 = in_window(place_N4, region_N3, source.shape[-2:])
-        grid_NKK2 = _grid(scale_N2.to(source.dtype), offset_N2.to(source.dtype), out_px)
-        if method == "bilinear" or not (grid_NKK2.requires_grad and torch.is_grad_enabled()):
-            return _bilinear(source, grid_NKK2)
-        spread_N2 = _noise_spread(scale_N2, source.shape[-2:], out_px, noise_out_px, noise_window_px)
-        noise = _on_device(generator, source.device)
-        slope_x, slope_y, intercept_NCKK = _fit(
-            source.detach(), grid_NKK2.detach(), spread_N2.to(source.dtype), num_samples - 1, noise
-        )
-        moved_x, moved_y = (grid_NKK2 - grid_NKK2.detach())[:, None].unbind(dim=-1)  # zero; carry the gradient
-        value = _bilinear(source, grid_NKK2.detach()) + slope_x * moved_x + slope_y * moved_y
-        return value + intercept_NCKK if intercept else value
+    # float32 is enough for all but the places; no operation below is one that autocast would run in less
+    source = pixels_NCHW if pixels_NCHW.dtype == torch.float64 else pixels_NCHW.float()
+    scale_N2, offset_N2 = in_window(place_N4, region_N3, source.shape[-2:])
+    grid_NKK2 = _grid(scale_N2.to(source.dtype), offset_N2.to(source.dtype), out_px)
+    if method == "bilinear" or not (grid_NKK2.requires_grad and torch.is_grad_enabled()):
+        return _bilinear(source, grid_NKK2)
+    spread_N2 = _noise_spread(scale_N2, source.shape[-2:], out_px, noise_out_px, noise_window_px)
+    noise = _on_device(generator, source.device)
+    slope_x, slope_y, intercept_NCKK = _fit(
+        source.detach(), grid_NKK2.detach(), spread_N2.to(source.dtype), num_samples - 1, noise
+    )
+    moved_x, moved_y = (grid_NKK2 - grid_NKK2.detach())[:, None].unbind(dim=-1)  # zero; carry the gradient
+    value = _bilinear(source, grid_NKK2.detach()) + slope_x * moved_x + slope_y * moved_y
+    return value + intercept_NCKK if intercept else value
 
 
 def in_window(place_N4: Tensor, region_N3: Tensor, size_px: tuple[int, int] | torch.Size) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,6 @@ from torch import Tensor
 GREY_TOLERANCE = 15
 """Largest difference between two channels, of 255, at which a pixel still counts as grey."""
 
-BLACK_BELOW = 16
-"""Brightest channel, of 255, below which a pixel is padding or filtered out."""
-
 CLEAR_DENSITY = 0.05
 """Mean optical density of empty glass, at most: 89 % of the light comes through."""
 
@@ -59,26 +56,23 @@ def tissue_mask(
     view_NCHW: Tensor,
     *,
     tolerance: int = GREY_TOLERANCE,
-    black_below: int = BLACK_BELOW,
     clear_density: float = CLEAR_DENSITY,
 ) -> Tensor:
-    """Where a view shows stained tissue: coloured, not black, and darker than empty glass.
+    """Where a view shows stained tissue: coloured, which black and white are not, and darker than empty glass.
 
     The density (-log10 of the mean channel) is what tells pale tissue from yellowish glass, both of which have colour.
 
     Args:
         view_NCHW: RGB in [0, 1], grey-filtered or not.
         tolerance: as for `grey_filter`.
-        black_below: pixels whose brightest channel is below this, of 255, are padding.
         clear_density: optical density of empty glass, at most.
 
     Returns:
         Boolean, shape (N, H, W).
     """
     coloured = _chroma(view_NCHW) > tolerance / 255 + _ROUNDING
-    lit = view_NCHW.amax(dim=1) >= black_below / 255 - _ROUNDING
     dense = view_NCHW.mean(dim=1) < 10**-clear_density
-    return coloured & lit & dense
+    return coloured & dense
 
 
 def _chroma(view_NCHW: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,11 +74,14 @@ class MagNet(nn.Module):
     Args:
         config: all settings.
         fetch_bytes: reads weights that lie at a URI other than a local path.
+        to_be_loaded: a checkpoint will bring all weights: the configured initial ones are not read.
 
     Source: the paper, section 3.
     """
 
-    def __init__(self, config: ModelConfig, *, fetch_bytes: FetchBytes | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, *, fetch_bytes: FetchBytes | None = None, to_be_loaded: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         zoom, parts = config.zoom, config.classifier
@@ -99,12 +103,13 @@ class MagNet(nn.Module):
             channels_last=parts.channels_last,
             fetch=fetch_bytes,
             in_px=zoom.patch_px,
+            to_be_loaded=to_be_loaded,
         )
         width = self.encoder.num_features
         self.head = RecurrentHead(width, hidden=parts.hidden) if parts.head == "recurrent" else EvidenceHead(width)
-        self.early = _auxiliary(config.auxiliary, zoom.view_px, fetch_bytes) if zoom.num_layers > 1 else None
-        late_px = zoom.patch_px if config.late_layer == zoom.num_layers else zoom.view_px
-        self.late = _auxiliary(config.auxiliary, late_px, fetch_bytes)
+        auxiliary = partial(_auxiliary, config.auxiliary, fetch=fetch_bytes, to_be_loaded=to_be_loaded)
+        self.early = auxiliary(zoom.view_px) if zoom.num_layers > 1 else None
+        self.late = auxiliary(zoom.patch_px if config.late_layer == zoom.num_layers else zoom.view_px)
 
     def zoom(
         self,
@@ -225,11 +230,20 @@ class MagNet(nn.Module):
         return early_B, late_B
 
 
-def _auxiliary(config: AuxiliaryConfig, in_px: int, fetch: FetchBytes | None) -> nn.Sequential | None:
+def _auxiliary(
+    config: AuxiliaryConfig, in_px: int, *, fetch: FetchBytes | None, to_be_loaded: bool
+) -> nn.Sequential | None:
     """A slide's logit (B,) from the views (B, N, C, H, W) of one layer. Source: the paper, section 3.3."""
     if config.encoder is None:
         return None
-    encoder = make_encoder(config.encoder, config.weights, in_px=in_px, sha256=config.weights_sha256, fetch=fetch)
+    encoder = make_encoder(
+        config.encoder,
+        config.weights,
+        in_px=in_px,
+        sha256=config.weights_sha256,
+        fetch=fetch,
+        to_be_loaded=to_be_loaded,
+    )
     return nn.Sequential(_OverNodes(encoder), MeanHead(encoder.num_features))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from service.errors import UsageError
+from service.settings import ComputeSettings
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +20,10 @@ LOCAL_OBJECT_STORE_BYTES = 512 << 20
 
 class ClusterTooSmallError(UsageError):
     """The cluster has not what the job asks for. To act: whoever submits it. Retrying does not help."""
+
+
+class NotSharedError(UsageError):
+    """A folder or database of one node in a cluster of several. To act: whoever submits. Retrying does not help."""
 
 
 def connect(env_vars: dict[str, str]) -> None:
@@ -47,21 +53,47 @@ def connect(env_vars: dict[str, str]) -> None:
         )
 
 
-def require(*, cpus: float, gpus: float, why: str) -> None:
-    """Refuse a job that would wait for ever for CPUs or GPUs that nobody has.
+def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSettings:
+    """Settings for this cluster. Refuses a job that would wait for ever for CPUs or GPUs that nobody has.
 
     Args:
-        cpus: cores that must be there at once.
-        gpus: GPUs that must be there at once.
-        why: what they are for.
+        compute: `gpus_per_worker` may be open.
+        extra_cpus: cores needed beside the workers'.
+        why: what all are for.
+
+    Returns:
+        The same with `gpus_per_worker` decided.
 
     Raises:
-        ClusterTooSmallError: if the cluster has fewer.
+        ClusterTooSmallError: if the cluster has too little.
     """
     have = ray.cluster_resources()
-    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+    if compute.gpus_per_worker is None:
+        compute = replace(compute, gpus_per_worker=1 if have.get("GPU", 0) else 0)
+    assert compute.gpus_per_worker is not None
+    cpus = compute.num_workers * compute.cpus_per_worker + extra_cpus
+    for name, wanted in (("CPU", cpus), ("GPU", compute.num_workers * compute.gpus_per_worker)):
         if have.get(name, 0) < wanted:
             raise ClusterTooSmallError(
                 f"the cluster has {have.get(name, 0):g} {name}, this job needs {wanted:g}: {why}. "
                 f"Add nodes, or lower compute.num_workers, compute.cpus_per_worker or compute.gpus_per_worker."
+            )
+    return compute
+
+
+def require_shared(**places: str) -> None:
+    """Refuse places that only one of a cluster's nodes can see.
+
+    Args:
+        **places: paths and URIs, by the option that names them.
+
+    Raises:
+        NotSharedError: if the cluster has several nodes and one of the places is a path.
+    """
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    for option, place in places.items():
+        if nodes > 1 and ("://" not in place or place.startswith(("sqlite:", "file:"))):
+            raise NotSharedError(
+                f"{option} is {place}, which the other {nodes - 1} node(s) of this cluster cannot see; "
+                f"use s3:// for --storage and --out, and a server for MLFLOW_TRACKING_URI"
             )

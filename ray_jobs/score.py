@@ -55,11 +55,8 @@ def main(arguments: list[str]) -> int:
         checkpoint, version = registry.resolve(options.model, uri, Path(folder))
         model = checkpoints.publish(checkpoint, storage.join(out, "model"), name=options.model, version=version)
         cluster.connect(command.worker_environment())
-        cluster.require(
-            cpus=compute.num_workers * compute.cpus_per_worker,
-            gpus=compute.num_workers * compute.gpus_per_worker,
-            why=f"{compute.num_workers} scoring worker(s)",
-        )
+        compute = cluster.fitted(compute, extra_cpus=0, why=f"{compute.num_workers} scoring worker(s)")
+        cluster.require_shared(out=out)
         _score(slides, model, compute, out, pictures=not options.no_pictures)
     table = scores.finish(out, slides)
     _tell(table, out)
@@ -82,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--storage", help="folder of the runs, if MLFLOW_TRACKING_URI is not set (default: ~/magnet-runs)")
     add("--num-workers", type=int, default=1, help="scoring processes (default 1)")
     add("--cpus-per-worker", type=int, default=1, help="CPU cores of each (default 1)")
-    add("--gpus-per-worker", type=float, default=0, help="GPUs of each (default 0)")
+    add("--gpus-per-worker", type=float, help="GPUs of each (default: 1 where the cluster has any)")
     add("--no-pictures", action="store_true", help="only the table")
     return parser
 

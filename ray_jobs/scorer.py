@@ -31,7 +31,7 @@ class ScoreBlock:
 
     def __init__(self, model: NamedModel, compute: ComputeSettings, out: str, pictures: bool) -> None:
         torch.set_num_threads(compute.cpus_per_worker)
-        device = torch.device("cuda" if compute.gpus_per_worker > 0 else "cpu")
+        device = torch.device("cuda" if compute.gpus_per_worker else "cpu")
         self.named, self.out, self.pictures, self.in_flight = model, out, pictures, compute.slides_in_flight
         self.model = model.load().to(device)
         self.reader = RegionReader(tile_cache_bytes=compute.tile_cache_mb << 20, num_threads=compute.reader_threads)

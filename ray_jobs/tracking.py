@@ -52,8 +52,12 @@ def default_storage() -> str:
     return os.environ.get("MAGNET_STORAGE", str(Path.home() / "magnet-runs"))
 
 
-def start_run(uri: str, *, experiment: str, name: str, storage: str) -> str:
-    """Make the run of a job, or find the one that an earlier attempt of the same name made; its id."""
+def start_run(uri: str, *, experiment: str, name: str, storage: str) -> tuple[str, bool]:
+    """Make the run of a job, or find the one that an earlier attempt of the same name made.
+
+    Returns:
+        Its id, and whether that attempt brought the job to its end.
+    """
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     # An SQLite store would put artifacts into the process's working folder, which under Ray is a temporary one.
@@ -61,10 +65,12 @@ def start_run(uri: str, *, experiment: str, name: str, storage: str) -> str:
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=place)
     earlier = client.search_runs([experiment_id], f"tags.magnet_job = '{name}'", max_results=1)
     if earlier:
-        client.update_run(earlier[0].info.run_id, status="RUNNING")
-        return earlier[0].info.run_id
+        run_id, finished = earlier[0].info.run_id, earlier[0].info.status == "FINISHED"
+        if not finished:
+            client.update_run(run_id, status="RUNNING")
+        return run_id, finished
     tags = {"magnet_job": name, **environment_tags()}
-    return client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    return client.create_run(experiment_id, run_name=name, tags=tags).info.run_id, False
 
 
 def environment_tags() -> dict[str, str]:

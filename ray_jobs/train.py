@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from ray_jobs import checkpoints, cluster, command, loop, registry, tracking
-from service.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
+from service.manifest import Manifest, ManifestError, Problem, check_slides, load_manifest, with_splits
 from service.reader import RegionReader
 from service.settings import TrainSettings, changed, flat, to_dict, train_settings
 
@@ -69,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def _checked_manifest(uri: str, settings: TrainSettings) -> Manifest:
     """The manifest with splits, its slides opened once. Raises `ManifestError` naming all that is wrong."""
     manifest = with_splits(load_manifest(uri, need_labels=True), settings.recipe.seed, SHARES)
+    if not manifest.split("val"):
+        raise ManifestError([Problem(None, "split", "no slide has split val, by which the best epoch is chosen")], uri)
     print(f"{uri}: {len(manifest.slides)} slides, checking that each one opens", flush=True)
     with RegionReader(num_threads=settings.compute.reader_threads) as reader:
         if problems := check_slides(manifest, reader):
@@ -84,15 +87,15 @@ def _train(settings: TrainSettings, manifest: Manifest, name: str, options: argp
     storage = command.storage_folder(options.storage)
     uri = tracking.tracking_uri(storage)
     cluster.connect(command.worker_environment())
-    compute = settings.compute
-    cluster.require(
-        cpus=compute.num_workers * compute.cpus_per_worker + 1,
-        gpus=compute.num_workers * compute.gpus_per_worker,
-        why=f"{compute.num_workers} training worker(s), and one CPU that reads slides ahead of them",
-    )
-    run_id = tracking.start_run(uri, experiment=settings.experiment, name=name, storage=storage)
+    why = f"{settings.compute.num_workers} training worker(s), and one CPU that reads slides ahead of them"
+    settings = replace(settings, compute=cluster.fitted(settings.compute, extra_cpus=1, why=why))
+    cluster.require_shared(storage=storage, MLFLOW_TRACKING_URI=uri)
+    run_id, finished = tracking.start_run(uri, experiment=settings.experiment, name=name, storage=storage)
     tracker = tracking.Tracker(uri, run_id)
     print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
+    if finished:
+        print("this job is finished already; give a new job a --name of its own")
+        return 0
     status = "FAILED"
     try:
         _record(tracker, settings, manifest, storage)
@@ -132,8 +135,8 @@ def _fit(task: loop.Task, name: str, storage: str) -> tuple[Path, dict[str, Any]
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
-            use_gpu=compute.gpus_per_worker > 0,
-            resources_per_worker={"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker},
+            use_gpu=bool(compute.gpus_per_worker),
+            resources_per_worker={"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker or 0},
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # its annotations are still those of Ray Train V1
             name=name,

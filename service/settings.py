@@ -36,8 +36,8 @@ class ComputeSettings:
     """Training or scoring processes."""
     cpus_per_worker: int = 1
     """CPU cores of each; also its torch threads."""
-    gpus_per_worker: float = 0
-    """GPUs of each."""
+    gpus_per_worker: float | None = None
+    """GPUs of each; null: one where the cluster has any."""
     reader_threads: int = 16
     """Threads of each process that wait for the object store."""
     tile_cache_mb: int = 256
@@ -50,7 +50,7 @@ class ComputeSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("gpus_per_worker", "tile_cache_mb"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
 
 
@@ -74,6 +74,14 @@ class TrainSettings:
     """Name under which MLflow's registry keeps the best model."""
     alias: str = "challenger"
     """Alias that the registry gives it."""
+
+    def __post_init__(self) -> None:
+        most = self.recipe.batch // self.recipe.micro_batch
+        if self.compute.num_workers > most:
+            raise ValueError(
+                f"compute.num_workers = {self.compute.num_workers}: a step of {self.recipe.batch} slides has {most} "
+                f"micro-batches of {self.recipe.micro_batch}, more workers would idle; lower recipe.micro_batch"
+            )
 
 
 def train_settings(config_uri: str | None, overrides: Sequence[str] = ()) -> TrainSettings:

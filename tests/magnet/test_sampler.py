@@ -10,7 +10,9 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from magnet import sampler
+from magnet.affine import centre_from, clamp_native, compose, moments, scale_from
 from magnet.sampler import MARGIN_PX, in_window, sample
+from magnet.sparsemax import normalised, spatial_sparsemax
 
 F64 = torch.float64
 
@@ -68,6 +70,28 @@ def test_gradient_of_bilinear_by_finite_differences() -> None:
     # no point on a pixel's centre, where bilinear interpolation has a kink
     region = torch.tensor([[0.0973, 0.2811, -0.2529]], dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda pixels, at: sample(pixels, PLACE, at, 3), (image, region))
+
+
+@pytest.mark.parametrize(("scale_limit", "centre_limit"), [("hard", "tanh"), ("softplus", "tanh")])
+@pytest.mark.parametrize("spread", ["rms", "l2"])
+def test_gradient_of_two_layers_from_pixels_to_maps_by_finite_differences(
+    scale_limit: Any, centre_limit: Any, spread: Any
+) -> None:
+    image = noise_image(1, 64)[:, :1]
+    place = torch.tensor([[-1.0, -1.0, 2 / 64, 2 / 64]], dtype=F64)
+
+    def theta(map_HW: torch.Tensor) -> torch.Tensor:
+        mean, size = moments(spatial_sparsemax(normalised(map_HW, 0.3)), spread)
+        scale = scale_from(size, scale_limit)
+        return torch.cat([scale[..., None], centre_from(mean, scale, centre_limit)], dim=-1)
+
+    def view(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        region = compose(theta(first), theta(second)).flatten(0, 2)
+        return sample(image, place, clamp_native(region, torch.tensor([1e-3])), 2)
+
+    maps = torch.randn(2, 1, 1, 5, 5, generator=seeded(1), dtype=F64)
+    first, second = maps[0].clone().requires_grad_(), maps[1][:, :, None].clone().requires_grad_()
+    assert torch.autograd.gradcheck(view, (first, second))
 
 
 @pytest.mark.parametrize("method", ["bilinear", "lms"])

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from magnet.regions import from_level0, to_level0
+from magnet.regions import from_level0
 from magnet.windows import Ask, Windows
 from service.errors import MagnetError, SlideChangedError, SlideError, StorageError, UsageError
 from service.fake_store import HttpStore
@@ -164,8 +164,9 @@ def test_every_level_agrees_with_openslide(test_data: Path, name: str) -> None:
             whole = ask(np.array([[1.0, 0.0, 0.0]]), out_px=int(batch.side_px[0] / step), margin_px=0)
             window = batch.fetch(whole)
             assert window.level[0] == pytest.approx(info.levels[level].downsample, rel=1e-6)
-            corner = -to_level0(np.array([1.0, 0.0, 0.0]), info.size_px)[:2]
-            x, y = np.rint(corner / (window.place[0, 2:] * batch.side_px[0] / 2)).astype(int)
+            left, top, px_w, px_h = window.place[0]
+            x = round((1 - info.size_px[0] / batch.side_px[0] - (left + 1)) / px_w)
+            y = round((1 - info.size_px[1] / batch.side_px[0] - (top + 1)) / px_h)
             rgba = np.asarray(reference.read_region((0, 0), level, (wide, high))).astype(int)
             theirs = rgba[..., :3] + 255 - rgba[..., 3:]
             ours = window.pixels[0, y : y + high, x : x + wide].astype(int)
@@ -173,7 +174,7 @@ def test_every_level_agrees_with_openslide(test_data: Path, name: str) -> None:
             assert np.abs(ours - theirs).mean() <= SLIDES[name], f"level {level}"
 
 
-@pytest.mark.parametrize("name", SLIDES)
+@pytest.mark.parametrize("name", [name for name in SLIDES if not name.startswith(("tcga", "fluor"))])  # those are slow
 def test_thumbnails_agree_with_means_of_openslides_level_0(test_data: Path, name: str) -> None:
     path = test_data / "slides" / name
     with RegionReader() as reader, openslide.OpenSlide(path) as reference:
