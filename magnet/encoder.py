@@ -109,12 +109,11 @@ def make_encoder(
         close = get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(f"encoder {name!r}: timm knows no such model; similar names: {', '.join(close) or 'none'}")
     from_timm = weights is not None and not is_file_or_uri(weights)
+    # A tag matters also to weights that come later: it says how the input is normalised.
     backbone = _create(name, weights if from_timm else None, in_px, pretrained=from_timm and not to_be_loaded)
-    if to_be_loaded:
-        pass  # a tag of timm's was still needed above: it says how the input is normalised
-    elif weights is None:
+    if weights is None and not to_be_loaded:
         logger.warning("encoder %s: random initialisation, no weights given", name)
-    elif not from_timm:
+    elif weights is not None and not from_timm and not to_be_loaded:
         state = read_state_dict(weights, sha256=sha256, fetch=fetch)
         load_strictly(backbone, state, ignore=_classifiers(backbone), source=weights)
     if checkpointing:

@@ -62,7 +62,7 @@ def sample(
     Returns:
         (N, C, out_px, out_px), float32 (float64 for float64 pixels).
 
-    Source: bilinear: the paper, section 3.1. lms: Jiang et al., ICCV 2019, arXiv 1901.07124, section 3.
+    Source: bilinear: the paper, section 3.1. lms: Jiang et al., ICCV 2019 (reference 22 of the paper).
     """
     if method not in MARGIN_PX:
         raise ValueError(f"method {method!r}: must be one of {sorted(MARGIN_PX)}")

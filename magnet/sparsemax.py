@@ -29,7 +29,7 @@ def sparsemax(z: Tensor, dim: int = -1) -> Tensor:
     Returns:
         The shape of `z`, in [0, 1], summing to 1 along `dim`, exactly 0 outside the support.
 
-    Source: Martins and Astudillo 2016, arXiv 1602.02068, eqs. 3, 4 (threshold) and 10 (derivative).
+    Source: Martins and Astudillo 2016, arXiv 1602.02068 (threshold and derivative).
     """
     exact = z if z.dtype == torch.float64 else z.float()
     return _Sparsemax.apply(exact.movedim(dim, -1)).movedim(-1, dim)

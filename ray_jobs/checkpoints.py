@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def save(folder: Path, model: nn.Module, saved: Saved, training: Mapping[str, An
         saved: the description.
         training: what `load_training` gives back: tensors, containers and plain values.
     """
-    # The running sums of views that share storage (weight tying) are stored once each: safetensors wants them apart.
+    # safetensors takes contiguous tensors only, which channels-last weights are not
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / MODEL_FILE)
     torch.save(dict(training), folder / TRAINING_FILE)
@@ -123,13 +124,14 @@ def describe(folder: Path) -> Saved:
     path = folder / SETTINGS_FILE
     try:
         about = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        version = about["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: no readable checkpoint ({error}); name the folder that train.py wrote"
+            f"{path}: no readable checkpoint ({error!r}); name the folder that train.py wrote"
         ) from error
-    if about.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {about.get('format')}; this version reads format {FORMAT}")
-    model = parse(ModelConfig, _without_weights(about["model"]), str(path))
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {version}; this version reads format {FORMAT}")
+    model = parse(ModelConfig, about["model"], str(path))
     return Saved(model, about["step"], about["metrics"], about["threshold"])
 
 
@@ -139,7 +141,7 @@ def load_model(folder: Path) -> MagNet:
     Raises:
         CheckpointError: if the weights are missing, torn or of another network.
     """
-    model = MagNet(describe(folder).model)
+    model = MagNet(describe(folder).model, to_be_loaded=True)
     load_weights(folder, model)
     return model.eval()
 
@@ -164,12 +166,5 @@ def load_training(folder: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(folder / TRAINING_FILE, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder / TRAINING_FILE}: {error}") from error
-
-
-def _without_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """A network's settings with its initial weights left out: a checkpoint brings its own."""
-    for part in ("classifier", "auxiliary"):
-        model[part] |= {"weights": None, "weights_sha256": None}
-    return model

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ray_jobs.tracking import default_storage
 from service.errors import MagnetError, UsageError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_SLIDES_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -42,7 +41,7 @@ def absolute(place: str) -> str:
 
 def storage_folder(option: str | None) -> str:
     """The folder of a job's runs: --storage, MAGNET_STORAGE or a folder in the user's home."""
-    return absolute(option or default_storage())
+    return absolute(option or os.environ.get("MAGNET_STORAGE") or "~/magnet-runs")
 
 
 def new_name(kind: str) -> str:

@@ -26,6 +26,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from ray_jobs import command
 from service.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -42,14 +43,9 @@ def tracking_uri(storage: str) -> str:
     """Where runs are recorded: MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    folder = default_storage() if "://" in storage else storage
+    folder = command.storage_folder(None) if "://" in storage else storage
     Path(folder).mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{Path(folder).resolve()}/mlflow.db"
-
-
-def default_storage() -> str:
-    """Where checkpoints and the embedded tracking store go when nothing is named."""
-    return os.environ.get("MAGNET_STORAGE", str(Path.home() / "magnet-runs"))
 
 
 def start_run(uri: str, *, experiment: str, name: str, storage: str) -> tuple[str, bool]:
@@ -65,10 +61,7 @@ def start_run(uri: str, *, experiment: str, name: str, storage: str) -> tuple[st
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=place)
     earlier = client.search_runs([experiment_id], f"tags.magnet_job = '{name}'", max_results=1)
     if earlier:
-        run_id, finished = earlier[0].info.run_id, earlier[0].info.status == "FINISHED"
-        if not finished:
-            client.update_run(run_id, status="RUNNING")
-        return run_id, finished
+        return earlier[0].info.run_id, earlier[0].info.status == "FINISHED"
     tags = {"magnet_job": name, **environment_tags()}
     return client.create_run(experiment_id, run_name=name, tags=tags).info.run_id, False
 
@@ -154,6 +147,10 @@ class Tracker:
     def file(self, path: Path, folder: str | None = None) -> None:
         """Keep a file as an artifact."""
         self.client.log_artifact(self.run_id, str(path), folder)
+
+    def begin(self) -> None:
+        """Open the run, also again after an attempt that failed."""
+        self.client.update_run(self.run_id, status="RUNNING")
 
     def end(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""

@@ -18,7 +18,7 @@ from service.disk_cache import local_copy
 from service.errors import SlideError, UnsupportedSlideError
 from service.planning import Ints, TileGrid
 from service.slides import Load, slide_info
-from service.storage.ranges import RangeSource
+from service.storage.ranges import LocalFile, RangeSource
 
 TILE_PX = 512
 """Side of the squares in which OpenSlide is read; it decodes the file's own tiles behind them."""
@@ -81,6 +81,8 @@ class OpenSlideSlide:
                 level=level,
                 tile=(column, row),
             ) from error
+        if isinstance(self._source, LocalFile):
+            self._source.check_unchanged()
         pixels = over_background(image[..., :3], image[..., 3:], self._background)
         counters.add(tiles=1, decode_s=time.perf_counter() - began)
         yield tile, pixels

@@ -103,10 +103,17 @@ class LocalFile:
         start = time.perf_counter()
         with file_errors(self.uri), self._files.using(self._path, self.etag, self.uri) as descriptor:
             data = os.pread(descriptor, length, offset)
-            if len(data) != length or file_identity(os.stat(self._path))[1] != self.etag:
-                raise _changed(self.uri)
+        if len(data) != length:
+            raise _changed(self.uri)
+        self.check_unchanged()
         counters.add(requests=1, bytes=length, wait_s=time.perf_counter() - start)
         return data
+
+    def check_unchanged(self) -> None:
+        """Raise SlideChangedError if another file, or other content, has come to lie under the name."""
+        with file_errors(self.uri):
+            if file_identity(os.stat(self._path))[1] != self.etag:
+                raise _changed(self.uri)
 
 
 class RemoteObject:
