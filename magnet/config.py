@@ -33,8 +33,8 @@ class ZoomConfig:
     """Side of I', the view of a node that is not a last patch; a multiple of `map_px`."""
     patch_px: int = 224
     """Side of the last layer's patches."""
-    margin_px: int = 4
-    """Window pixels read around each region, for the sampler's slopes."""
+    margin_px: int = 6
+    """Window pixels read around each region, for the sampler's slopes: four spreads of its noise."""
     frozen_patch: bool = True
     """The first child of every layer-1 region is that region again (layers 2 and up exist)."""
     grey_tolerance: int | None = 15
@@ -183,7 +183,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         early, late = self.auxiliary.early_layer, self.late_layer
-        if self.auxiliary.encoder is not None and self.zoom.num_layers > 1:
+        if self.auxiliary.encoder is None:
+            return
+        _require(late >= 1, "auxiliary.late_layer", late, "at least 1")
+        if self.zoom.num_layers > 1:
             _require(1 <= early < late, "auxiliary.early_layer", early, f"1 to {late - 1}, before the late layer")
 
     @property
@@ -241,7 +244,11 @@ class RecipeConfig:
         _require(self.micro_batch >= 1, "micro_batch", self.micro_batch, "at least 1")
         _require(self.batch % self.micro_batch == 0, "batch", self.batch, f"a multiple of {self.micro_batch}")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        _require(0 <= self.explore_until <= self.explore_end <= 1, "explore_end", self.explore_end, "explore_until..1")
+        rate = self.locator_learning_rate
+        _require(rate is None or rate > 0, "locator_learning_rate", rate, "above 0, or null")
+        until, end = self.explore_until, self.explore_end
+        _require(0 <= until <= 1, "explore_until", until, "0 to 1")
+        _require(until <= end <= 1, "explore_end", end, f"explore_until ({until}) to 1")
         _require(0 < self.value_quantile < 1, "value_quantile", self.value_quantile, "between 0 and 1")
         for name in ("value_weight", "auxiliary_weight", "paradoxical_weight", "weight_decay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -8,28 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magnet.regions import Floats
-from magnet.windows import MAX_STEP, Ask, Fetch, Windows, window_side_px
+from magnet.windows import Ask, Fetch, Windows, window_side_px
 
 Colour = Callable[[Floats, Floats], Floats]
 """RGB in [0, 1], shape (..., 3), at places (x, y) of the root square, each of shape (...)."""
 
 
-def formula_fetch(colours: Sequence[Colour], side_px: Sequence[int], step: float = 1.5) -> Fetch:
-    """A `Fetch` that paints the windows that are asked for.
-
-    As from a pyramid, a window's pixels lie on a grid that its level fixes: neighbouring windows share pixels.
+def formula_fetch(colours: Sequence[Colour], side_px: Sequence[float]) -> Fetch:
+    """A `Fetch` that paints the windows that are asked for, as from pyramids whose levels halve.
 
     Args:
-        colours: of each slide of the batch; beyond the root square too.
+        colours: of each slide of the batch; taken beyond the root square too.
         side_px: sides of their root squares in level-0 pixels.
-        step: window pixels per output pixel, 1 to `MAX_STEP`.
     """
-    if not 1 <= step <= MAX_STEP:
-        raise ValueError(f"step {step}: must be 1 to {MAX_STEP}")
 
     def fetch(ask: Ask) -> Windows:
         side = window_side_px(ask.out_px, ask.margin_px)
-        pixel = 2 * ask.region[:, 0] / (ask.out_px * step)
+        native = 2 / np.asarray(side_px, np.float64)[ask.slide]
+        finest = 2 * ask.region[:, 0] / ask.out_px  # one window pixel per output pixel
+        level = 2.0 ** np.floor(np.log2(np.maximum(finest / native, 1)))
+        pixel = native * level
         corner_xy = ask.region[:, 1:] - ask.region[:, :1]
         left_top = (np.floor(corner_xy / pixel[:, None]) - ask.margin_px) * pixel[:, None]
         pixels = np.zeros((len(ask.region), side, side, 3), np.uint8)
@@ -37,7 +35,7 @@ def formula_fetch(colours: Sequence[Colour], side_px: Sequence[int], step: float
             x_K, y_K = (left_top[n, axis] + (np.arange(side) + 0.5) * pixel[n] for axis in (0, 1))
             pixels[n] = to_uint8(colours[b](*np.meshgrid(x_K, y_K)))
         place = np.concatenate([left_top, pixel[:, None], pixel[:, None]], axis=1)
-        return Windows(pixels=pixels, place=place, level=pixel * np.asarray(side_px)[ask.slide] / 2)
+        return Windows(pixels=pixels, place=place, level=level)
 
     return fetch
 

@@ -72,7 +72,7 @@ class MagnifyingLayer(nn.Module):
                 continue
             theta_BN3, sparse_BNHW = _place(map_BNPHW[:, :, child], open_BNHW, config)
             if explore > 0:
-                theta_BN3 = _explore(theta_BN3, tissue_BNHW & open_BNHW, explore, config, generator)
+                theta_BN3 = _explore(theta_BN3, tissue_BNHW & open_BNHW, explore, generator)
             if config.inhibit_siblings:
                 open_BNHW = open_BNHW & ~_inside(theta_BN3, open_BNHW)
             thetas.append(theta_BN3)
@@ -123,11 +123,10 @@ def _inside(theta_BN3: Tensor, like_BNHW: Tensor) -> Tensor:
     return ((_positions(like_BNHW) - theta_BN113[..., 1:]).abs() <= theta_BN113[..., :1]).all(dim=-1)
 
 
-def _explore(
-    theta_BN3: Tensor, open_BNHW: Tensor, probability: float, config: LocatorConfig, generator: torch.Generator | None
-) -> Tensor:
+def _explore(theta_BN3: Tensor, open_BNHW: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
     """Regions moved, with a probability, to a random open position; their scale stays.
 
+    They are kept inside their parent, whichever limit its own choices have: so they still hold the position drawn.
     Drawn on the CPU, so that one generator gives the same regions on every device.
     """
     b, n = theta_BN3.shape[:2]
@@ -135,7 +134,7 @@ def _explore(
     pick_BN = torch.multinomial(weight, 1, generator=generator).reshape(b, n).to(theta_BN3.device)
     moved_BN1 = (torch.rand(b, n, 1, generator=generator) < probability).to(theta_BN3.device)
     scale_BN = theta_BN3[..., 0].detach()
-    centre_BN2 = centre_from(_positions(open_BNHW).flatten(0, 1)[pick_BN], scale_BN, config.centre)
+    centre_BN2 = centre_from(_positions(open_BNHW).flatten(0, 1)[pick_BN], scale_BN, "bounded")
     return torch.where(moved_BN1, torch.cat([scale_BN[..., None], centre_BN2], dim=-1), theta_BN3)
 
 

@@ -5,19 +5,17 @@ Shape letters: B slides, N nodes of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from magnet.config import RecipeConfig
+from magnet.config import RecipeConfig, ZoomConfig
 from magnet.evidence import value_loss, value_targets
 from magnet.losses import cross_entropy, paradoxical
-from magnet.zoom import Zoomed
+from magnet.zoom import FROZEN_LAYER, Zoomed
 
 
 def objective(
-    zoomed: Zoomed, label_B: Tensor, recipe: RecipeConfig, schedule: Sequence[int], threshold: float | None
+    zoomed: Zoomed, label_B: Tensor, recipe: RecipeConfig, zoom: ZoomConfig, threshold: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss per slide (B,), and its unweighted parts (B,), detached.
 
@@ -25,7 +23,7 @@ def objective(
         zoomed: the end of a zoom in training.
         label_B: 0 or 1.
         recipe: weights.
-        schedule: P_l.
+        zoom: the tree.
         threshold: patch logit above which a patch counts as evidence (`NegativeQuantile`); None while no negative
             slide was seen, and then the value loss is left out.
 
@@ -41,9 +39,20 @@ def objective(
         parts["paradoxical"] = paradoxical(zoomed.late_B, zoomed.early_B, label_B, margin=recipe.paradoxical_margin)
         weights["paradoxical"] = recipe.paradoxical_weight
     if recipe.value_weight > 0 and threshold is not None and zoomed.patch_BN is not None:
-        targets = value_targets(zoomed.patch_BN.detach(), label_B, schedule, threshold)
-        losses = [value_loss(v_BN, t_BN) for v_BN, t_BN in zip(zoomed.value_BN, targets, strict=True)]
+        targets = value_targets(zoomed.patch_BN.detach(), label_B, zoom.schedule, threshold)
+        losses = [
+            value_loss(value_BN, target_BN, _chosen(layer, value_BN, zoom))
+            for layer, (value_BN, target_BN) in enumerate(zip(zoomed.value_BN, targets, strict=True), start=1)
+        ]
         parts["value"] = torch.stack(losses).mean(dim=0)
         weights["value"] = recipe.value_weight
     total_B = torch.stack([weights[name] * part for name, part in parts.items() if weights[name] > 0]).sum(dim=0)
     return total_B, {name: part.detach() for name, part in parts.items()}
+
+
+def _chosen(layer: int, like_BN: Tensor, zoom: ZoomConfig) -> Tensor:
+    """1 for regions that a map chose, 0 for frozen ones; (B, N)."""
+    chosen_BN = torch.ones_like(like_BN)
+    if zoom.frozen_patch and layer == FROZEN_LAYER:
+        chosen_BN[:, :: zoom.schedule[layer - 1]] = 0
+    return chosen_BN

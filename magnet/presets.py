@@ -13,7 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "evidence": {
         "model": {
-            "zoom": {"frozen_patch": False, "grey_tolerance": None},
+            "zoom": {"frozen_patch": False, "grey_tolerance": None, "margin_px": 2},
             "locator": {
                 "share_stacks": "layer",
                 "inner_stride": 2,

@@ -95,8 +95,8 @@ def drive_many(
 ) -> Iterator[tuple[Key, Result | Caught]]:
     """Run zooms to their ends, `num_in_flight` at a time: while one computes, the others wait for their windows.
 
-    Turns are taken in a fixed order, not in that of arriving windows: results come in the order of `zooms`, and a sum
-    over them is the same in every run.
+    Turns are taken in a fixed order, not in that of arriving windows: results come in the same order in every run, that
+    of `zooms` where all ask equally often, and a sum over them is the same too.
 
     Args:
         zooms: each with a key, which comes back with its result, and what answers it; taken when there is room.

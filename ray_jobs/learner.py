@@ -109,7 +109,7 @@ class Learner:
     def _backward(self, zoomed: Zoomed, label_B: Tensor, sums: dict[str, float]) -> Tensor:
         """Add a micro-batch's gradients and losses; the patch logits of its negative slides."""
         threshold = float(self.negatives.value) if torch.isfinite(self.negatives.value) else None
-        loss_B, parts = objective(zoomed, label_B, self.recipe, self.model.config.zoom.schedule, threshold)
+        loss_B, parts = objective(zoomed, label_B, self.recipe, self.model.config.zoom, threshold)
         (loss_B.sum() / self.recipe.batch).backward()
         for name, part_B in {"loss": loss_B.detach(), **parts}.items():
             sums[name] = sums.get(name, 0.0) + float(part_B.sum())

@@ -43,7 +43,7 @@ class Scored:
 def score_slides(
     model: MagNet, slides: Sequence[Slide], reader: RegionReader, *, in_flight: int = 4, keep_views: bool = False
 ) -> Iterator[Scored]:
-    """Score slides in their order.
+    """Score slides, several at once.
 
     Args:
         model: in evaluation mode.
@@ -53,7 +53,8 @@ def score_slides(
         keep_views: keep what the model saw in the traces, for pictures.
 
     Yields:
-        One `Scored` per slide; a slide that cannot be read has status "failed" and the reason.
+        One `Scored` per slide, in their order but that a slide that cannot be read ends early: it has status "failed"
+        and the reason.
     """
     with ThreadPoolExecutor(in_flight + OPENED_AHEAD, thread_name_prefix="fetch") as pool, torch.inference_mode():
         zooms = _begin(model, _opened_ahead(slides, reader, pool), reader, keep_views)

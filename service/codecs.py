@@ -66,8 +66,6 @@ class TileCodec:
         try:
             pixels = _DECODERS[self.compression](self, data)
         except (RuntimeError, ValueError, struct.error) as error:
-            if isinstance(error, SlideError):
-                raise
             raise SlideError(f"the tile's bytes cannot be decoded ({error}); the file is damaged") from error
         wide, high = self.tile_px
         if pixels.dtype != np.uint8 or pixels.shape[:2] != (high, wide):

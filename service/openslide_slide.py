@@ -73,7 +73,7 @@ class OpenSlideSlide:
         handle = self._handle
         try:
             image = np.asarray(handle.read_region(corner, level, (TILE_PX, TILE_PX)))
-        except (openslide.OpenSlideError, MemoryError) as error:
+        except openslide.OpenSlideError as error:
             self._reopen(handle)
             raise SlideError(
                 f"OpenSlide cannot read the tile ({error}); the file is damaged",

@@ -28,7 +28,7 @@ from service.opening import open_slide
 from service.painting import Canvas, reduce_area
 from service.planning import Ints, TileGrid, WindowPlan, plan_windows
 from service.slides import Slide, SlideInfo
-from service.storage.ranges import OpenFiles, open_source
+from service.storage.ranges import OpenFiles, RemoteObject, open_source
 from service.tile_cache import ByteCache
 from service.tile_loader import TileLoader, TileRequest
 
@@ -138,6 +138,8 @@ class RegionReader:
     def open(self, uri: str, counters: ReadCounters) -> Slide:
         """The current version of a slide, from the cache of headers where it is known."""
         source = open_source(uri, self._files, self._deadline_s)
+        if isinstance(source, RemoteObject):
+            counters.add(requests=1)  # for size and ETag
         slide = self._slides.get((uri, source.etag))
         if slide is None:
             slide = open_slide(source, self._index_cache, counters)

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs import APERIO_YCC, BACKGROUND, JPEG, TileCodec, jpeg2000_size
+from service.codecs import APERIO_YCC, BACKGROUND, JPEG, JPEG2000, TileCodec, jpeg2000_size
 from service.counters import ReadCounters
 from service.dialects import StoredLevel, pyramid_of
 from service.errors import MagnetError, SlideError, UnsupportedSlideError
@@ -166,12 +166,14 @@ class TiffSlide:
         return self._source.uri, self._source.etag, array.offset, page
 
     def _refuse_subsampled(self, counters: ReadCounters) -> None:
-        """Aperio's JPEG 2000 with coarser colour than brightness: OpenSlide decodes that, our decoder does not."""
-        if self._levels[0].codec.compression != APERIO_YCC:
+        """JPEG 2000 with coarser colour than brightness: OpenSlide decodes that, our decoder does not."""
+        if self._levels[0].codec.compression not in (APERIO_YCC, JPEG2000):
             return
-        one = np.zeros(1, dtype=np.int64)
-        offset = int(self._values(self._levels[0].offsets, one, counters)[0])
-        length = int(self._values(self._levels[0].lengths, one, counters)[0])
+        first = np.zeros(1, dtype=np.int64)
+        offset = int(self._values(self._levels[0].offsets, first, counters)[0])
+        length = int(self._values(self._levels[0].lengths, first, counters)[0])
+        if length == 0:
+            return
         steps = jpeg2000_size(self._source.read(offset, min(length, 4096), counters))[1]
         if any(step != (1, 1) for step in steps):
             raise UnsupportedSlideError("JPEG 2000 with subsampled colour is not read in place")

@@ -299,7 +299,7 @@ def test_counters_count(store: HttpStore) -> None:
         batch.fetch(ask(region, out_px=50, margin_px=0))
         counters = batch.counters[0]
         assert (counters.tiles, counters.cache_hits, counters.windows) == (1, 0, 1)
-        assert counters.requests == len(store.gets())
+        assert counters.requests == len(store.log)
         assert counters.bytes == sum((r.stop or 0) - (r.start or 0) for r in store.gets())
         batch.fetch(ask(region, out_px=50, margin_px=0))
         assert (counters.tiles, counters.cache_hits, counters.windows) == (1, 1, 2)

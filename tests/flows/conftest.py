@@ -1,0 +1,105 @@
+"""What the flow tests share: a Ray cluster, an object store that holds a cohort, and a model trained from it."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from ray_jobs.processes import free_port
+from service.synthetic.cohort import make_cohort
+from service.synthetic.plan import CohortSettings
+from tests.flows.harness import BUCKET, CONFIG, MANIFEST, Service, Trained, answers, running
+
+COHORT = CohortSettings(num_slides=16, side_px=2048, seed=5, split={"train": 0.5, "val": 0.25, "test": 0.25})
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small cohort."""
+    folder = tmp_path_factory.mktemp("cohort") / "cohort"
+    make_cohort(folder, COHORT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A cluster of two CPUs, and an object store that holds the cohort."""
+    folder = tmp_path_factory.mktemp("service")
+    temporary = tempfile.mkdtemp(prefix="ray-")  # Ray's sockets lie here; their paths must stay below 100 characters
+    store_port, gcs_port, jobs_port = free_port(), free_port(), free_port()
+    aws = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "MAGNET_CACHE_DIR": str(folder / "cache"),
+    }
+    moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(store_port)]
+    ray = shlex.split(
+        f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} "
+        f"--dashboard-port={jobs_port} --object-store-memory=300000000 --temp-dir={temporary} --disable-usage-stats"
+    )
+    (folder / "logs").mkdir()
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        store = stack.enter_context(running(moto, {}, folder / "moto.log"))
+        cluster = stack.enter_context(running(ray, aws, folder / "ray.log"))
+        slides: Path = request.getfixturevalue("cohort")  # made while the two come up
+        running_service = Service(
+            f"http://127.0.0.1:{jobs_port}",
+            f"127.0.0.1:{gcs_port}",
+            aws,
+            store.log,
+            cluster.process.pid,
+            folder / "logs",
+        )
+        store.wait_for(lambda: answers(f"http://127.0.0.1:{store_port}/moto-api/"))
+        _upload(running_service, slides)
+        cluster.wait_for(lambda: answers(f"{running_service.jobs_url}/api/version"))
+        yield running_service
+
+
+def _upload(service: Service, folder: Path) -> None:
+    client = service.s3()
+    client.create_bucket(Bucket=BUCKET)
+    for path in [folder / "manifest.csv", *(folder / "slides").iterdir()]:
+        client.upload_file(str(path), BUCKET, path.relative_to(folder).as_posix())
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config file of the smallest network."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(service: Service, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A model trained by a job, submitted from the repository's root as the README has it."""
+    storage = tmp_path_factory.mktemp("runs")
+    command = service.job("ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", storage)
+    assert command.status == 0, command.output
+    return Trained(command, storage)
+
+
+@pytest.fixture(scope="session")
+def new_manifest(service: Service, cohort: Path) -> tuple[str, pd.DataFrame]:
+    """A manifest to score, without labels: the whole cohort, a slide whose bytes are none, and one that is not there."""
+    frame = pd.read_csv(cohort / "manifest.csv")[["slide_id", "uri"]]
+    service.put("slides/broken.tif", b"II*\0" + bytes(range(256)) * 40)
+    bad = pd.DataFrame({"slide_id": ["broken", "missing"], "uri": ["slides/broken.tif", "slides/missing.tif"]})
+    frame = pd.concat([frame.iloc[:5], bad, frame.iloc[5:]], ignore_index=True)
+    text = io.StringIO()
+    frame.to_csv(text, index=False)
+    return service.put("new.csv", text.getvalue().encode()), frame

@@ -1,0 +1,159 @@
+"""Commands as processes of their own, a cluster and an object store for them: what the flow tests are written in."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+from ray_jobs.processes import started
+
+ROOT = Path(__file__).resolve().parents[2]
+BUCKET = "cohort"
+MANIFEST = f"s3://{BUCKET}/manifest.csv"
+
+CONFIG = {
+    "model": {
+        "zoom": {"schedule": [2, 2], "map_px": 28, "view_px": 56, "patch_px": 32},
+        "classifier": {"encoder": "test_resnet"},
+    },
+    "recipe": {"epochs": 2, "batch": 4, "micro_batch": 2, "seed": 1},
+}
+"""The smallest network that zooms twice."""
+
+SHELL = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
+FOREIGN = (
+    "AWS_PROFILE",
+    "MAGNET_STORAGE",
+    "MLFLOW_TRACKING_URI",
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+)
+"""Variables of whoever runs the tests that would lead their commands elsewhere."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that runs, or has ended."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far, errors included."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self.process.poll()
+
+    def finish(self, timeout_s: float = 150) -> Command:
+        """Wait for its end."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"{self} runs on after {timeout_s} s; it said:\n{self.output}") from error
+        return self
+
+    def wait_for(self, what: str | Callable[[], object], timeout_s: float = 120) -> None:
+        """Wait until it prints a line that matches a pattern, or until a condition holds."""
+        deadline = time.monotonic() + timeout_s
+        while not (re.search(what, self.output) if isinstance(what, str) else what()):
+            if self.status is not None or time.monotonic() > deadline:
+                raise AssertionError(f"waited in vain for {what}; status {self.status}; it said:\n{self.output}")
+            time.sleep(0.05)
+
+
+@contextmanager
+def running(words: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Iterator[Command]:
+    """Run a command from the repository's root while the context lasts."""
+    unset = [word for name in FOREIGN for word in ("-u", name)]
+    typed = ["env", *unset, *map(str, words)]
+    with started(typed, log=log, env=SHELL | dict(environment), cwd=ROOT) as process:
+        yield Command(process, log)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A cluster and an object store that run."""
+
+    jobs_url: str
+    """Of Ray's Jobs API."""
+    ray_address: str
+    """Of the cluster, for drivers that are no submitted jobs."""
+    aws: dict[str, str]
+    """Variables under which `s3://` is the object store."""
+    store_log: Path
+    """Where the object store notes its requests, one a line."""
+    ray_pid: int
+    logs: Path
+
+    def job(self, *words: str | Path, options: Sequence[str] = ()) -> Command:
+        """``ray job submit -- python WORDS``, as typed, to its end. What it needs of S3 the cluster's nodes know."""
+        typed = ["ray", "job", "submit", "--address", self.jobs_url, *options, "--", "python", *words]
+        with running(typed, {}, self.new_log()) as command:
+            return command.finish()
+
+    @contextmanager
+    def driver(self, *words: str | Path) -> Iterator[Command]:
+        """``python WORDS`` on this cluster, while the context lasts."""
+        with running(["python", *words], self.aws | {"RAY_ADDRESS": self.ray_address}, self.new_log()) as command:
+            yield command
+
+    def run(self, *words: str | Path) -> Command:
+        """``python WORDS`` on this cluster, to its end."""
+        with self.driver(*words) as command:
+            return command.finish()
+
+    def new_log(self) -> Path:
+        """A file for a command's output."""
+        return self.logs / f"{len(list(self.logs.iterdir()))}.log"
+
+    def put(self, key: str, data: bytes) -> str:
+        """Put an object into the store; its URI."""
+        self.s3().put_object(Bucket=BUCKET, Key=key, Body=data)
+        return f"s3://{BUCKET}/{key}"
+
+    def s3(self) -> Any:
+        """A client of the object store that is not the one under test."""
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+        return boto3.client("s3", endpoint_url=self.aws["AWS_ENDPOINT_URL"], **keys)
+
+    def slide_reads(self) -> int:
+        """Requests for slides that the store has answered so far."""
+        return len(re.findall(rf'"GET /{BUCKET}/slides/', self.store_log.read_text()))
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has ended."""
+
+    command: Command
+    storage: Path
+    """Folder of its run and of MLflow's database."""

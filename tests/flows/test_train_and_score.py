@@ -1,0 +1,193 @@
+"""The main job: train from the object store, see it in MLflow, score with the registered model."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from service import storage
+from tests.flows.harness import CONFIG, MANIFEST, ROOT, Command, Service, Trained
+
+pytestmark = pytest.mark.flow
+
+MODEL = "models:/magnet@challenger"
+
+
+def mlflow_client(folder: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+
+
+def the_run(folder: Path) -> Run:
+    client = mlflow_client(folder)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert len(runs) == 1
+    return runs[0]
+
+
+def scores(folder: Path) -> pa.Table:
+    return pq.read_table(folder / "scores.parquet")
+
+
+def score(service: Service, trained: Trained, manifest: str, out: Path, *options: str) -> Command:
+    words = ["ray_jobs/score.py", "--manifest", manifest, "--model", MODEL, "--storage", trained.storage, "--out", out]
+    return service.run(*words, *options)
+
+
+@pytest.fixture(scope="module")
+def scored(
+    service: Service,
+    trained: Trained,
+    new_manifest: tuple[str, pd.DataFrame],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Command, Path]:
+    """The new manifest scored by a submitted job, and where its table lies."""
+    out = tmp_path_factory.mktemp("scores")
+    words = ["ray_jobs/score.py", "--manifest", new_manifest[0], "--model", MODEL]
+    return service.job(*words, "--storage", trained.storage, "--out", out), out
+
+
+def test_training_leaves_one_finished_run_with_everything_in_it(trained: Trained, config: Path) -> None:
+    run = the_run(trained.storage)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.zoom.schedule"] == "2,2"
+    assert run.data.params["recipe.learning_rate"] == "0.001"  # of the preset
+    assert run.data.params["manifest"] == MANIFEST
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert run.data.tags["mlflow.source.git.commit"] == head.stdout.strip()
+    assert run.data.tags["ray_job"] in trained.command.output
+    client = mlflow_client(trained.storage)
+    kept = Path(client.download_artifacts(run.info.run_id, "config.yaml"))
+    assert yaml.safe_load(kept.read_text())["model"]["zoom"]["map_px"] == CONFIG["model"]["zoom"]["map_px"]
+
+
+def test_training_logs_each_epoch_once(trained: Trained) -> None:
+    run, client = the_run(trained.storage), mlflow_client(trained.storage)
+    for name in ("train/loss", "train/bytes_per_slide", "val/loss", "val/auroc", "val/auroc_low"):
+        points = client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in points] == [1, 2], name
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+
+
+def test_training_records_which_slides_it_used(service: Service, trained: Trained) -> None:
+    inputs = the_run(trained.storage).inputs.dataset_inputs
+    by_context = {entry.tags[0].value: entry.dataset for entry in inputs}
+    assert set(by_context) == {"train", "val"}
+    frame = pd.read_csv(io.BytesIO(storage_object(service, "manifest.csv")))
+    for context, dataset in by_context.items():
+        assert json.loads(dataset.profile)["num_rows"] == int((frame["split"] == context).sum())
+        assert MANIFEST in dataset.source
+        assert dataset.digest
+    assert by_context["train"].digest != by_context["val"].digest
+
+
+def test_training_registers_its_best_model_and_keeps_its_checkpoints(trained: Trained) -> None:
+    run, client = the_run(trained.storage), mlflow_client(trained.storage)
+    version = client.get_model_version_by_alias("magnet", "challenger")
+    assert version.run_id == run.info.run_id
+    checkpoints = [path.parent for path in trained.storage.glob(f"{run.info.run_name}/*/model.safetensors")]
+    assert len(checkpoints) == 2  # one an epoch
+    assert all((folder / "training.pt").is_file() for folder in checkpoints)
+    mlflow.set_tracking_uri(f"sqlite:///{trained.storage}/mlflow.db")
+    model = Path(mlflow.artifacts.download_artifacts(MODEL))
+    best = max(client.get_metric_history(run.info.run_id, "val/selection"), key=lambda point: point.value)
+    [about] = [json.loads(path.read_text()) for path in model.rglob("settings.json")]
+    assert about["metrics"]["val/selection"] == pytest.approx(best.value)
+
+
+def test_output_of_a_training_is_the_job_s_own(trained: Trained) -> None:
+    output = trained.command.output
+    assert "epoch 2/2" in output
+    for chatter in ("Reporting training result", "UserWarning", "Found credentials", "Progress bars disabled"):
+        assert chatter not in output
+
+
+def test_training_from_an_uploaded_working_directory(service: Service, config: Path, tmp_path: Path) -> None:
+    words = ["ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", tmp_path, "--epochs", "1"]
+    command = service.job(*words, options=("--working-dir", "."))
+    assert command.status == 0, command.output
+    assert the_run(tmp_path).info.status == "FINISHED"
+
+
+def test_scores_hold_one_row_per_slide_of_the_manifest(
+    scored: tuple[Command, Path], new_manifest: tuple[str, pd.DataFrame]
+) -> None:
+    command, out = scored
+    frame = scores(out).to_pandas().set_index("slide_id")
+    assert list(frame.index) == list(new_manifest[1]["slide_id"])
+    failed = frame[frame["status"] == "failed"]
+    assert (frame["status"] == "scored").sum() + len(failed) == len(frame)
+    assert list(failed.index) == ["broken", "missing"]
+    for slide_id, row in failed.iterrows():
+        assert f"s3://cohort/slides/{slide_id}.tif" in row["reason"]
+        assert f"{slide_id} failed: " in command.output
+    good = frame[frame["status"] == "scored"]
+    assert good["probability"].between(0, 1).all()
+    assert (good["num_regions"] == 1 + 2 + 4).all()
+    assert (good["bytes_read"] > 0).all()
+    assert (good["model_version"] == "1").all()
+    assert "18 slides: 16 scored, 2 failed" in command.output
+
+
+def test_scores_come_with_a_picture_for_each_scored_slide(scored: tuple[Command, Path]) -> None:
+    frame = scores(scored[1]).to_pandas()
+    good = frame[frame["status"] == "scored"]
+    assert {path.stem for path in (scored[1] / "pictures").iterdir()} == set(good["slide_id"])
+    assert all(storage.read_bytes(uri).startswith(b"\x89PNG") for uri in good["picture"])
+
+
+def test_scores_are_the_same_in_csv_and_parquet(scored: tuple[Command, Path]) -> None:
+    frame = scores(scored[1]).to_pandas()
+    text = pd.read_csv(scored[1] / "scores.csv", dtype={"model_version": str})
+    for name in ("slide_id", "status", "probability", "num_regions", "bytes_read", "reason", "model_version"):
+        pd.testing.assert_series_equal(text[name], frame[name], check_dtype=False)
+
+
+def test_failed_slides_show_in_the_exit_status(
+    service: Service,
+    trained: Trained,
+    scored: tuple[Command, Path],
+    new_manifest: tuple[str, pd.DataFrame],
+) -> None:
+    """`ray job submit` knows only 0 and 1; the driver's own status is 3. The same command again has nothing to do."""
+    assert scored[0].status == 1
+    before, reads = scores(scored[1]), service.slide_reads()
+    parts = {path.name: path.stat().st_mtime_ns for path in (scored[1] / "parts").iterdir()}
+    again = score(service, trained, new_manifest[0], scored[1])
+    assert again.status == 3, again.output
+    assert service.slide_reads() == reads
+    assert {path.name: path.stat().st_mtime_ns for path in (scored[1] / "parts").iterdir()} == parts
+    assert scores(scored[1]).equals(before)
+
+
+def test_two_workers_score_as_one_does(
+    service: Service,
+    trained: Trained,
+    scored: tuple[Command, Path],
+    new_manifest: tuple[str, pd.DataFrame],
+    tmp_path: Path,
+) -> None:
+    two = score(service, trained, new_manifest[0], tmp_path, "--num-workers", "2")
+    assert two.status == 3, two.output
+    assert result(tmp_path) == result(scored[1])
+
+
+def result(out: Path) -> list[dict[str, Any]]:
+    """What of a table depends on the slides and the model alone."""
+    return scores(out).select(["slide_id", "status", "reason", "probability", "running", "regions", "call"]).to_pylist()
+
+
+def storage_object(service: Service, key: str) -> bytes:
+    body: bytes = service.s3().get_object(Bucket="cohort", Key=key)["Body"].read()
+    return body

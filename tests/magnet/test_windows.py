@@ -1,0 +1,264 @@
+"""The conversation between a zoom and what answers it, and windows in turned frames."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magnet.fake_slide import formula_fetch, to_uint8, waves
+from magnet.regions import NUM_FRAMES, to_slide_frame
+from magnet.windows import MAX_STEP, Ask, Windows, drive, drive_many, in_frames, turned, window_side_px
+
+Zoom = Generator[Ask, Windows, Any]
+
+
+def ask(number: int = 0) -> Ask:
+    return Ask(number, np.zeros(1, np.int64), np.array([[1.0, 0.0, 0.0]]), 4, 0)
+
+
+def windows(number: int = 0) -> Windows:
+    return Windows(pixels=np.full((1, 4, 4, 3), number, np.uint8), place=np.zeros((1, 4)), level=np.ones(1))
+
+
+class Heard:
+    """A zoom that asks so many times and returns what it was sent, and a note of its turns."""
+
+    def __init__(self, name: str, num_asks: int, turns: list[str], fails_at: int | None = None) -> None:
+        self.name, self.num_asks, self.turns, self.fails_at = name, num_asks, turns, fails_at
+        self.closed = False
+
+    def zoom(self) -> Zoom:
+        answers = []
+        try:
+            for number in range(self.num_asks):
+                self.turns.append(f"{self.name}{number}")
+                if number == self.fails_at:
+                    raise ArithmeticError(self.name)
+                answers.append(int((yield ask(number)).pixels[0, 0, 0, 0]))
+            return answers
+        finally:
+            self.closed = True
+
+
+def by_layer(question: Ask) -> Windows:
+    return windows(10 * question.layer)
+
+
+def test_drive_answers_each_ask_and_returns_the_zooms_result() -> None:
+    assert drive(Heard("a", 3, []).zoom(), by_layer) == [0, 10, 20]
+    assert drive(Heard("a", 0, []).zoom(), by_layer) == []
+
+
+def test_many_zooms_take_turns_and_end_as_their_turns_do() -> None:
+    turns: list[str] = []
+    zooms = [(name, Heard(name, num, turns).zoom(), by_layer) for name, num in (("a", 2), ("b", 1), ("c", 2))]
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(drive_many(zooms, pool, 2))
+    assert turns == ["a0", "b0", "a1", "c0", "c1"]
+    assert ended == [("b", [0]), ("a", [0, 10]), ("c", [0, 10])]
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.randoms())
+@settings(deadline=None, max_examples=40)
+def test_turns_and_results_do_not_depend_on_when_windows_arrive(
+    num_zooms: int, num_asks: int, in_flight: int, chance: Any
+) -> None:
+    delays = {(z, a): chance.random() * 1e-4 for z in range(num_zooms) for a in range(num_asks)}
+
+    def run(delayed: bool) -> tuple[list[str], list[Any]]:
+        turns: list[str] = []
+
+        def fetch_for(z: int) -> Any:
+            def fetch(question: Ask) -> Windows:
+                if delayed:
+                    threading.Event().wait(delays[z, question.layer])
+                return windows(z)
+
+            return fetch
+
+        zooms = ((z, Heard(f"{z}/", num_asks, turns).zoom(), fetch_for(z)) for z in range(num_zooms))
+        with ThreadPoolExecutor(in_flight) as pool:
+            return turns, list(drive_many(zooms, pool, in_flight))
+
+    turns, results = run(delayed=True)
+    assert results == [(z, [z] * num_asks) for z in range(num_zooms)]
+    assert (turns, results) == run(delayed=False)
+
+
+def test_no_more_zooms_are_taken_than_may_be_in_flight() -> None:
+    begun, ended = [], []
+
+    def zooms() -> Iterator[tuple[int, Zoom, Any]]:
+        for z in range(7):
+            begun.append(z)
+            assert len(begun) - len(ended) <= 3
+            yield z, Heard("z", 2, []).zoom(), by_layer
+
+    with ThreadPoolExecutor(3) as pool:
+        for z, _ in drive_many(zooms(), pool, 3):
+            ended.append(z)
+    assert ended == list(range(7))
+
+
+def test_zooms_are_taken_only_when_results_are_wanted() -> None:
+    begun: list[int] = []
+
+    def zooms() -> Iterator[tuple[int, Zoom, Any]]:
+        for z in range(100):
+            begun.append(z)
+            yield z, Heard("z", 1, []).zoom(), by_layer
+
+    with ThreadPoolExecutor(2) as pool:
+        results = drive_many(zooms(), pool, 2)
+        assert begun == []
+        assert next(results)[0] == 0
+        assert begun == [0, 1]
+
+
+def test_fetches_of_different_zooms_run_at_the_same_time() -> None:
+    both_there = threading.Barrier(2, timeout=10)
+
+    def fetch(question: Ask) -> Windows:
+        both_there.wait()  # breaks after ten seconds if nobody else comes
+        return windows()
+
+    with ThreadPoolExecutor(2) as pool:
+        zooms = [(z, Heard("z", 3, []).zoom(), fetch) for z in range(2)]
+        assert [z for z, _ in drive_many(zooms, pool, 2)] == [0, 1]
+
+
+@pytest.mark.parametrize("where", ["zoom", "fetch"])
+def test_a_caught_error_ends_its_own_zoom_alone(where: str) -> None:
+    def broken(question: Ask) -> Windows:
+        raise ArithmeticError("fetch")
+
+    bad = Heard("b", 3, [], fails_at=1 if where == "zoom" else None)
+    zooms = [
+        ("a", Heard("a", 3, []).zoom(), by_layer),
+        ("b", bad.zoom(), by_layer if where == "zoom" else broken),
+        ("c", Heard("c", 3, []).zoom(), by_layer),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        ends = dict(drive_many(zooms, pool, 2, catch=ArithmeticError))
+    assert ends["a"] == ends["c"] == [0, 10, 20]
+    assert isinstance(ends["b"], ArithmeticError)
+    assert bad.closed
+
+
+def test_other_errors_are_raised() -> None:
+    zooms = [("a", Heard("a", 1, [], fails_at=0).zoom(), by_layer)]
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ArithmeticError):
+        list(drive_many(zooms, pool, 1, catch=KeyError))
+
+
+@given(
+    st.integers(16, 512), st.integers(0, 16), st.floats(1, MAX_STEP, exclude_max=True), st.floats(0, 1), st.floats(0, 1)
+)
+def test_a_windows_side_holds_every_snapped_window(out_px: int, margin: int, step: float, x: float, y: float) -> None:
+    """`x` and `y` are the fractions by which a region's corner lies off the pixel grid."""
+    for corner in (x, y):
+        needed = math.ceil(corner + step * out_px + margin) - math.floor(corner - margin)
+        assert needed <= window_side_px(out_px, margin)
+
+
+def test_a_windows_side_by_hand() -> None:
+    assert window_side_px(224, 4) == 2 * 224 + 2 * 4 + 2
+
+
+COLOUR = waves([(0.3, 0.1), (-0.1, 0.35), (0.25, 0.25)])
+
+
+def questions(frames: np.ndarray) -> Ask:
+    """A region off the centre for each frame, each on a slide of its own."""
+    region = np.tile([0.3, 0.35, -0.2], (len(frames), 1))
+    return Ask(1, np.arange(len(frames)), region, 16, 2)
+
+
+def colours_at(shown: Windows, frame: int, n: int) -> np.ndarray:
+    """What the slide shows at the places that a turned window's pixels claim, which are in the frame's coordinates."""
+    left, top, wide, high = shown.place[n]
+    index = np.arange(shown.pixels.shape[1]) + 0.5
+    x, y = np.meshgrid(left + index * wide, top + index * high)
+    _, slide_x, slide_y = np.moveaxis(to_slide_frame(np.stack([np.ones_like(x), x, y], axis=-1), frame), -1, 0)
+    return to_uint8(COLOUR(slide_x, slide_y))
+
+
+def test_turned_windows_show_the_same_colours_at_the_right_places() -> None:
+    frames = np.arange(NUM_FRAMES)
+    asked = questions(frames)
+    straight = formula_fetch([COLOUR] * NUM_FRAMES, [4096] * NUM_FRAMES)(asked)
+    shown = turned(straight, frames)
+    for n, frame in enumerate(frames):
+        np.testing.assert_allclose(shown.pixels[n].astype(int), colours_at(shown, frame, n).astype(int), atol=1)
+        np.testing.assert_array_equal(np.sort(shown.pixels[n], axis=None), np.sort(straight.pixels[n], axis=None))
+    np.testing.assert_array_equal(shown.pixels[0], straight.pixels[0])
+    assert len({window.tobytes() for window in shown.pixels}) == NUM_FRAMES
+
+
+def test_turned_keeps_pixels_that_are_not_square() -> None:
+    """Pixel sizes along x and y change places with a quarter turn."""
+    one = Windows(
+        pixels=np.zeros((1, 4, 4, 3), np.uint8), place=np.array([[-0.5, 0.25, 0.1, 0.05]]), level=np.array([3.0])
+    )
+    shown = turned(one, np.array([1]))
+    np.testing.assert_allclose(shown.place, [[0.25, 0.1, 0.05, 0.1]])  # x and y are now the slide's y and -x
+    assert shown.level.tolist() == [3.0]
+
+
+def test_a_zoom_in_frames_gets_windows_that_cover_its_regions() -> None:
+    frames = np.array([5, 0, 3, 6])
+    asked = questions(frames)
+    seen: list[Ask] = []
+    straight = formula_fetch([COLOUR] * 4, [4096] * 4)
+
+    def fetch(question: Ask) -> Windows:
+        seen.append(question)
+        return straight(question)
+
+    shown = in_frames(fetch, frames)(asked)
+    for n, frame in enumerate(frames):
+        np.testing.assert_array_equal(seen[0].region[n], to_slide_frame(asked.region[n], int(frame)))
+        left, top, wide, high = shown.place[n]
+        side = shown.pixels.shape[1]
+        s, x, y = asked.region[n]
+        assert left <= x - s
+        assert x + s <= left + side * wide
+        assert top <= y - s
+        assert y + s <= top + side * high
+        np.testing.assert_allclose(shown.pixels[n].astype(int), colours_at(shown, int(frame), n).astype(int), atol=1)
+    assert (seen[0].layer, seen[0].out_px, seen[0].margin_px) == (1, 16, 2)
+
+
+def test_frames_are_those_of_the_slides_not_of_the_rows() -> None:
+    asked = Ask(1, np.array([1, 0, 1]), np.tile([0.3, 0.35, -0.2], (3, 1)), 16, 2)
+    shown = in_frames(formula_fetch([COLOUR] * 2, [4096] * 2), np.array([0, 2]))(asked)
+    np.testing.assert_array_equal(shown.pixels[0], shown.pixels[2])
+    assert (shown.pixels[0] != shown.pixels[1]).any()
+
+
+def test_no_other_frames() -> None:
+    with pytest.raises(ValueError, match="frame 8: must be 0 to 7"):
+        turned(windows(), np.array([8]))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "place", "level"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4)), np.ones(2)),
+        (np.zeros((2, 4, 5, 3), np.uint8), np.zeros((2, 4)), np.ones(2)),
+        (np.zeros((2, 4, 4, 4), np.uint8), np.zeros((2, 4)), np.ones(2)),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros((1, 4)), np.ones(2)),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4)), np.ones(3)),
+    ],
+)
+def test_windows_that_do_not_fit_together_are_refused(pixels: Any, place: Any, level: Any) -> None:
+    with pytest.raises(ValueError, match="windows: "):
+        Windows(pixels=pixels, place=place, level=level)
