@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--folder", default="demo", help="where the demo's files go (default: demo)")
-    parser.add_argument("--num-slides", type=int, default=96)
+    parser.add_argument("--num-slides", type=int, default=128)
     parser.add_argument("--side-px", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--config", default="configs/demo.yaml")
@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> int:
         num_slides=options.num_slides,
         side_px=options.side_px,
         seed=options.seed,
-        split={"train": 0.6, "val": 0.15, "test": 0.25},
+        hint=0.5,
+        split={"train": 0.65, "val": 0.1, "test": 0.25},
     )
     make_cohort(cohort, settings, jobs=2)
     with _object_store() as endpoint:

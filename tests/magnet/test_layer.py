@@ -1,0 +1,216 @@
+"""A magnifying layer: regions by hand from maps that are given, exploration, inhibition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from magnet.config import LocatorConfig
+from magnet.layer import MagnifyingLayer, Placement
+
+SIDE = 20
+CENTRES = (2 * torch.arange(SIDE) + 1) / SIDE - 1
+
+
+class Given(nn.Module):
+    """In place of the conv stacks: maps (B, N, P, H, W) that do not depend on what is seen."""
+
+    def __init__(self, map_BNPHW: Tensor) -> None:
+        super().__init__()
+        self.map = nn.Parameter(map_BNPHW)
+
+    def forward(self, view_BNCHW: Tensor) -> Tensor:
+        return self.map
+
+
+def spots(*places: tuple[int, int, float]) -> Tensor:
+    """A map that is 0 but for spots at (column, row, height)."""
+    result = torch.zeros(SIDE, SIDE)
+    for column, row, height in places:
+        result[row, column] = height
+    return result
+
+
+def place(
+    maps: list[list[Tensor]] | Tensor,
+    tissue: Tensor | None = None,
+    *,
+    frozen: bool = False,
+    explore: float = 0.0,
+    seed: int = 0,
+    **config: Any,
+) -> Placement:
+    """Children of one slide's nodes from their maps, per node and child."""
+    map_BNPHW = maps if isinstance(maps, Tensor) else torch.stack([torch.stack(node) for node in maps])[None]
+    b, n, p = map_BNPHW.shape[:3]
+    layer = MagnifyingLayer(n, p, frozen_first=frozen, config=LocatorConfig(**config))
+    layer.locator = Given(map_BNPHW)
+    tissue_BNHW = torch.ones(b, n, SIDE, SIDE, dtype=torch.bool) if tissue is None else tissue.expand(b, n, -1, -1)
+    view_BNCHW = torch.zeros(b, n, 3, SIDE, SIDE)
+    return layer(view_BNCHW, tissue_BNHW, explore, torch.Generator().manual_seed(seed))
+
+
+def test_one_high_spot_becomes_the_smallest_region_around_it() -> None:
+    placed = place([[spots((3, 16, 50.0))]])
+    x, y = math.tanh(CENTRES[3]), math.tanh(CENTRES[16])
+    torch.testing.assert_close(placed.theta_BNP3[0, 0, 0], torch.tensor([0.05, x, y]))
+    assert placed.sparse_BNPHW[0, 0, 0, 16, 3] == 1
+    assert placed.sparse_BNPHW.sum() == 1
+
+
+def test_a_flat_map_becomes_a_wide_region_in_the_middle() -> None:
+    theta = place([[torch.zeros(SIDE, SIDE)]]).theta_BNP3[0, 0, 0]
+    rms = math.sqrt((1 - 1 / SIDE**2) / 3)  # of SIDE equal weights at the centres of pixels that tile [-1, 1]
+    torch.testing.assert_close(theta, torch.tensor([rms, 0.0, 0.0]))
+
+
+def test_two_spots_become_a_region_between_them_as_wide_as_they_are_apart() -> None:
+    theta = place([[spots((4, 9, 50.0), (13, 9, 50.0))]]).theta_BNP3[0, 0, 0]
+    apart = float(CENTRES[13] - CENTRES[4])
+    expected = [apart / 2 / math.sqrt(2), math.tanh((CENTRES[13] + CENTRES[4]) / 2), math.tanh(CENTRES[9])]
+    torch.testing.assert_close(theta, torch.tensor(expected))
+
+
+def test_each_node_and_child_has_a_map_of_its_own() -> None:
+    placed = place([[spots((1, 2, 50.0)), spots((3, 4, 50.0))], [spots((5, 6, 50.0)), spots((7, 8, 50.0))]])
+    centre_NP2 = placed.theta_BNP3[0, ..., 1:].atanh()
+    expected = torch.stack([CENTRES[[1, 2]], CENTRES[[3, 4]], CENTRES[[5, 6]], CENTRES[[7, 8]]])
+    torch.testing.assert_close(centre_NP2.flatten(0, 1), expected)
+
+
+def test_a_frozen_first_child_is_its_parent_and_the_others_are_chosen() -> None:
+    placed = place([[spots((1, 2, 50.0)), spots((3, 4, 50.0))]] * 3, frozen=True)
+    assert placed.theta_BNP3[0, :, 0].tolist() == [[1.0, 0.0, 0.0]] * 3
+    assert (placed.sparse_BNPHW[:, :, 0] == 0).all()
+    torch.testing.assert_close(placed.theta_BNP3[0, :, 1, 1].atanh(), CENTRES[[3, 3, 3]])
+
+
+def test_only_tissue_is_chosen_where_there_is_any() -> None:
+    tissue = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    tissue[:, :10] = True
+    two = [[spots((4, 4, 30.0), (15, 15, 60.0))]]
+    torch.testing.assert_close(place(two, tissue).theta_BNP3[0, 0, 0, 1:].atanh(), CENTRES[[15, 15]])
+    torch.testing.assert_close(place(two, tissue, tissue_mask=True).theta_BNP3[0, 0, 0, 1:].atanh(), CENTRES[[4, 4]])
+    none = place(two, torch.zeros_like(tissue), tissue_mask=True)
+    torch.testing.assert_close(none.theta_BNP3[0, 0, 0, 1:].atanh(), CENTRES[[15, 15]])
+
+
+def test_near_the_peak_a_second_hill_does_not_pull() -> None:
+    hills = [[spots((4, 9, 50.0), (15, 9, 49.9))]]
+    far = place(hills).theta_BNP3[0, 0, 0]
+    near = place(hills, peak_radius=0.3).theta_BNP3[0, 0, 0]
+    assert CENTRES[5] < far[1].atanh() < CENTRES[14]
+    torch.testing.assert_close(near, torch.tensor([0.05, math.tanh(CENTRES[4]), math.tanh(CENTRES[9])]))
+
+
+def test_normalised_maps_give_the_same_regions_at_any_scale_and_offset() -> None:
+    raw = torch.randn(2, 3, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    plain, scaled = (place(m, normalise_maps=True, temperature=0.1).theta_BNP3 for m in (raw, 1000 * raw + 7))
+    torch.testing.assert_close(plain, scaled, atol=1e-4, rtol=1e-4)
+    assert (place(raw).theta_BNP3 - place(1000 * raw).theta_BNP3).abs().max() > 0.01
+
+
+def test_a_small_temperature_makes_wide_regions() -> None:
+    raw = torch.randn(1, 4, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    scales = [place(raw, temperature=t).theta_BNP3[..., 0].mean() for t in (1e-3, 0.1, 10.0)]
+    assert scales[0] > scales[1] > scales[2]
+
+
+def test_value_is_the_map_at_the_centre_of_the_region() -> None:
+    y_HW, x_HW = torch.meshgrid(CENTRES, CENTRES, indexing="ij")
+    ramp = 0.3 + 0.5 * x_HW - 0.2 * y_HW
+    placed = place([[ramp, ramp * 2]], temperature=0.05)
+    _, x_NP, y_NP = placed.theta_BNP3[0].unbind(dim=-1)
+    expected = (0.3 + 0.5 * x_NP - 0.2 * y_NP) * torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(placed.value_BNP[0], expected)
+
+
+def test_siblings_take_the_hills_one_after_another() -> None:
+    hills = spots((3, 3, 30.0), (15, 4, 25.0), (9, 16, 20.0))
+    placed = place([[hills] * 3], inhibit_siblings=True, scale_min=0.2, scale_max=0.3, peak_radius=0.25)
+    expected = torch.stack([CENTRES[[3, 3]], CENTRES[[15, 4]], CENTRES[[9, 16]]])
+    torch.testing.assert_close(placed.theta_BNP3[0, 0, :, 1:].atanh(), expected)
+    alone = place([[hills] * 3], scale_min=0.2, scale_max=0.3, peak_radius=0.25)
+    assert (alone.theta_BNP3[0, 0] == alone.theta_BNP3[0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sibling_has_no_weight_where_an_earlier_one_lies(seed: int) -> None:
+    raw = torch.randn(2, 3, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    options: dict[str, Any] = {"scale_min": 0.1, "scale_max": 0.2, "peak_radius": 0.25, "centre": "bounded"}
+    placed = place(raw, inhibit_siblings=True, **options)
+    y_HW, x_HW = torch.meshgrid(CENTRES, CENTRES, indexing="ij")
+    for later in range(1, 4):
+        for earlier in range(later):
+            s, x, y = placed.theta_BNP3[:, :, earlier, :, None, None].unbind(dim=2)
+            inside = ((x_HW - x).abs() <= s) & ((y_HW - y).abs() <= s)
+            assert placed.sparse_BNPHW[:, :, later][inside].sum() == 0
+            centre = placed.theta_BNP3[:, :, later, 1:, None, None].unbind(dim=2)
+            assert not (((centre[0] - x).abs() <= s) & ((centre[1] - y).abs() <= s)).any()
+
+
+@pytest.mark.parametrize("centre", ["tanh", "bounded"])
+def test_exploration_covers_tissue_and_nothing_else(centre: Any) -> None:
+    tissue = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    tissue[2:5, 14:19] = True
+    flat = torch.zeros(4, 50, 1, SIDE, SIDE)
+    options: dict[str, Any] = {"centre": centre, "scale_min": 0.05, "scale_max": 0.05}
+    placed = place(flat, tissue, explore=1.0, **options)
+    s, x, y = placed.theta_BNP3.flatten(0, 2).unbind(dim=-1)
+    assert (s == 0.05).all()
+    column, row = ((c + 1) / 2 * SIDE for c in (x, y))
+    assert tissue[row.floor().long(), column.floor().long()].all()
+    assert len({(float(a), float(b)) for a, b in zip(x, y, strict=True)}) == 15  # each of its 3 x 5 positions
+
+
+def test_explored_regions_stay_inside_their_parent_and_hold_the_position_drawn() -> None:
+    tissue = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    tissue[0, 19] = True
+    s, x, y = place([[torch.zeros(SIDE, SIDE)]], tissue, explore=1.0).theta_BNP3[0, 0, 0].tolist()
+    assert s == pytest.approx(math.sqrt((1 - 1 / SIDE**2) / 3))
+    assert (x, y) == pytest.approx((1 - s, s - 1))
+
+
+def test_exploration_follows_its_probability() -> None:
+    flat = torch.zeros(1, 400, 1, SIDE, SIDE)
+    stayed = place(flat, explore=0.25).theta_BNP3[..., 1:].abs().sum(dim=-1) < 1e-6
+    assert 0.66 < stayed.float().mean() < 0.84  # four standard deviations about 0.75
+
+
+def test_exploration_is_the_generators() -> None:
+    flat = torch.zeros(2, 3, 2, SIDE, SIDE)
+    first, again, other = (place(flat, explore=0.7, seed=seed).theta_BNP3 for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_without_exploration_nothing_is_drawn() -> None:
+    layer = MagnifyingLayer(1, 2, frozen_first=False, config=LocatorConfig())
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    layer(torch.rand(1, 1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE, dtype=torch.bool), 0.0, generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_an_explored_child_follows_no_map() -> None:
+    raw = torch.randn(1, 1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.01
+    layer = MagnifyingLayer(1, 1, frozen_first=False, config=LocatorConfig())
+    layer.locator = given = Given(raw)
+    view, tissue = torch.zeros(1, 1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE, dtype=torch.bool)
+    for explore, follows in ((1.0, False), (0.0, True)):
+        theta = layer(view, tissue, explore, torch.Generator().manual_seed(0)).theta_BNP3
+        (gradient,) = torch.autograd.grad(theta.sum(), given.map)
+        assert gradient.abs().max().item() > 0 if follows else not gradient.any()
+
+
+def test_moments_are_float32_under_autocast() -> None:
+    layer = MagnifyingLayer(1, 2, frozen_first=False, config=LocatorConfig())
+    view, tissue = torch.rand(1, 1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE, dtype=torch.bool)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        placed = layer(view, tissue, 0.0, None)
+    assert placed.theta_BNP3.dtype == placed.sparse_BNPHW.dtype == placed.value_BNP.dtype == torch.float32
+    torch.testing.assert_close(placed.sparse_BNPHW.sum(dim=(-2, -1)), torch.ones(1, 1, 2))
