@@ -94,7 +94,7 @@ class LocatorConfig:
     peak_radius: float | None = None
     """The sparsemax sees only positions this near (in half-sides of the view) to the map's maximum; None: all."""
     inhibit_siblings: bool = False
-    """A child cannot lie where an earlier sibling lies (inhibition of return)."""
+    """A child's map has no weight where an earlier sibling lies (inhibition of return)."""
     spread: Literal["rms", "l2"] = "rms"
     """Which spread of the sparse map becomes the scale (open in the paper)."""
     scale_clamp: Literal["hard", "straight_through", "softplus"] = "hard"

@@ -4,6 +4,7 @@ What is set here must be set before Ray or MLflow is imported: nothing is report
 do not bury the job's own. A user's own settings win.
 """
 
+import logging
 import os
 
 for _name, _value in {
@@ -15,3 +16,10 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+
+for _name, _level in {
+    "botocore": logging.WARNING,  # Ray Train lets everybody speak at INFO: where credentials were found
+    "ray.data._internal.progress": logging.ERROR,  # that its progress bars are off; the jobs have bars of their own
+    "ray.train.v2._internal.execution.context": logging.WARNING,  # each checkpoint with all its metrics
+}.items():
+    logging.getLogger(_name).setLevel(_level)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import replace
 from typing import Any
 
 import ray
+from ray._private.services import get_ray_address_from_environment  # there is no public way to ask
 
 from service.errors import UsageError
 from service.settings import ComputeSettings
@@ -36,21 +38,34 @@ def connect(env_vars: dict[str, str]) -> None:
     options: dict[str, Any] = {"logging_level": logging.WARNING}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         options["runtime_env"] = {"env_vars": env_vars | {"RAY_DATA_LOG_LEVEL": "WARNING"}}
+    if (address := os.environ.get("RAY_ADDRESS") or _cluster_here()) is not None:
+        ray.init(address=address, **options)
+        return
+    # Of its own and for this process alone: loopback, no token written into the user's home.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    num_cpus = max(2, os.cpu_count() or 2)
+    log.warning("no Ray cluster runs here: starting one with %d CPUs for this job", num_cpus)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+        **options,
+    )
+
+
+def _cluster_here() -> str | None:
+    """Address of the cluster that `ray start` left on this machine, if it still answers.
+
+    Ray remembers a cluster that was killed, and waits minutes for it.
+    """
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **options)
-    except ConnectionError:
-        if "RAY_ADDRESS" in os.environ:
-            raise
-        # Of its own and for this process alone: loopback, no token written into the user's home.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        num_cpus = max(2, os.cpu_count() or 2)
-        log.warning("no Ray cluster runs here: starting one with %d CPUs for this job", num_cpus)
-        ray.init(
-            num_cpus=num_cpus,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            **options,
-        )
+        address = get_ray_address_from_environment("auto", None)
+        host, port = address.rsplit(":", 1)
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (ConnectionError, OSError, ValueError):
+        return None
+    return str(address)
 
 
 def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSettings:

@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import boto3
 from tqdm import tqdm
 
 from ray_jobs import command
+from ray_jobs.job_output import own_lines
 from ray_jobs.processes import free_port, kill_tree, started
 from ray_jobs.registry import ui_command
 from service.errors import UsageError
@@ -32,7 +34,10 @@ from service.synthetic.plan import CohortSettings
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "magnet-demo"
 DASHBOARD = "http://127.0.0.1:8265"
-"""Where a cluster that runs on this machine already answers, unless RAY_ADDRESS names another."""
+"""Where a cluster that runs on this machine already answers, unless RAY_API_SERVER_ADDRESS names another."""
+
+RAY = str(Path(sys.executable).with_name("ray"))
+"""Ray's command line, of this environment."""
 
 OBJECT_STORE_MEMORY = 400 << 20
 """Ray's shared memory in the demo's own cluster."""
@@ -45,7 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--num-slides", type=int, default=128)
     parser.add_argument("--side-px", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--config", default=str(ROOT / "configs" / "demo.yaml"), help="as of train.py")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train.py")
     options = parser.parse_args(arguments)
     started_s, folder = time.monotonic(), Path(options.folder).resolve()
@@ -119,21 +124,16 @@ def _cluster(folder: Path) -> Iterator[str]:
         return
     port, gcs_port = free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    words = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=2",
-        "--node-ip-address=127.0.0.1",
-        f"--port={gcs_port}",
-        f"--dashboard-port={port}",
-        f"--object-store-memory={OBJECT_STORE_MEMORY}",
-        "--disable-usage-stats",
-    ]
-    with started(words, log=folder / "ray.log", env={"RAY_AUTH_MODE": "disabled"}, cwd=ROOT) as process:
-        _wait(f"http://127.0.0.1:{port}/api/version", process, seconds=120)
-        yield f"http://127.0.0.1:{port}"
+    # A folder of its own, which goes with the cluster; Ray's sockets lie in it and want short paths.
+    with tempfile.TemporaryDirectory(prefix="magnet-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        words = [
+            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
+            *(f"--port={gcs_port}", f"--dashboard-port={port}", f"--temp-dir={temporary}"),
+            *(f"--object-store-memory={OBJECT_STORE_MEMORY}", "--disable-usage-stats"),
+        ]
+        with started(words, log=folder / "ray.log", env={"RAY_AUTH_MODE": "disabled"}, cwd=ROOT) as process:
+            _wait(f"http://127.0.0.1:{port}/api/version", process, seconds=120)
+            yield f"http://127.0.0.1:{port}"
 
 
 def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
@@ -145,23 +145,33 @@ def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
         "AWS_SECRET_ACCESS_KEY": keys["aws_secret_access_key"],
         "AWS_REGION": keys["region_name"],
     }
-    typed = ["python", script, *words]
-    print(f"$ ray job submit -- {shlex.join(typed)}", flush=True)
+    shown = shlex.join([script, *(word.removeprefix(f"{ROOT}/") for word in words)])
+    print(f"$ ray job submit -- python {shown}", flush=True)
     submission = command.new_name("demo")
-    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address]
-    submit += ["--submission-id", submission, "--runtime-env-json", json.dumps({"env_vars": environment})]
-    # The job's `python` is this environment's, whatever the user's PATH says.
-    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "RAY_LOG_TO_STDERR": "0"}
-    process = subprocess.Popen([*submit, "--", sys.executable, *typed[1:]], env=os.environ | own, cwd=ROOT)
+    # A cluster that runs already may have another working folder, and another `python` on its PATH.
+    submit = [RAY, "job", "submit", "--address", address, "--submission-id", submission, "--runtime-env-json"]
+    submit += [json.dumps({"env_vars": environment}), "--", sys.executable, str(ROOT / script), *words]
+    process = subprocess.Popen(
+        submit,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the demo, which stops the job
+    )
     try:
+        assert process.stdout is not None
+        for line in own_lines(process.stdout):
+            print(line, end="", flush=True)
         status = process.wait()
     except BaseException:
-        stop = [submit[0], "job", "stop", "--address", address, submission]
-        subprocess.run(stop, env=os.environ | own, capture_output=True, timeout=60, check=False)
+        stop = [RAY, "job", "stop", "--address", address, submission]
+        subprocess.run(stop, capture_output=True, timeout=60, check=False, start_new_session=True)
         kill_tree(process)
         raise
     if status != 0:
-        raise UsageError(f"the job {script} ended with status {status}; its output above says why")
+        raise UsageError(f"the job {script} failed; its output above says why")
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:

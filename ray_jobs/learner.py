@@ -60,7 +60,7 @@ class Learner:
             Sums over this worker's slides: `loss`, its parts, `slides`; and the gradient norms, the same everywhere.
 
         Raises:
-            NotFiniteError: before anything was changed.
+            NotFiniteError: before weights and optimizer were changed.
         """
         self.model.train()
         self._set_learning_rates(step / self.num_steps)
@@ -73,6 +73,7 @@ class Learner:
         self._sum_gradients()
         norms = self._clip()
         if not all(map(math.isfinite, norms.values())):  # gradients were summed: all workers agree
+            self.optimizer.zero_grad(set_to_none=True)
             raise NotFiniteError(f"step {step}: gradient norms {norms}; the weights are as before this step")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,10 +128,13 @@ class Learner:
         One flat all-reduce per step instead of DistributedDataParallel: its hooks expect one backward after each
         forward, here several zooms are in flight; and a worker without a micro-batch takes part with zeros.
         """
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:  # zeros on one worker too: the optimizer counts the steps that it takes part in
+                parameter.grad = torch.zeros_like(parameter)
         if self.num_workers == 1:
             return
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         distributed.all_reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)

@@ -75,6 +75,8 @@ def train(config: dict[str, Any]) -> None:
     step = _restore(learner)
 
     tracker = Tracker(task.tracking_uri, task.run_id) if rank == 0 else None
+    if tracker is not None:
+        tracker.resume()
     with (
         RegionReader(tile_cache_bytes=compute.tile_cache_mb << 20, num_threads=compute.reader_threads) as reader,
         ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fetch") as pool,

@@ -39,7 +39,7 @@ def started(
             kill_tree(process)
 
 
-def kill_tree(process: subprocess.Popen[bytes]) -> None:
+def kill_tree(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """Stop a process and all that descend from it; the ones that do not stop by themselves are killed."""
     try:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

@@ -33,8 +33,8 @@ def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, ali
     """
     mlflow.set_tracking_uri(tracking_uri)
     about = checkpoints.describe(checkpoint)
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, on type hints of rows that hold values of several types
+    # MLflow warns of type hints of rows that hold values of several types, past any filter; recorded, it is silent.
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SCORER),

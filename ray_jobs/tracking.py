@@ -98,9 +98,21 @@ class Tracker:
         self.uri, self.run_id = uri, run_id
         self.client = MlflowClient(tracking_uri=uri)
         self._pending: list[Metric] = []
+        self._last_step = 0
+
+    def resume(self) -> None:
+        """Go on after an attempt that died: what it logged past its last checkpoint is not logged a second time."""
+        try:
+            logged = self.client.get_metric_history(self.run_id, "step")
+        except MlflowException as error:
+            log.warning("MLflow did not tell which metrics it has, some may be logged twice: %s", error)
+            return
+        self._last_step = max((point.step for point in logged), default=0)
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Note metrics of a step; `flush` sends them."""
+        """Note metrics of a step (an epoch's number), unless an earlier attempt logged that; `flush` sends them."""
+        if step <= self._last_step:
+            return
         now = int(time.time() * 1000)
         self._pending += [Metric(name, float(value), now, step) for name, value in values.items()]
 
@@ -140,8 +152,8 @@ class Tracker:
         """Note a table that went into the run, by name, source and digest."""
         with warnings.catch_warnings():  # about guesses that do no harm: kind of source, integers without gaps
             warnings.simplefilter("ignore")
-            dataset = from_pandas(frame, source=source, name=name)
-        used = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
+            dataset = from_pandas(frame, source=source, name=name)._to_mlflow_entity()
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         self.client.log_inputs(self.run_id, datasets=[used])
 
     def file(self, path: Path, folder: str | None = None) -> None:

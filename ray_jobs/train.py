@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 
 from ray_jobs import command
-from service.manifest import Manifest, ManifestError, Problem, check_slides, load_manifest, with_splits
+from service.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
+from service.policy import slide_counts, training_slides
 from service.reader import RegionReader
 from service.settings import TrainSettings, train_settings
 
@@ -58,18 +59,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _checked_manifest(uri: str, settings: TrainSettings) -> Manifest:
-    """The manifest with splits, its slides opened once. Raises `ManifestError` naming all that is wrong."""
+    """The slides to train with, by split, each opened once. Raises `ManifestError` naming all that is wrong."""
     manifest = with_splits(load_manifest(uri, need_labels=True), settings.recipe.seed, SHARES)
-    if not manifest.split("val"):
-        raise ManifestError([Problem(None, "split", "no slide has split val, by which the best epoch is chosen")], uri)
+    manifest = training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
     print(f"{uri}: {len(manifest.slides)} slides, checking that each one opens", flush=True)
     with RegionReader(num_threads=settings.compute.reader_threads) as reader:
         if problems := check_slides(manifest, reader):
             raise ManifestError(problems, uri)
-    for name in ("train", "val", "test"):
-        slides = manifest.split(name)
-        positive = sum(slide.label or 0 for slide in slides)
-        print(f"  {name}: {len(slides)} slides, {positive} positive", flush=True)
+    for name, count in slide_counts(manifest).items():
+        print(f"  {name}: {count}", flush=True)
     return manifest
 
 

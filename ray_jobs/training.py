@@ -46,12 +46,13 @@ def train(settings: TrainSettings, manifest: Manifest, *, name: str, storage: st
     try:
         _record(tracker, settings, manifest, storage)
         task = loop.Task(settings, manifest.split("train"), manifest.split("val"), uri, run_id)
-        best, metrics = _fit(task, name, storage)
-        version = registry.register(uri, run_id, best, name=settings.registered_model, alias=settings.alias)
+        with tempfile.TemporaryDirectory(prefix="magnet-best-") as folder:
+            metrics = _fit(task, name, storage, Path(folder))
+            version = registry.register(uri, run_id, Path(folder), name=settings.registered_model, alias=settings.alias)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # Ray makes a SystemExit of Ctrl-C while it trains, and of SIGTERM
         status = "KILLED"
-        raise
+        raise KeyboardInterrupt from stop
     finally:
         tracker.end(status)
     _tell(settings, metrics, version)
@@ -72,8 +73,8 @@ def _record(tracker: tracking.Tracker, settings: TrainSettings, manifest: Manife
         tracker.file(config)
 
 
-def _fit(task: loop.Task, name: str, storage: str) -> tuple[Path, dict[str, Any]]:
-    """Train on the cluster; the best checkpoint, copied to this machine, and its metrics."""
+def _fit(task: loop.Task, name: str, storage: str, folder: Path) -> dict[str, Any]:
+    """Train on the cluster; copies the best checkpoint into a folder of this machine, and returns its metrics."""
     compute = task.settings.compute
     trainer = TorchTrainer(
         loop.train,
@@ -96,9 +97,8 @@ def _fit(task: loop.Task, name: str, storage: str) -> tuple[Path, dict[str, Any]
     result = trainer.fit()
     best = result.get_best_checkpoint(SELECTION, "max")
     assert best is not None  # every epoch reports one
-    folder = Path(tempfile.mkdtemp(prefix="magnet-best-"))
     best.to_directory(folder)
-    return folder, checkpoints.describe(folder).metrics
+    return checkpoints.describe(folder).metrics
 
 
 def _tell(settings: TrainSettings, metrics: dict[str, Any], version: str) -> None:

@@ -95,6 +95,8 @@ class Manifest:
     uri: str
     sha256: str
     """Of the file's bytes."""
+    left_out: tuple[Slide, ...] = ()
+    """Slides of the file that a training's label policy took out (`service.policy`)."""
 
     def split(self, name: str) -> tuple[Slide, ...]:
         """The slides of one split."""
@@ -148,7 +150,7 @@ def load_manifest(uri: str, *, need_labels: bool) -> Manifest:
     found += _check_duplicates(slides) + _check_splits(slides)
     problems += [problem for problem in found if problem.column not in missing]
     if not problems and need_labels:
-        problems += _check_classes(slides)
+        problems += check_classes(slides)
     if problems:
         raise ManifestError(sorted(problems, key=lambda p: p.row or 0), uri)
     return Manifest(slides=tuple(slides), uri=uri, sha256=hashlib.sha256(data).hexdigest())
@@ -175,7 +177,7 @@ def with_splits(manifest: Manifest, seed: int, shares: Mapping[str, float]) -> M
         [s.patient_id for s in slides], [s.label for s in slides], [s.stratum for s in slides], seed, shares
     )
     divided = tuple(replace(slide, split=split) for slide, split in zip(slides, splits, strict=True))
-    if all(slide.label is not None for slide in divided) and (problems := _check_classes(divided)):
+    if all(slide.label is not None for slide in divided) and (problems := check_classes(divided)):
         raise ManifestError(problems, manifest.uri)
     return replace(manifest, slides=divided)
 
@@ -338,8 +340,8 @@ def _check_splits(slides: Sequence[Slide]) -> list[Problem]:
     return problems
 
 
-def _check_classes(slides: Sequence[Slide]) -> list[Problem]:
-    """Training needs both labels."""
+def check_classes(slides: Sequence[Slide]) -> list[Problem]:
+    """Training needs both labels: the problem of a train split (or table without splits) that lacks one."""
     has_splits = any(slide.split for slide in slides)
     labels = {slide.label for slide in slides if slide.split in ("train", None)}
     where = "in train" if has_splits else "in the table"

@@ -68,6 +68,10 @@ class TrainSettings:
     """How it is trained."""
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     """Where it runs."""
+    train_without_strata: tuple[Literal["macro", "micro", "itc"], ...] = ()
+    """Positive slides of these strata are left out of train and val, not of test (paper: itc)."""
+    fit_on: Literal["train", "train+val"] = "train"
+    """"train+val" is the paper's last retraining: no validation, and the last epoch's model is registered."""
     experiment: str = "magnet"
     """MLflow experiment."""
     registered_model: str = "magnet"

@@ -35,9 +35,10 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A cluster of two CPUs, and an object store that holds the cohort."""
     folder = tmp_path_factory.mktemp("service")
-    temporary = tempfile.mkdtemp(prefix="ray-")  # Ray's sockets lie here; their paths must stay below 100 characters
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie here and want short paths
     store_port, gcs_port, jobs_port = free_port(), free_port(), free_port()
-    aws = {
+    node = {
+        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # the trainings here take seconds
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store_port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -53,12 +54,12 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         store = stack.enter_context(running(moto, {}, folder / "moto.log"))
-        cluster = stack.enter_context(running(ray, aws, folder / "ray.log"))
+        cluster = stack.enter_context(running(ray, node, folder / "ray.log"))
         slides: Path = request.getfixturevalue("cohort")  # made while the two come up
         running_service = Service(
             f"http://127.0.0.1:{jobs_port}",
             f"127.0.0.1:{gcs_port}",
-            aws,
+            node,
             store.log,
             cluster.process.pid,
             folder / "logs",
@@ -95,7 +96,7 @@ def trained(service: Service, config: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def new_manifest(service: Service, cohort: Path) -> tuple[str, pd.DataFrame]:
-    """A manifest to score, without labels: the whole cohort, a slide whose bytes are none, and one that is not there."""
+    """A manifest to score, without labels: the cohort, a slide that is none, and one that is not there."""
     frame = pd.read_csv(cohort / "manifest.csv")[["slide_id", "uri"]]
     service.put("slides/broken.tif", b"II*\0" + bytes(range(256)) * 40)
     bad = pd.DataFrame({"slide_id": ["broken", "missing"], "uri": ["slides/broken.tif", "slides/missing.tif"]})

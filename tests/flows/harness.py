@@ -98,8 +98,8 @@ class Service:
     """Of Ray's Jobs API."""
     ray_address: str
     """Of the cluster, for drivers that are no submitted jobs."""
-    aws: dict[str, str]
-    """Variables under which `s3://` is the object store."""
+    node: dict[str, str]
+    """What the cluster's nodes have in their environment: among others under which `s3://` is the object store."""
     store_log: Path
     """Where the object store notes its requests, one a line."""
     ray_pid: int
@@ -114,7 +114,7 @@ class Service:
     @contextmanager
     def driver(self, *words: str | Path) -> Iterator[Command]:
         """``python WORDS`` on this cluster, while the context lasts."""
-        with running(["python", *words], self.aws | {"RAY_ADDRESS": self.ray_address}, self.new_log()) as command:
+        with running(["python", *words], self.node | {"RAY_ADDRESS": self.ray_address}, self.new_log()) as command:
             yield command
 
     def run(self, *words: str | Path) -> Command:
@@ -134,7 +134,7 @@ class Service:
     def s3(self) -> Any:
         """A client of the object store that is not the one under test."""
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-        return boto3.client("s3", endpoint_url=self.aws["AWS_ENDPOINT_URL"], **keys)
+        return boto3.client("s3", endpoint_url=self.node["AWS_ENDPOINT_URL"], **keys)
 
     def slide_reads(self) -> int:
         """Requests for slides that the store has answered so far."""

@@ -20,7 +20,10 @@ from mlflow.entities import Run
 from service import storage
 from tests.flows.harness import CONFIG, MANIFEST, ROOT, Command, Service, Trained
 
-pytestmark = pytest.mark.flow
+pytestmark = [
+    pytest.mark.flow,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # between MLflow and SQLAlchemy
+]
 
 MODEL = "models:/magnet@challenger"
 

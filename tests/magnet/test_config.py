@@ -77,7 +77,11 @@ def test_nodes_of_a_schedule(schedule: tuple[int, ...], num_nodes: tuple[int, ..
         (RecipeConfig, {"batch": 10, "micro_batch": 4}, "batch = 10: must be a multiple of 4"),
         (RecipeConfig, {"learning_rate": 0.0}, r"learning_rate = 0\.0: must be above 0"),
         (RecipeConfig, {"locator_learning_rate": 0.0}, r"locator_learning_rate = 0\.0: must be above 0, or null"),
-        (RecipeConfig, {"explore_until": 0.5, "explore_end": 0.4}, r"explore_end = 0\.4: must be explore_until \(0\.5\) to 1"),
+        (
+            RecipeConfig,
+            {"explore_until": 0.5, "explore_end": 0.4},
+            r"explore_end = 0\.4: must be explore_until \(0\.5\) to 1",
+        ),
         (RecipeConfig, {"explore_until": -0.1, "explore_end": 0.4}, r"explore_until = -0\.1: must be 0 to 1"),
         (RecipeConfig, {"explore_end": 1.1}, r"explore_end = 1\.1: must be explore_until \(0\.0\) to 1"),
         (RecipeConfig, {"value_quantile": 1.0}, r"value_quantile = 1\.0: must be between 0 and 1"),

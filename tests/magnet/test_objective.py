@@ -1,0 +1,128 @@
+"""The loss of each slide by hand, from the parts that its formula names."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from magnet.config import RecipeConfig, ZoomConfig
+from magnet.objective import objective
+from magnet.zoom import Trace, Zoomed
+
+LABEL = torch.tensor([1.0, 0.0])
+TREE = ZoomConfig(schedule=(2, 2), frozen_patch=False)
+
+
+def entropy(logit: float, label: int) -> float:
+    return math.log(1 + math.exp(-logit if label else logit))
+
+
+def zoomed(**parts: Any) -> Zoomed:
+    """The end of a zoom into a positive and a negative slide."""
+    known: dict[str, Any] = {"early_B": None, "late_B": None, "patch_BN": None, "value_BN": []}
+    logit = torch.tensor([0.5, -1.0], requires_grad=True)
+    return Zoomed(**({"logit_B": logit, "running_BN": logit[:, None], "trace": Trace()} | known | parts))
+
+
+def leaf(*values: float) -> Tensor:
+    return torch.tensor(values, requires_grad=True)
+
+
+def losses(end: Zoomed, recipe: RecipeConfig, threshold: float | None = None, zoom: ZoomConfig = TREE) -> Any:
+    loss_B, parts = objective(end, LABEL, recipe, zoom, threshold)
+    assert loss_B.shape == (2,)
+    assert all(part.shape == (2,) and not part.requires_grad for part in parts.values())
+    return loss_B.tolist(), {name: part.tolist() for name, part in parts.items()}
+
+
+def test_the_classifier_alone() -> None:
+    loss, parts = losses(zoomed(), RecipeConfig())
+    assert loss == pytest.approx([entropy(0.5, 1), entropy(-1.0, 0)])
+    assert parts == {"classifier": pytest.approx(loss)}
+
+
+def test_auxiliary_classifiers_and_the_paradoxical_loss() -> None:
+    end = zoomed(early_B=leaf(2.0, 1.0), late_B=leaf(0.5, -0.5))
+    recipe = RecipeConfig(auxiliary_weight=0.5, paradoxical_weight=3.0, paradoxical_margin=0.1)
+    loss, parts = losses(end, recipe)
+    classifier = [entropy(0.5, 1), entropy(-1.0, 0)]
+    early = [entropy(2.0, 1), entropy(1.0, 0)]
+    late = [entropy(0.5, 1), entropy(-0.5, 0)]
+    hinge = [late[0] - early[0] + 0.1, 0.0]  # the late one is worse on the first slide, much better on the second
+    assert parts["early"] == pytest.approx(early)
+    assert parts["late"] == pytest.approx(late)
+    assert parts["paradoxical"] == pytest.approx(hinge)
+    expected = [c + 0.5 * (e + k) + 3 * h for c, e, k, h in zip(classifier, early, late, hinge, strict=True)]
+    assert loss == pytest.approx(expected)
+
+
+def test_one_auxiliary_classifier_has_nothing_to_be_compared_with() -> None:
+    loss, parts = losses(zoomed(late_B=leaf(0.5, -0.5)), RecipeConfig())
+    assert set(parts) == {"classifier", "late"}
+    assert loss == pytest.approx([2 * entropy(0.5, 1), entropy(-1.0, 0) + entropy(-0.5, 0)])
+
+
+def test_the_paradoxical_loss_does_not_pay_for_a_worse_early_layer() -> None:
+    early, late = leaf(2.0, 1.0), leaf(0.5, -0.5)
+    recipe = RecipeConfig(auxiliary_weight=0.0)
+    loss_B, _ = objective(zoomed(early_B=early, late_B=late), LABEL, recipe, TREE, None)
+    by_early, by_late = torch.autograd.grad(loss_B.sum(), [early, late], allow_unused=True)
+    assert by_early is None
+    assert by_late.tolist() == pytest.approx([-1 / (1 + math.exp(0.5)), 0.0])  # of softplus(-x) at 0.5
+
+
+def evidence() -> Zoomed:
+    """Patches 0 to 3 of two slides; children of one parent side by side."""
+    patch = torch.tensor([[0.0, 2.0, -1.0, 0.9], [5.0, 5.0, 5.0, 5.0]], requires_grad=True)
+    return zoomed(patch_BN=patch, value_BN=[leaf(0.3, -0.3).repeat(2, 1), leaf(1.0, 2.0, 3.0, 4.0).repeat(2, 1)])
+
+
+def test_maps_learn_where_evidence_was_found() -> None:
+    recipe = RecipeConfig(value_weight=2.0)
+    loss, parts = losses(evidence(), recipe, threshold=1.0)
+    # Above 1.0 on the positive slide: patch 1, below node 0 of layer 1. Nothing counts on the negative slide.
+    first = [(entropy(0.3, 1) + entropy(-0.3, 0)) / 2, (entropy(0.3, 0) + entropy(-0.3, 0)) / 2]
+    found = [0, 1, 0, 0]
+    second = [
+        sum(entropy(v, f) for v, f in zip((1.0, 2.0, 3.0, 4.0), targets, strict=True)) / 4
+        for targets in (found, [0] * 4)
+    ]
+    expected = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    assert parts["value"] == pytest.approx(expected)
+    assert loss == pytest.approx([c + 2 * v for c, v in zip(parts["classifier"], expected, strict=True)])
+
+
+def test_frozen_patches_teach_no_map() -> None:
+    tree = ZoomConfig(schedule=(2, 2), frozen_patch=True)
+    _, parts = losses(evidence(), RecipeConfig(value_weight=1.0), threshold=1.0, zoom=tree)
+    first = (entropy(0.3, 1) + entropy(-0.3, 0)) / 2
+    second = (entropy(2.0, 1) + entropy(4.0, 0)) / 2  # patches 0 and 2 are the frozen ones
+    assert parts["value"][0] == pytest.approx((first + second) / 2)
+
+
+def test_the_value_loss_reaches_maps_and_not_patches() -> None:
+    end = evidence()
+    assert end.patch_BN is not None
+    loss_B, _ = objective(end, LABEL, RecipeConfig(value_weight=1.0), TREE, 1.0)
+    by_patch, by_value = torch.autograd.grad(loss_B.sum(), [end.patch_BN, end.value_BN[0]], allow_unused=True)
+    assert by_patch is None
+    assert by_value.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "threshold"), [(RecipeConfig(value_weight=1.0), None), (RecipeConfig(value_weight=0.0), 1.0)]
+)
+def test_no_value_loss_before_calibration_or_without_weight(recipe: RecipeConfig, threshold: float | None) -> None:
+    loss, parts = losses(evidence(), recipe, threshold)
+    assert set(parts) == {"classifier"}
+    assert loss == pytest.approx(parts["classifier"])
+
+
+def test_a_part_without_weight_is_reported_and_not_added() -> None:
+    loss, parts = losses(zoomed(late_B=leaf(0.5, -0.5)), RecipeConfig(auxiliary_weight=0.0))
+    assert parts["late"] == pytest.approx([entropy(0.5, 1), entropy(-0.5, 0)])
+    assert loss == pytest.approx(parts["classifier"])
