@@ -84,6 +84,7 @@ def make_encoder(
     trained: bool = True,
     checkpointing: bool = False,
     channels_last: bool = False,
+    compile: bool = False,
     to_be_loaded: bool = False,
 ) -> Encoder:
     """Build an encoder from a timm model.
@@ -99,6 +100,8 @@ def make_encoder(
         trained: False freezes the encoder; see `Encoder`.
         checkpointing: recompute activations in the backward pass instead of keeping them.
         channels_last: memory format; see `Encoder`.
+        compile: run the backbone through torch.compile, which compiles at the first views of each shape and mode and
+            needs a C++ compiler, on GPUs Triton too. The names of the weights stay.
         to_be_loaded: a checkpoint will bring the weights: `weights` are not read, and random ones not warned about.
 
     Raises:
@@ -118,6 +121,8 @@ def make_encoder(
         load_strictly(backbone, state, ignore=_classifiers(backbone), source=weights)
     if checkpointing:
         _checkpoint(backbone)
+    if compile:
+        backbone.compile()
     return Encoder(
         backbone,
         backbone.num_features,

@@ -77,7 +77,8 @@ class MagNet(nn.Module):
     Args:
         config: all settings.
         fetch_bytes: reads weights that lie at a URI other than a local path.
-        to_be_loaded: a checkpoint will bring all weights: the configured initial ones are not read.
+        to_be_loaded: a checkpoint will bring all weights, to score with: the configured initial ones are not read, and
+            nothing is compiled.
 
     Source: the paper, section 3.
     """
@@ -104,6 +105,7 @@ class MagNet(nn.Module):
             trained=parts.train_encoder,
             checkpointing=parts.checkpointing,
             channels_last=parts.channels_last,
+            compile=parts.compile and not to_be_loaded,
             fetch=fetch_bytes,
             in_px=zoom.patch_px,
             to_be_loaded=to_be_loaded,

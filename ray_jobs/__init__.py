@@ -17,9 +17,5 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-for _name, _level in {
-    "botocore": logging.WARNING,  # Ray Train lets everybody speak at INFO: where credentials were found
-    "ray.data._internal.progress": logging.ERROR,  # that its progress bars are off; the jobs have bars of their own
-    "ray.train.v2._internal.execution.context": logging.WARNING,  # each checkpoint with all its metrics
-}.items():
-    logging.getLogger(_name).setLevel(_level)
+# It warns that its progress bars are off; the jobs have bars of their own.
+logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -15,6 +15,9 @@ from service.errors import MagnetError, UsageError
 EXIT_FAILED, EXIT_USAGE, EXIT_SLIDES_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 """Exit statuses beside 0: the job failed; the user must change something; some slides failed; Ctrl-C or a stop."""
 
+HOME_RUNS = "~/magnet-runs"
+"""Folder of runs when nothing is named."""
+
 
 def run(main: Callable[[list[str]], int]) -> None:
     """Run a command to its exit status; errors that are meant for the user come without a traceback."""
@@ -41,7 +44,7 @@ def absolute(place: str) -> str:
 
 def storage_folder(option: str | None) -> str:
     """The folder of a job's runs: --storage, MAGNET_STORAGE or a folder in the user's home."""
-    return absolute(option or os.environ.get("MAGNET_STORAGE") or "~/magnet-runs")
+    return absolute(option or os.environ.get("MAGNET_STORAGE") or HOME_RUNS)
 
 
 def new_name(kind: str) -> str:

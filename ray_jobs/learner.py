@@ -70,11 +70,13 @@ class Learner:
             zooms = ((label_B, self._zoom(step, i, sides), fetch) for i, sides, fetch, label_B in micro_batches)
             for label_B, zoomed in drive_many(zooms, pool, IN_FLIGHT):
                 found.append(self._backward(zoomed, label_B.to(self.model.device), sums))
-        self._sum_gradients()
+        loss = self._sum_gradients(sums.get("loss", 0.0))
         norms = self._clip()
-        if not all(map(math.isfinite, norms.values())):  # gradients were summed: all workers agree
+        if not all(map(math.isfinite, (loss, *norms.values()))):  # both are sums over all workers, who thus agree
             self.optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(f"step {step}: gradient norms {norms}; the weights are as before this step")
+            raise NotFiniteError(
+                f"step {step}: loss {loss}, gradient norms {norms}; the weights are as before this step"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._calibrate(found)
@@ -122,8 +124,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * progress)) / 2
 
-    def _sum_gradients(self) -> None:
-        """Every worker's gradients, summed: each loss was divided by the whole step's batch already.
+    def _sum_gradients(self, loss: float) -> float:
+        """Sum every worker's gradients, each loss was divided by the whole step's batch already; the losses' sum.
 
         One flat all-reduce per step instead of DistributedDataParallel: its hooks expect one backward after each
         forward, here several zooms are in flight; and a worker without a micro-batch takes part with zeros.
@@ -133,11 +135,19 @@ class Learner:
             if parameter.grad is None:  # zeros on one worker too: the optimizer counts the steps that it takes part in
                 parameter.grad = torch.zeros_like(parameter)
         if self.num_workers == 1:
-            return
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            return loss
+        # The loss goes along: some gradients are finite where it is not (that of logcumsumexp is zero).
+        flat = torch.cat(
+            [
+                *(p.grad.flatten() for p in parameters if p.grad is not None),
+                torch.tensor([loss], device=self.model.device),
+            ]
+        )
         distributed.all_reduce(flat)
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        *parts, total = flat.split([*(p.numel() for p in parameters), 1])
+        for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
+        return float(total)
 
     def _clip(self) -> dict[str, float]:
         """Gradient norms by group, each clipped by itself: a locator's can be a thousand times the encoder's."""

@@ -63,6 +63,7 @@ def train(config: dict[str, Any]) -> None:
     A worker that starts anew goes on in this order: weights as configured, then the newest checkpoint if there is one,
     then the stream from the checkpoint's step.
     """
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train lets every library speak at INFO
     task: Task = config["task"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -173,7 +174,7 @@ def _publish(
 
 
 def _line(metrics: dict[str, float]) -> str:
-    auroc = "no validation AUROC (one class only)"
+    auroc = "no validation AUROC (one class only)" if "val/loss" in metrics else "no validation"
     if "val/auroc" in metrics:
         auroc = "val AUROC {:.3f} [{:.3f}, {:.3f}]".format(
             *(metrics[f"val/auroc{end}"] for end in ("", "_low", "_high"))

@@ -40,10 +40,14 @@ MAX_BATCH = 1000
 
 
 def tracking_uri(storage: str) -> str:
-    """Where runs are recorded: MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
+    """Where runs are recorded: MLFLOW_TRACKING_URI, or an SQLite file in the storage folder.
+
+    SQLite needs a file system: with storage in a bucket the file lies where MAGNET_STORAGE says, or in the user's home.
+    """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    folder = command.storage_folder(None) if "://" in storage else storage
+    places = (storage, command.storage_folder(None), command.absolute(command.HOME_RUNS))
+    folder = next(place for place in places if "://" not in place)
     Path(folder).mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{Path(folder).resolve()}/mlflow.db"
 
@@ -81,7 +85,7 @@ def git_tags(folder: Path) -> dict[str, str]:
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         dirty = bool(_git(folder, "status", "--porcelain"))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         commit, dirty = os.environ.get("MAGNET_GIT_COMMIT", "unknown"), False
     return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(dirty).lower()}
 

@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from ray_jobs import checkpoints, cluster, command, loop, registry, tracking
 from service.manifest import Manifest
+from service.policy import slide_counts
 from service.settings import TrainSettings, changed, flat, to_dict
 
 SELECTION = "val/selection"
@@ -63,8 +64,9 @@ def _record(tracker: tracking.Tracker, settings: TrainSettings, manifest: Manife
     """Preset, manifest and config file into the run."""
     overrides = json.dumps(changed(settings), sort_keys=True)
     tracker.tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage})
+    tracker.tags({f"slides.{name.replace(' ', '_')}": count for name, count in slide_counts(manifest).items()})
     frame = manifest.to_frame()
-    for context in ("train", "val"):
+    for context in ("train", "val") if manifest.split("val") else ("train",):
         name = f"{Path(manifest.uri).stem}-{context}"
         tracker.dataset(frame[frame["split"] == context], source=manifest.uri, name=name, context=context)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,8 +76,12 @@ def _record(tracker: tracking.Tracker, settings: TrainSettings, manifest: Manife
 
 
 def _fit(task: loop.Task, name: str, storage: str, folder: Path) -> dict[str, Any]:
-    """Train on the cluster; copies the best checkpoint into a folder of this machine, and returns its metrics."""
+    """Train on the cluster; copies the best checkpoint into a folder of this machine, and returns its metrics.
+
+    Without validation slides (`fit_on: train+val`) the last epoch's counts as the best.
+    """
     compute = task.settings.compute
+    selection = SELECTION if task.val else None
     trainer = TorchTrainer(
         loop.train,
         train_loop_config={"task": task},
@@ -90,12 +96,12 @@ def _fit(task: loop.Task, name: str, storage: str, folder: Path) -> dict[str, An
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
+                num_to_keep=2, checkpoint_score_attribute=selection, checkpoint_score_order="max"
             ),
         ),
     )
     result = trainer.fit()
-    best = result.get_best_checkpoint(SELECTION, "max")
+    best = result.get_best_checkpoint(selection, "max") if selection else result.checkpoint
     assert best is not None  # every epoch reports one
     best.to_directory(folder)
     return checkpoints.describe(folder).metrics
@@ -106,5 +112,7 @@ def _tell(settings: TrainSettings, metrics: dict[str, Any], version: str) -> Non
     if "val/auroc" in metrics:
         low, high = metrics["val/auroc_low"], metrics["val/auroc_high"]
         print(f"best epoch: validation AUROC {metrics['val/auroc']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    if settings.fit_on == "train+val":
+        print("trained on train and val: the last epoch is taken, and no score is known before the test split's")
     print(f"registered as {name} (version {version})")
     print(f"score slides with: python ray_jobs/score.py --manifest NEW.csv --model {name} --out FOLDER", flush=True)

@@ -113,7 +113,7 @@ def finish(out: str, slides: Iterable[Slide]) -> pa.Table:
     place = {slide_id: k for k, slide_id in enumerate(table["slide_id"].to_pylist())}
     table = table.take([place[slide_id] for slide_id in wanted])
     _write_table(storage.join(out, "scores.parquet"), table)
-    flat = table.drop_columns(["regions"]).to_pandas()
+    flat = table.drop_columns(["regions"]).to_pandas(integer_object_nulls=True)  # not 1.0 for a label of 1
     flat["running"] = [" ".join(f"{p:.6g}" for p in row) if row is not None else "" for row in flat["running"]]
     storage.write_bytes(storage.join(out, "scores.csv"), _csv(flat))
     return table

@@ -99,7 +99,7 @@ def train_settings(config_uri: str | None, overrides: Sequence[str] = ()) -> Tra
     for word in overrides:
         _put(written, word)
     preset = written.get("preset", "evidence")
-    if preset not in PRESETS:
+    if preset not in list(PRESETS):  # YAML may hold what has no hash
         raise SettingsError(f"{where}: preset = {preset!r}: must be one of {', '.join(sorted(PRESETS))}")
     return parse(TrainSettings, merged(PRESETS[preset], written), where)
 

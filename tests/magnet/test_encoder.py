@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from magnet.config import AuxiliaryConfig, ClassifierConfig, ModelConfig, ZoomConfig
 from magnet.encoder import Encoder, make_encoder, timm  # a bare import of timm would come too early here
+from magnet.zoom import MagNet
 
 
 def views(num: int, side: int, seed: int = 0) -> torch.Tensor:
@@ -127,6 +130,35 @@ def test_channels_last_gives_the_same_features() -> None:
         torch.manual_seed(0)
         encoders.append(make_encoder("test_resnet", channels_last=channels_last).eval())
     torch.testing.assert_close(encoders[0](views(2, 64)), encoders[1](views(2, 64)), rtol=1e-4, atol=1e-5)
+
+
+def test_compiling_changes_nothing_but_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # traced and differentiated as always, but run without a C++ compiler
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    results = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        encoder = make_encoder("test_resnet", channels_last=True, compile=compile).train()
+        features = encoder(views(2, 64))
+        features.square().sum().backward()
+        results.append((features.detach(), {k: p.grad for k, p in encoder.named_parameters()}, encoder.state_dict()))
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_only_training_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    config = ModelConfig(
+        zoom=ZoomConfig(schedule=(1,)),
+        classifier=ClassifierConfig(encoder="test_resnet", compile=True),
+        auxiliary=AuxiliaryConfig(encoder=None),
+    )
+    with pytest.raises(RuntimeError, match="no C"):
+        MagNet(config)
+    MagNet(config, to_be_loaded=True)  # as for scoring
 
 
 def test_models_of_fixed_input_size_can_be_built_for_other_views() -> None:

@@ -1,0 +1,92 @@
+"""`make demo` on a small cohort: what it says, what it leaves, and that Ctrl-C leaves nothing."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import sqlite3
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ray_jobs import demo
+from tests.flows.harness import Service, running
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(400)]
+
+WORDS = ("python", "-m", "ray_jobs.demo", "--num-slides", "24", "--side-px", "2048", "--set", "recipe.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture
+def shell() -> dict[str, str]:
+    """Marks all processes that a command starts, and theirs; whether Ray runs at its usual place does not matter."""
+    return {"MAGNET_FLOW": uuid.uuid4().hex, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}
+
+
+def left_over(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MAGNET_FLOW") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_ctrl_c_in_the_midst_leaves_no_process_and_no_run_that_seems_to_go_on(
+    folder: Path, shell: dict[str, str], tmp_path: Path
+) -> None:
+    words = [*WORDS, "--folder", folder, "--set", "recipe.epochs=1000"]
+    with running(words, shell, tmp_path / "log") as command:
+        command.wait_for(r"epoch 2/1000 ", 200)
+        began = time.monotonic()
+        os.killpg(command.process.pid, signal.SIGINT)
+        command.finish(60)
+        assert command.status == 130
+        assert time.monotonic() - began < 40  # a few seconds on a free machine
+        assert left_over(shell["MAGNET_FLOW"]) == []
+        assert "Traceback" not in command.output
+    with sqlite3.connect(folder / "runs" / "mlflow.db") as store:
+        assert store.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
+    store.close()
+
+
+def test_the_demo_trains_scores_and_tells_where_everything_is(
+    folder: Path, shell: dict[str, str], tmp_path: Path
+) -> None:
+    """In the folder that Ctrl-C left behind, if that test ran."""
+    with running([*WORDS, "--folder", folder], shell, tmp_path / "log") as command:
+        output = command.finish(300).output
+        assert command.status == 0, output
+        assert left_over(shell["MAGNET_FLOW"]) == []
+    for told in (
+        r"\$ ray job submit -- python ray_jobs/train.py --manifest s3://magnet-demo/manifest.csv",
+        r"epoch 1/1  train loss \d\.\d+  val AUROC",
+        r"6 slides: 6 scored, 0 failed",
+        r"per slide: 10 regions, \d+ requests, \d\.\d\d MB read of \d\.\d\d MB",
+        r"AUROC all: \d\.\d{3}, 95 % interval \d\.\d{3} to \d\.\d{3}",
+        r"mlflow ui --backend-store-uri sqlite:///",
+    ):
+        assert re.search(told, output), told
+    assert not re.search(r"INFO|SUCC|Warning|core_worker|pid=", output), output
+    [pictures] = re.findall(r"pictures   (\S+)", output)
+    [table] = re.findall(r"table      (\S+)", output)
+    rows = list(csv.DictReader(Path(table).read_text().splitlines()))
+    assert len(rows) == len(list(Path(pictures).glob("*.png"))) == 6
+
+
+def test_the_demo_uses_a_cluster_that_runs_already(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", service.jobs_url)
+    with demo._cluster(Path("/nowhere")) as address:
+        assert address == service.jobs_url

@@ -1,0 +1,107 @@
+"""Wrong input is told at once, all of it, and before anything is started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.flows.harness import MANIFEST, Command, Service, Trained, running
+
+pytestmark = pytest.mark.flow
+
+NOWHERE = {"RAY_ADDRESS": "127.0.0.1:1"}
+"""A cluster that nobody can join: whoever tries fails with another message and another status."""
+
+
+def run(words: Sequence[str | Path], log: Path, environment: Mapping[str, str] = NOWHERE) -> Command:
+    with running(["python", *words], environment, log) as command:
+        return command.finish(60)
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("train.py", ["--manifest", "--config", "--name", "--storage", "--schedule", "--epochs", "--set"]),
+        ("score.py", ["--manifest", "--model", "--out", "--split", "--storage", "--num-workers"]),
+    ],
+)
+def test_without_arguments_a_script_tells_how_it_is_used(script: str, options: list[str], tmp_path: Path) -> None:
+    began = time.monotonic()
+    command = run([f"ray_jobs/{script}"], tmp_path / "log")
+    assert command.status == 2
+    assert f"ray job submit -- python ray_jobs/{script} --manifest" in command.output
+    assert all(option in command.output for option in options)
+    assert time.monotonic() - began < 15  # some 1.5 s on a free machine
+
+
+def test_a_wrong_manifest_is_refused_with_every_row_that_is_wrong(cohort: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(cohort / "manifest.csv", dtype=str)
+    frame["uri"] = [str(cohort / uri) for uri in frame["uri"]]
+    frame.loc[1, "slide_id"] = frame.loc[0, "slide_id"]
+    frame.loc[2, "label"] = "yes"
+    frame.loc[[3, 4], "patient_id"] = "somebody"
+    frame.loc[[3, 4], "split"] = ["train", "val"]
+    frame.to_csv(tmp_path / "bad.csv", index=False)
+    command = run(["ray_jobs/train.py", "--manifest", tmp_path / "bad.csv"], tmp_path / "log")
+    assert command.status == 2
+    wrong = [  # row 1 is the header
+        f"row 3, column slide_id: '{frame.loc[0, 'slide_id']}' stands in row 2 already",
+        "row 4, column label: 'yes' is neither 0 nor 1",
+        "row 6, column split: patient 'somebody' is in val here and in train in row 5",
+    ]
+    assert all(line in command.output for line in wrong), command.output
+    assert "3 problems" in command.output
+    assert "Traceback" not in command.output
+
+
+def test_missing_columns_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("slide,split\na,train\n")
+    command = run(["ray_jobs/train.py", "--manifest", tmp_path / "bad.csv"], tmp_path / "log")
+    assert command.status == 2
+    for column in ("slide_id", "uri", "label"):
+        assert f"column {column}: is missing; the table has slide, split" in command.output
+
+
+def test_slides_that_do_not_open_are_named_before_training(cohort: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(cohort / "manifest.csv")
+    frame["uri"] = [str(cohort / uri) for uri in frame["uri"]]
+    (tmp_path / "torn.tif").write_bytes(Path(frame.loc[1, "uri"]).read_bytes()[:5000])
+    frame.loc[1, "uri"] = str(tmp_path / "torn.tif")
+    frame.loc[3, "uri"] = str(tmp_path / "missing.tif")
+    frame.to_csv(tmp_path / "bad.csv", index=False)
+    command = run(["ray_jobs/train.py", "--manifest", tmp_path / "bad.csv"], tmp_path / "log")
+    assert command.status == 2
+    for row, name in ((3, "torn"), (5, "missing")):
+        assert f"row {row}, {frame.loc[row - 2, 'slide_id']}, {tmp_path}/{name}.tif: " in command.output
+    assert "2 problems" in command.output
+
+
+def test_unknown_settings_are_named(cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("recipe: {epoch: 3, batch: 0}\nmodell: {}\n")
+    words = ["ray_jobs/train.py", "--manifest", cohort / "manifest.csv", "--config", tmp_path / "bad.yaml"]
+    command = run(words, tmp_path / "log")
+    assert command.status == 2
+    for line in ("recipe.epoch: unknown setting", "modell: unknown setting"):
+        assert line in command.output
+    assert "Traceback" not in command.output
+
+
+def test_an_unknown_model_is_refused(trained: Trained, cohort: Path, tmp_path: Path) -> None:
+    words = ["ray_jobs/score.py", "--manifest", cohort / "manifest.csv", "--model", "models:/magnet@champion"]
+    command = run([*words, "--storage", trained.storage, "--out", tmp_path / "out"], tmp_path / "log")
+    assert command.status == 2
+    assert "models:/magnet@champion: not found in sqlite:///" in command.output
+    assert "Traceback" not in command.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_that_the_cluster_cannot_hold_is_refused(service: Service, config: Path, tmp_path: Path) -> None:
+    words = ["ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", tmp_path / "runs"]
+    command = service.run(*words, "--num-workers", "8")
+    assert command.status == 2
+    assert "the cluster has 2 CPU, this job needs 9: 8 training worker(s)" in command.output
+    assert "Traceback" not in command.output
