@@ -57,5 +57,6 @@ def worker_environment() -> dict[str, str]:
 
     Credentials are left to the cluster's own environment where it has them; a job's are shown in Ray's dashboard.
     """
-    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
+    names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"]
+    names += ["AWS_SKIP_SIGNATURE", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST"]
     return {name: os.environ[name] for name in names if name in os.environ}

@@ -122,17 +122,23 @@ def _cluster(folder: Path) -> Iterator[str]:
         print(f"a Ray cluster runs here already: using the one at {address}")
         yield address
         return
-    port, gcs_port = free_port(), free_port()
+    port, gcs_port, agent_port = free_port(), free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
     # A folder of its own, which goes with the cluster; Ray's sockets lie in it and want short paths.
     with tempfile.TemporaryDirectory(prefix="magnet-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
         words = [
             *(RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
             *(f"--port={gcs_port}", f"--dashboard-port={port}", f"--temp-dir={temporary}"),
-            *(f"--object-store-memory={OBJECT_STORE_MEMORY}", "--disable-usage-stats"),
+            *(
+                f"--dashboard-agent-listen-port={agent_port}",
+                f"--object-store-memory={OBJECT_STORE_MEMORY}",
+                "--disable-usage-stats",
+            ),
         ]
         with started(words, log=folder / "ray.log", env={"RAY_AUTH_MODE": "disabled"}, cwd=ROOT) as process:
             _wait(f"http://127.0.0.1:{port}/api/version", process, seconds=120)
+            # The agent takes jobs; on a busy machine it comes up long after the dashboard.
+            _wait(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", process, seconds=120)
             yield f"http://127.0.0.1:{port}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from ray_jobs import checkpoints
 from ray_jobs.evaluate import Evaluation, evaluate
 from ray_jobs.learner import IN_FLIGHT, Learner, NotFiniteError
 from ray_jobs.order import Order
+from ray_jobs.progress import Progress, say
 from ray_jobs.stream import MicroBatch, stream
 from ray_jobs.tracking import SystemMetrics, Tracker
 from service import storage
@@ -86,7 +86,7 @@ def train(config: dict[str, Any]) -> None:
         uris = [slide.uri for slide in task.train]
         batches = stream(uris, order, settings.model.zoom, first_step=step, rank=rank, num_workers=num_workers)
         sums: dict[str, float] = {}
-        started_s = time.perf_counter()
+        started_s, progress = time.perf_counter(), Progress(step, order.num_steps)
         for mine in _by_step(batches, step, order.num_steps):
             slides = [reader.batch([uris[i] for i in micro.slides]) for micro in mine]
             try:
@@ -95,6 +95,8 @@ def train(config: dict[str, Any]) -> None:
                 raise NotFiniteError(f"{error}. {_advice(mine, task)}") from error
             step += 1
             sums = _sum([sums, done | _costs(slides) | {"steps": 1}])
+            if tracker is not None:
+                progress.tell(step, sums)
             if order.epochs_done(step) > order.epochs_done(step - 1):
                 learner.share_statistics()
                 validation = evaluate(model, task.val[rank::num_workers], reader, recipe.precision, num_workers)
@@ -162,9 +164,7 @@ def _publish(
     if tracker is None:
         ray.train.report(metrics)
         return
-    # Not print(): Ray Train's replacement for it writes each line twice.
-    sys.stdout.write(f"epoch {epoch}/{task.settings.recipe.epochs}  {_line(metrics)}\n")
-    sys.stdout.flush()
+    say(f"epoch {epoch}/{task.settings.recipe.epochs}  {_line(metrics)}")
     tracker.metrics(metrics | {"step": step}, step=epoch)
     tracker.flush()
     with tempfile.TemporaryDirectory() as folder:

@@ -56,7 +56,7 @@ def score_slides(
         One `Scored` per slide, in their order but that a slide that cannot be read ends early: it has status "failed"
         and the reason.
     """
-    with ThreadPoolExecutor(in_flight + OPENED_AHEAD, thread_name_prefix="fetch") as pool, torch.inference_mode():
+    with ThreadPoolExecutor(in_flight + OPENED_AHEAD, thread_name_prefix="fetch") as pool:
         zooms = _begin(model, _opened_ahead(slides, reader, pool), reader, keep_views)
         for scored, end in drive_many(zooms, pool, in_flight, catch=MagnetError):
             _fill(scored, end, model)
@@ -81,6 +81,7 @@ def _begin(
         yield scored, _zoom(model, scored, reader, keep_views), scored.fetch
 
 
+@torch.inference_mode()  # here and not around the loop above, whose consumer would find itself in it
 def _zoom(model: MagNet, scored: Scored, reader: RegionReader, keep_views: bool) -> Generator[Ask, Windows, Zoomed]:
     """A zoom that opens its slide first."""
     scored.started_s = time.perf_counter()

@@ -36,7 +36,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A cluster of two CPUs, and an object store that holds the cohort."""
     folder = tmp_path_factory.mktemp("service")
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie here and want short paths
-    store_port, gcs_port, jobs_port = free_port(), free_port(), free_port()
+    store_port, gcs_port, jobs_port, agent_port = (free_port() for _ in range(4))
     node = {
         "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # the trainings here take seconds
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store_port}",
@@ -48,7 +48,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(store_port)]
     ray = shlex.split(
         f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} "
-        f"--dashboard-port={jobs_port} --object-store-memory=300000000 --temp-dir={temporary} --disable-usage-stats"
+        f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} --object-store-memory=300000000 --temp-dir={temporary} --disable-usage-stats"
     )
     (folder / "logs").mkdir()
     with ExitStack() as stack:
@@ -67,6 +67,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         store.wait_for(lambda: answers(f"http://127.0.0.1:{store_port}/moto-api/"))
         _upload(running_service, slides)
         cluster.wait_for(lambda: answers(f"{running_service.jobs_url}/api/version"))
+        cluster.wait_for(lambda: answers(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz"))
         yield running_service
 
 

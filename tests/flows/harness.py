@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from ray_jobs.processes import started
 
@@ -84,7 +86,7 @@ class Command:
 @contextmanager
 def running(words: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Iterator[Command]:
     """Run a command from the repository's root while the context lasts."""
-    unset = [word for name in FOREIGN for word in ("-u", name)]
+    unset = [word for name in FOREIGN if name not in environment for word in ("-u", name)]
     typed = ["env", *unset, *map(str, words)]
     with started(typed, log=log, env=SHELL | dict(environment), cwd=ROOT) as process:
         yield Command(process, log)
@@ -157,3 +159,16 @@ class Trained:
     command: Command
     storage: Path
     """Folder of its run and of MLflow's database."""
+
+
+def mlflow_client(folder: Path) -> MlflowClient:
+    """A client of the store beside a training's runs."""
+    return MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+
+
+def the_run(folder: Path) -> Run:
+    """The only run of that store."""
+    client = mlflow_client(folder)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert len(runs) == 1
+    return runs[0]

@@ -14,11 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from service import storage
-from tests.flows.harness import CONFIG, MANIFEST, ROOT, Command, Service, Trained
+from tests.flows.harness import CONFIG, MANIFEST, ROOT, Command, Service, Trained, mlflow_client, the_run
 
 pytestmark = [
     pytest.mark.flow,
@@ -26,17 +24,6 @@ pytestmark = [
 ]
 
 MODEL = "models:/magnet@challenger"
-
-
-def mlflow_client(folder: Path) -> MlflowClient:
-    return MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-
-
-def the_run(folder: Path) -> Run:
-    client = mlflow_client(folder)
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert len(runs) == 1
-    return runs[0]
 
 
 def scores(folder: Path) -> pa.Table:

@@ -70,9 +70,16 @@ def test_children_and_grandchildren_end_with_the_context(tmp_path: Path) -> None
 
 
 def test_they_end_with_an_error_too(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), started(family(tmp_path), log=None):
-        ids = family_ids(tmp_path)
-        raise KeyboardInterrupt
+    ids: list[int] = []
+
+    def interrupted() -> None:
+        with started(family(tmp_path), log=None):
+            ids.extend(family_ids(tmp_path))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(ids) == 3
     assert all_gone(ids)
 
 
