@@ -20,10 +20,12 @@ class ReadCounters:
     """Tiles decoded."""
     cache_hits: int = 0
     """Tiles that were at hand, decoded."""
+    disk_hits: int = 0
+    """Tiles and parts of headers that lay on the node's disk, compressed."""
     decode_s: float = 0.0
     """Seconds spent decoding."""
     wait_s: float = 0.0
-    """Seconds spent waiting for storage."""
+    """Seconds spent waiting for storage, the node's disk included."""
     windows: int = 0
     """Windows delivered."""
 
@@ -34,6 +36,7 @@ class ReadCounters:
         bytes: int = 0,
         tiles: int = 0,
         cache_hits: int = 0,
+        disk_hits: int = 0,
         decode_s: float = 0.0,
         wait_s: float = 0.0,
         windows: int = 0,
@@ -44,6 +47,7 @@ class ReadCounters:
             self.bytes += bytes
             self.tiles += tiles
             self.cache_hits += cache_hits
+            self.disk_hits += disk_hits
             self.decode_s += decode_s
             self.wait_s += wait_s
             self.windows += windows

@@ -9,7 +9,8 @@
 | GOOGLE_*, AZURE_* | as obstore reads them for ``gs://`` and ``az://`` |
 | MAGNET_STORAGE_DEADLINE_S | seconds until a failing read is given up, retries included (30) |
 | MAGNET_CACHE_DIR | folder of the node's disk cache (the user's cache folder) |
-| MAGNET_CACHE_GB | its bound in gigabytes (50) |
+| MAGNET_CACHE_GB | its bound in gigabytes (50), for whole slides of formats that only OpenSlide reads |
+| MAGNET_TILE_CACHE_GB | bound in gigabytes of the compressed tiles and headers kept there (0: none are kept) |
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ class S3Settings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheSettings:
-    """Where whole slides are kept for OpenSlide."""
+    """What is kept on the node's disk."""
 
     folder: Path
-    """Shared by the processes of a node."""
+    """Shared by the processes of a node; on a disk of its own, not on a network share."""
     max_bytes: int
-    """Bound of the folder's size."""
+    """Bound of the whole slides kept for OpenSlide."""
+    tile_bytes: int
+    """Bound of the compressed tiles and headers, 0 for none."""
 
 
 def s3_settings() -> S3Settings:
@@ -84,10 +87,14 @@ def storage_deadline_s() -> float:
 
 
 def cache_settings() -> CacheSettings:
-    """Place and bound of the node's disk cache."""
+    """Place and bounds of the node's disk cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "magnet"
     folder = Path(os.environ.get("MAGNET_CACHE_DIR") or default)
-    return CacheSettings(folder=folder, max_bytes=int(_number("MAGNET_CACHE_GB", 50.0) * 1e9))
+    return CacheSettings(
+        folder=folder,
+        max_bytes=int(_number("MAGNET_CACHE_GB", 50.0) * 1e9),
+        tile_bytes=int(_number("MAGNET_TILE_CACHE_GB", 0.0, zero=True) * 1e9),
+    )
 
 
 _S3_VARIABLES = (
@@ -120,12 +127,12 @@ def _flag(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
-def _number(name: str, default: float) -> float:
+def _number(name: str, default: float, *, zero: bool = False) -> float:
     text = os.environ.get(name)
     try:
         value = float(text) if text else default
     except ValueError:
         value = -1.0
-    if not 0 < value < float("inf"):
-        raise UsageError(f"environment variable {name} is {text!r}: must be a number above 0")
+    if not (0 < value < float("inf") or (zero and value == 0)):
+        raise UsageError(f"environment variable {name} is {text!r}: must be a number above 0{', or 0' * zero}")
     return value

@@ -118,6 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer("GET", key, 404, b"<Error><Code>NoSuchKey</Code></Error>")
             return
         start, stop = self._range(path.stat().st_size)
+        if start is not None and start >= path.stat().st_size:
+            self._answer("GET", key, 416, b"<Error><Code>InvalidRange</Code></Error>", start, stop)
+            return
         fault = self.store.faults.popleft() if self.store.faults else ""
         if fault in ("500", "503", "403"):
             self._answer("GET", key, int(fault), b"<Error><Code>Fault</Code></Error>", start, stop)

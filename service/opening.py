@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from service.cached_object import CachedObject
 from service.counters import ReadCounters
 from service.errors import UnsupportedSlideError
 from service.openslide_slide import OpenSlideSlide
 from service.planning import Ints
+from service.range_cache import RangeCache
 from service.slides import Slide
-from service.storage.ranges import RangeSource
+from service.storage.ranges import RangeSource, RemoteObject
 from service.tiff_slide import TiffSlide
 from service.tile_cache import ByteCache
 
 
-def open_slide(source: RangeSource, index_cache: ByteCache[Ints], counters: ReadCounters) -> Slide:
+def open_slide(
+    source: RangeSource, index_cache: ByteCache[Ints], range_cache: RangeCache | None, counters: ReadCounters
+) -> Slide:
     """Open one version of a slide.
+
+    Args:
+        source: the version.
+        index_cache: pages of tile places in memory.
+        range_cache: compressed tiles and headers on the node's disk; local files do without.
+        counters: what opening takes is added here.
 
     Raises:
         UnsupportedSlideError: neither way can read it; the message says what each found.
         SlideError: it is damaged.
     """
     try:
+        if range_cache is not None and isinstance(source, RemoteObject):
+            return TiffSlide(CachedObject(source, range_cache), index_cache, counters)
         return TiffSlide(source, index_cache, counters)
     except UnsupportedSlideError as not_in_place:
         try:

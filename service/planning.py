@@ -119,6 +119,10 @@ class MergedRange:
     """Places of the tiles in the arrays that were merged."""
 
 
+ONLY_EQUAL = -1
+"""A gap for `merge_ranges`: only equal or overlapping ranges are joined, not those that touch."""
+
+
 def merge_ranges(offset: Ints, length: Ints, max_gap: int, max_bytes: int) -> list[MergedRange]:
     """Join byte ranges that lie near each other in the file.
 

@@ -10,6 +10,7 @@ are dropped and near ranges joined; pixels do not depend on what else was asked 
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 
 from magnet.regions import ROOT, root_side_px
 from magnet.windows import Ask, Windows, window_side_px
+from service import environment
 from service.buffers import BufferPool
 from service.counters import ReadCounters
 from service.errors import SlideChangedError, UsageError
 from service.opening import open_slide
 from service.painting import Canvas, reduce_area
 from service.planning import Ints, TileGrid, WindowPlan, plan_windows
+from service.range_cache import RangeCache
 from service.slides import Slide, SlideInfo
 from service.storage.ranges import OpenFiles, RemoteObject, open_source
 from service.tile_cache import ByteCache
@@ -36,6 +39,9 @@ __all__ = ["ReadCounters", "RegionReader", "SlideBatch", "SlideInfo"]
 
 BUFFER_BYTES = 256 << 20
 """Memory for windows that is kept for reuse; 400 windows of 224 px outputs."""
+HEAD_BYTES = 64 << 10
+"""Start of a remote slide that comes with its size and ETag: there are headers that lie there, and none but is begun
+there."""
 
 
 class RegionReader:
@@ -45,6 +51,8 @@ class RegionReader:
         tile_cache_bytes: decoded tiles kept in memory, 0 for none.
         num_threads: reads and decodes at the same time; 1: all in the calling thread.
         header_cache_bytes: open slides and pages of tile places kept in memory.
+        disk_cache_bytes: compressed tiles and headers of remote slides kept on the node's disk, in the environment's
+            MAGNET_CACHE_DIR, shared by its processes; 0 for none, None for the environment's MAGNET_TILE_CACHE_GB.
         deadline_s: seconds until a failing read is given up, retries included; None for the environment's.
     """
 
@@ -54,18 +62,20 @@ class RegionReader:
         num_threads: int = 16,
         *,
         header_cache_bytes: int = 64 << 20,
+        disk_cache_bytes: int | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        if num_threads < 1 or tile_cache_bytes < 0 or header_cache_bytes < 0:
+        if num_threads < 1 or min(tile_cache_bytes, header_cache_bytes, disk_cache_bytes or 0) < 0:
             raise UsageError(
-                f"num_threads {num_threads} must be 1 or more, tile_cache_bytes {tile_cache_bytes} and"
-                f" header_cache_bytes {header_cache_bytes} 0 or more"
+                f"num_threads {num_threads} must be 1 or more, tile_cache_bytes {tile_cache_bytes}, header_cache_bytes"
+                f" {header_cache_bytes} and disk_cache_bytes {disk_cache_bytes} 0 or more"
             )
         self._deadline_s = deadline_s
         self._files = OpenFiles()
         self._slides: ByteCache[Slide] = ByteCache(header_cache_bytes // 2)
         self._index_cache: ByteCache[Ints] = ByteCache(header_cache_bytes // 2)
         self._tile_cache: ByteCache[NDArray[np.uint8]] = ByteCache(tile_cache_bytes)
+        self._range_cache = _range_cache(disk_cache_bytes)
         self._executor = ThreadPoolExecutor(num_threads, "read") if num_threads > 1 else None
         self.buffers = BufferPool(BUFFER_BYTES)
         """Memory for windows."""
@@ -85,6 +95,8 @@ class RegionReader:
             cache.clear()
         self.buffers.clear()
         self._files.close()
+        if self._range_cache is not None:
+            self._range_cache.close()
 
     def info(self, uri: str) -> SlideInfo:
         """Size, levels and resolution of a slide.
@@ -137,13 +149,16 @@ class RegionReader:
 
     def open(self, uri: str, counters: ReadCounters) -> Slide:
         """The current version of a slide, from the cache of headers where it is known."""
-        source = open_source(uri, self._files, self._deadline_s)
+        slide = self._slides.get(uri)
+        nothing_held = slide is None and self._range_cache is None
+        began = time.perf_counter()
+        source = open_source(uri, self._files, self._deadline_s, HEAD_BYTES if nothing_held else 0)
         if isinstance(source, RemoteObject):
-            counters.add(requests=1)  # for size and ETag
-        slide = self._slides.get((uri, source.etag))
-        if slide is None:
-            slide = open_slide(source, self._index_cache, counters)
-            self._slides.put((uri, source.etag), slide, slide.held_bytes)
+            counters.add(requests=1, bytes=len(source.head), wait_s=time.perf_counter() - began)
+        if slide is None or slide.info.etag != source.etag:
+            slide = open_slide(source, self._index_cache, self._range_cache, counters)
+            source.head = b""  # the slide holds the source, but needs its start no more
+            self._slides.put(uri, slide, slide.held_bytes)
         return slide
 
     def paint(self, canvases: Sequence[tuple[Slide, int, Canvas, ReadCounters]]) -> None:
@@ -160,7 +175,7 @@ class RegionReader:
         except SlideChangedError as error:
             for slide, *_ in canvases:
                 if slide.info.uri == error.uri:
-                    self._slides.drop((slide.info.uri, slide.info.etag))
+                    self._slides.drop(slide.info.uri)
             raise
         for _, _, canvas, _ in canvases:
             canvas.finish()
@@ -218,6 +233,12 @@ class SlideBatch:
             raise UsageError(f"slide numbers {ask.slide.min()} to {ask.slide.max()}: the batch has {len(self._slides)}")
         if ask.out_px < 1 or ask.margin_px < 0:
             raise UsageError(f"out_px {ask.out_px} must be 1 or more, margin_px {ask.margin_px} 0 or more")
+
+
+def _range_cache(max_bytes: int | None) -> RangeCache | None:
+    settings = environment.cache_settings()
+    most = settings.tile_bytes if max_bytes is None else max_bytes
+    return RangeCache(settings.folder / "ranges", most) if most else None
 
 
 MAX_COORDINATE = 1e3

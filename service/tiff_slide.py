@@ -14,11 +14,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from service.cached_object import CachedObject
 from service.codecs import APERIO_YCC, BACKGROUND, JPEG, JPEG2000, TileCodec, jpeg2000_size
 from service.counters import ReadCounters
 from service.dialects import StoredLevel, pyramid_of
 from service.errors import MagnetError, SlideError, UnsupportedSlideError
-from service.planning import Ints, MergedRange, TileGrid, merge_ranges
+from service.planning import ONLY_EQUAL, Ints, MergedRange, TileGrid, merge_ranges
 from service.slides import Load, slide_info
 from service.storage.ranges import LocalFile, RangeSource
 from service.tiff import Directory, Tiff, TiffArray
@@ -65,9 +66,11 @@ class TiffSlide:
         self._index_cache = index_cache
         self._max_gap = 0 if isinstance(source, LocalFile) else MAX_GAP_BYTES
         try:
-            tiff = Tiff(_HeaderPages(source, counters).read, source.size_bytes)
+            header = _HeaderPages(source, counters)
+            tiff = Tiff(header.read, source.size_bytes)
             pyramid = pyramid_of(tiff)
             self._levels = tuple(_tiff_level(level) for level in pyramid.levels)
+            self._keep_index(header)
             self._refuse_subsampled(counters)
         except MagnetError as error:
             raise error.located(uri=source.uri) from error
@@ -99,7 +102,20 @@ class TiffSlide:
             blank = tiles[absent].tolist()
             loads.append(partial(_blank_tiles, blank, stored.codec.tile_px))
         tiles, offset, length = tiles[~absent], offset[~absent], length[~absent]
-        for merged in merge_ranges(offset, length, self._max_gap, MAX_MERGED_BYTES):
+        near = np.zeros(len(tiles), dtype=bool)
+        if isinstance(self._source, CachedObject):
+            near = self._source.held(offset, length)
+        for chosen, max_gap in ((near, ONLY_EQUAL), (~near, self._max_gap)):
+            places = tiles[chosen], offset[chosen], length[chosen]
+            loads += self._joined_loads(level, *places, max_gap, counters)
+        return loads
+
+    def _joined_loads(
+        self, level: int, tiles: Ints, offset: Ints, length: Ints, max_gap: int, counters: ReadCounters
+    ) -> list[Load]:
+        """One load for each range that brings some of these tiles."""
+        loads: list[Load] = []
+        for merged in merge_ranges(offset, length, max_gap, MAX_MERGED_BYTES):
             members = [(int(tiles[n]), int(offset[n]) - merged.start, int(length[n])) for n in merged.members]
             loads.append(partial(self._load, level, merged, members, counters))
         return loads
@@ -109,19 +125,29 @@ class TiffSlide:
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Read one range and decode its tiles, given as number, place in the range, and length."""
         codec, columns = self._levels[level].codec, self.grids[level].num_columns
-        tile = members[0][0]
+        tile, num_decoded, decode_s = members[0][0], 0, 0.0
         try:
-            data = self._source.read(merged.start, merged.stop - merged.start, counters)
+            data = self._bytes(merged, members, counters)
             same: tuple[int, int] | None = None
             for tile, start, length in members:
                 if same != (start, length):  # files that repeat tiles point to the same bytes more than once
                     began = time.perf_counter()
                     pixels = codec.decode(data[start : start + length])
-                    counters.add(tiles=1, decode_s=time.perf_counter() - began)
+                    decode_s += time.perf_counter() - began
+                    num_decoded += 1
                     same = (start, length)
                 yield tile, pixels
+            counters.add(tiles=num_decoded, decode_s=decode_s)
         except MagnetError as error:
             raise error.located(uri=self._source.uri, level=level, tile=(tile % columns, tile // columns)) from error
+
+    def _bytes(self, merged: MergedRange, members: list[tuple[int, int, int]], counters: ReadCounters) -> bytes:
+        """A range; where it joins several tiles, the disk cache keeps each for itself."""
+        size = merged.stop - merged.start
+        if isinstance(self._source, CachedObject) and any(length != size for _, _, length in members):
+            parts = [(merged.start + start, length) for _, start, length in members]
+            return self._source.read_joined(merged.start, size, parts, counters)
+        return self._source.read(merged.start, size, counters)
 
     def _check_places(self, level: int, tiles: Ints, offset: Ints, length: Ints, absent: NDArray[np.bool_]) -> None:
         """Refuse tiles outside the file and absurdly large ones, before anything is read or merged."""
@@ -157,10 +183,19 @@ class TiffSlide:
         first = page * PAGE_VALUES
         num = min(PAGE_VALUES, array.count - first)
         size = array.dtype.itemsize
-        data = self._source.read(array.offset + first * size, num * size, counters)
+        return self._keep_page(array, page, self._source.read(array.offset + first * size, num * size, counters))
+
+    def _keep_page(self, array: TiffArray, page: int, data: bytes) -> Ints:
         values = np.frombuffer(data, dtype=array.dtype).astype(np.int64)
         self._index_cache.put(self._page_key(array, page), values, values.nbytes)
         return values
+
+    def _keep_index(self, header: _HeaderPages) -> None:
+        """Places of tiles that came along with the header need no request of their own; those of coarse levels do."""
+        for array in [array for level in self._levels for array in (level.offsets, level.lengths)]:
+            data = header.held(array.offset, array.num_bytes) if array.count <= PAGE_VALUES else None
+            if data is not None:
+                self._keep_page(array, 0, data)
 
     def _page_key(self, array: TiffArray, page: int) -> tuple[str, str, int, int]:
         return self._source.uri, self._source.etag, array.offset, page
@@ -185,7 +220,9 @@ class _HeaderPages:
     def __init__(self, source: RangeSource, counters: ReadCounters) -> None:
         self._source = source
         self._counters = counters
-        self._pages: dict[int, bytes] = {}
+        head, size = source.head, _HEADER_PAGE_BYTES
+        whole = len(head) // size if len(head) < source.size_bytes else -(-len(head) // size)
+        self._pages = {number: head[number * size : (number + 1) * size] for number in range(whole)}
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly this range."""
@@ -193,6 +230,11 @@ class _HeaderPages:
         data = b"".join(self._page(number) for number in range(first, last + 1))
         start = offset - first * _HEADER_PAGE_BYTES
         return data[start : start + length]
+
+    def held(self, offset: int, length: int) -> bytes | None:
+        """This range where it is at hand already."""
+        pages = range(offset // _HEADER_PAGE_BYTES, (offset + length - 1) // _HEADER_PAGE_BYTES + 1)
+        return self.read(offset, length) if all(number in self._pages for number in pages) else None
 
     def _page(self, number: int) -> bytes:
         if number not in self._pages:

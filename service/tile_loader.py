@@ -105,23 +105,22 @@ class TileLoader:
         self, request: TileRequest, done: threading.Event, keys: list[Hashable], foreign: set[threading.Event]
     ) -> tuple[list[int], list[int]]:
         """Deliver what the cache holds; sort the rest into tiles to read here and tiles that another thread reads."""
-        mine, others, hits = [], [], 0
-        for tile in request.tiles.tolist():
-            key = request.key(tile)
-            with self._lock:
+        mine, others, hits = [], [], []
+        with self._lock:
+            for tile in request.tiles.tolist():
+                key = request.key(tile)
                 pixels = self._cache.get(key)
-                if pixels is None:
-                    event = self._in_flight.setdefault(key, done)
-                    if event is done:
-                        keys.append(key)
-                        mine.append(tile)
-                    else:
-                        foreign.add(event)
-                        others.append(tile)
-            if pixels is not None:
-                hits += 1
-                request.deliver(tile, pixels)
-        request.counters.add(cache_hits=hits)
+                if pixels is not None:
+                    hits.append((tile, pixels))
+                elif (event := self._in_flight.setdefault(key, done)) is done:
+                    keys.append(key)
+                    mine.append(tile)
+                else:
+                    foreign.add(event)
+                    others.append(tile)
+        for tile, pixels in hits:
+            request.deliver(tile, pixels)
+        request.counters.add(cache_hits=len(hits))
         return mine, others
 
     def _read(self, requests: Sequence[TileRequest]) -> None:

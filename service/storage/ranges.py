@@ -8,9 +8,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import obstore
+from obstore.exceptions import GenericError
 
 from service.counters import ReadCounters
 from service.errors import SlideChangedError, SlideError, StorageError
@@ -28,6 +30,8 @@ class RangeSource(Protocol):
     uri: str
     size_bytes: int
     etag: str
+    head: bytes
+    """First bytes of the file, where finding it brought them; else empty."""
 
     def read(self, offset: int, length: int, counters: ReadCounters) -> bytes:
         """Exactly `length` bytes from `offset`.
@@ -84,8 +88,9 @@ class OpenFiles:
 
     def _close_surplus(self) -> None:
         surplus = len(self._files) - self._max_files
-        for key in [key for key, file in self._files.items() if file.users == 0][: max(0, surplus)]:
-            os.close(self._files.pop(key).descriptor)
+        if surplus > 0:
+            for key in [key for key, file in self._files.items() if file.users == 0][:surplus]:
+                os.close(self._files.pop(key).descriptor)
 
 
 class LocalFile:
@@ -94,6 +99,7 @@ class LocalFile:
     def __init__(self, uri: str, files: OpenFiles) -> None:
         self.uri = uri
         self.size_bytes, self.etag = stat(uri)
+        self.head = b""
         self._path = parse(uri).key
         self._files = files
 
@@ -101,11 +107,12 @@ class LocalFile:
         """See `RangeSource.read`."""
         _check_range(self, offset, length)
         start = time.perf_counter()
-        with file_errors(self.uri), self._files.using(self._path, self.etag, self.uri) as descriptor:
-            data = os.pread(descriptor, length, offset)
-        if len(data) != length:
+        with file_errors(self.uri):
+            with self._files.using(self._path, self.etag, self.uri) as descriptor:
+                data = os.pread(descriptor, length, offset)
+            changed = len(data) != length or file_identity(os.stat(self._path))[1] != self.etag
+        if changed:
             raise _changed(self.uri)
-        self.check_unchanged()
         counters.add(requests=1, bytes=length, wait_s=time.perf_counter() - start)
         return data
 
@@ -117,12 +124,22 @@ class LocalFile:
 
 
 class RemoteObject:
-    """A `RangeSource` on an object in a store."""
+    """A `RangeSource` on an object in a store.
 
-    def __init__(self, uri: str, deadline_s: float | None) -> None:
+    Args:
+        uri: the object.
+        deadline_s: seconds for each read, retries included; None for the environment's.
+        head_bytes: bytes from the start to bring with size and ETag, in the same request.
+    """
+
+    def __init__(self, uri: str, deadline_s: float | None, head_bytes: int = 0) -> None:
         self.uri = uri
-        self.size_bytes, self.etag = stat(uri)
         self._deadline_s = deadline_s
+        self.head = b""
+        if head_bytes:
+            self.size_bytes, self.etag, self.head = attempt(uri, partial(_start_of, head_bytes), deadline_s)
+        else:
+            self.size_bytes, self.etag = stat(uri)
 
     def read(self, offset: int, length: int, counters: ReadCounters) -> bytes:
         """See `RangeSource.read`."""
@@ -142,15 +159,28 @@ class RemoteObject:
         return data
 
 
-def open_source(uri: str, files: OpenFiles, deadline_s: float | None = None) -> RangeSource:
+def open_source(uri: str, files: OpenFiles, deadline_s: float | None = None, head_bytes: int = 0) -> RangeSource:
     """The current version of a file or object.
 
     Args:
         uri: path or URI.
         files: holds the descriptors of local files.
         deadline_s: seconds for each read of an object, retries included; None for the environment's.
+        head_bytes: bytes from the start of an object to bring at once; none of a file.
     """
-    return LocalFile(uri, files) if parse(uri).scheme == "file" else RemoteObject(uri, deadline_s)
+    return LocalFile(uri, files) if parse(uri).scheme == "file" else RemoteObject(uri, deadline_s, head_bytes)
+
+
+def _start_of(num_bytes: int, store: Store, key: str) -> tuple[int, str, bytes]:
+    """Size, ETag and first bytes of an object."""
+    try:
+        result = obstore.get(store, key, options={"range": (0, num_bytes)})
+        return result.meta["size"], object_etag(result.meta), bytes(result.bytes())
+    except GenericError as error:
+        if "416" not in str(error).partition("\n")[0]:
+            raise
+        meta = obstore.head(store, key)  # an empty object has no range that could be asked for
+        return meta["size"], object_etag(meta), b""
 
 
 def _open_version(path: str, etag: str, uri: str) -> int:

@@ -47,8 +47,9 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     }
     moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(store_port)]
     ray = shlex.split(
-        f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} "
-        f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} --object-store-memory=300000000 --temp-dir={temporary} --disable-usage-stats"
+        f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} --disable-usage-stats "
+        f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} --object-store-memory=300000000 "
+        f"--temp-dir={temporary}"
     )
     (folder / "logs").mkdir()
     with ExitStack() as stack:

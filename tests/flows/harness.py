@@ -107,10 +107,16 @@ class Service:
     ray_pid: int
     logs: Path
 
-    def job(self, *words: str | Path, options: Sequence[str] = ()) -> Command:
-        """``ray job submit -- python WORDS``, as typed, to its end. What it needs of S3 the cluster's nodes know."""
+    @contextmanager
+    def submitted(self, *words: str | Path, options: Sequence[str] = ()) -> Iterator[Command]:
+        """``ray job submit -- python WORDS``, as typed, while it lasts. How to reach S3 the cluster's nodes know."""
         typed = ["ray", "job", "submit", "--address", self.jobs_url, *options, "--", "python", *words]
         with running(typed, {}, self.new_log()) as command:
+            yield command
+
+    def job(self, *words: str | Path, options: Sequence[str] = ()) -> Command:
+        """The same to its end."""
+        with self.submitted(*words, options=options) as command:
             return command.finish()
 
     @contextmanager

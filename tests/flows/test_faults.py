@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # between MLflow and SQLAlchemy
 ]
 
-EPOCHS = 16
+EPOCHS = 12
 """Enough for a process to be killed in the midst of them."""
 
 
@@ -47,8 +47,9 @@ def assert_whole(folder: Path) -> None:
 def test_a_killed_worker_is_replaced_and_goes_on_from_the_checkpoint(
     service: Service, config: Path, tmp_path: Path
 ) -> None:
-    with service.driver(*train_words(config, tmp_path)) as command:
-        command.wait_for(rf"epoch 1/{EPOCHS} ")
+    """The job is one that brings its own copy of the code."""
+    with service.submitted(*train_words(config, tmp_path), options=("--working-dir", ".")) as command:
+        command.wait_for(rf"epoch 3/{EPOCHS} ")
         kill_train_worker(service)
         command.finish()
     assert command.status == 0, command.output
@@ -61,7 +62,7 @@ def test_a_job_goes_on_after_ctrl_c_and_after_its_driver_was_killed(
 ) -> None:
     words = train_words(config, tmp_path)
     with service.driver(*words) as first:
-        first.wait_for(rf"epoch 1/{EPOCHS} ")
+        first.wait_for(rf"epoch 3/{EPOCHS} ")
         first.process.send_signal(signal.SIGINT)
         assert first.finish(60).status == 130, first.output
     assert "the same command with the same --name goes on" in first.output

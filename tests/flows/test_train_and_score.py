@@ -42,10 +42,11 @@ def scored(
     new_manifest: tuple[str, pd.DataFrame],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Command, Path]:
-    """The new manifest scored by a submitted job, and where its table lies."""
+    """The new manifest scored by a job that brings its own copy of the code, and where its table lies."""
     out = tmp_path_factory.mktemp("scores")
     words = ["ray_jobs/score.py", "--manifest", new_manifest[0], "--model", MODEL]
-    return service.job(*words, "--storage", trained.storage, "--out", out), out
+    words += ["--storage", str(trained.storage), "--out", str(out)]
+    return service.job(*words, options=("--working-dir", ".")), out
 
 
 def test_training_leaves_one_finished_run_with_everything_in_it(trained: Trained, config: Path) -> None:
@@ -101,13 +102,6 @@ def test_output_of_a_training_is_the_job_s_own(trained: Trained) -> None:
     assert "epoch 2/2" in output
     for chatter in ("Reporting training result", "UserWarning", "Found credentials", "Progress bars disabled"):
         assert chatter not in output
-
-
-def test_training_from_an_uploaded_working_directory(service: Service, config: Path, tmp_path: Path) -> None:
-    words = ["ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", tmp_path, "--epochs", "1"]
-    command = service.job(*words, options=("--working-dir", "."))
-    assert command.status == 0, command.output
-    assert the_run(tmp_path).info.status == "FINISHED"
 
 
 def test_scores_hold_one_row_per_slide_of_the_manifest(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from magnet import zoom as zoom_module
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, RecipeConfig, ZoomConfig
+from magnet.encoder import make_encoder
 from magnet.fake_slide import Colour, formula_fetch, to_uint8, waves
 from magnet.layer import Placement
 from magnet.objective import objective
@@ -534,3 +535,13 @@ def test_a_network_to_be_loaded_reads_no_weights_and_warns_of_none(caplog: pytes
     with caplog.at_level(logging.WARNING):
         MagNet(with_auxiliary((2, 2)))
     assert len(caplog.records) == 3  # the classifier's encoder and both auxiliary ones
+
+
+def test_a_network_to_be_loaded_normalises_its_input_as_for_the_weights_it_began_with() -> None:
+    """timm's weights of one architecture differ in that; no network is asked for them."""
+    means = [
+        make_encoder("inception_v3", tag, to_be_loaded=True).mean.flatten().tolist()
+        for tag in ("tf_in1k", "gluon_in1k")
+    ]
+    assert means[0] == pytest.approx([0.5, 0.5, 0.5])
+    assert means[1] == pytest.approx([0.485, 0.456, 0.406])

@@ -62,7 +62,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
     ]
     try:
         alone = {preset: worker.steps(preset, 0, 1) for preset in sorted(PRESETS)}
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert [process.wait(timeout=240) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
@@ -141,8 +141,8 @@ def test_same_seed_same_losses_and_weights(preset: str, pool: ThreadPoolExecutor
 def test_a_step_goes_downhill(pool: ThreadPoolExecutor) -> None:
     learner = worker.learner("paper", learning_rate=1e-3, theta_gradient="off")
     fixed = [worker.micro_batch(0, i) for i in range(worker.MICRO_BATCHES)]
-    losses = [learner.step(k, fixed, pool)["classifier"] for k in range(6)]
-    assert losses[-1] < 0.9 * losses[0]
+    losses = [learner.step(k, fixed, pool)["classifier"] for k in range(4)]
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_micro_batches_add_up_to_their_batch(pool: ThreadPoolExecutor) -> None:

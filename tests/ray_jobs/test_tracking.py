@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uri(folder: Path) -> str:
-    return f"sqlite:///{folder}/mlflow.db?timeout=0.2"  # seconds until a locked file counts as away
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture
@@ -82,43 +82,55 @@ def metrics_of(tracker: Tracker, name: str) -> list[tuple[int, float]]:
 
 
 def test_metrics_are_sent_with_their_steps(tracker: Tracker) -> None:
-    for step in range(3):
-        tracker.metrics({"loss": 1.0 / (step + 1), "auroc": 0.5}, step=step)
+    for epoch in (1, 2, 3):
+        tracker.metrics({"loss": 1.0 / epoch, "auroc": 0.5}, step=epoch)
     assert metrics_of(tracker, "loss") == []
     assert tracker.flush()
-    assert metrics_of(tracker, "loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert metrics_of(tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
 def test_more_metrics_than_one_message_takes(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "MAX_BATCH", 7)
-    for step in range(20):
-        tracker.metrics({"loss": float(step)}, step=step)
+    for epoch in range(1, 21):
+        tracker.metrics({"loss": float(epoch)}, step=epoch)
     assert tracker.flush()
-    assert metrics_of(tracker, "loss") == [(step, float(step)) for step in range(20)]
+    assert metrics_of(tracker, "loss") == [(epoch, float(epoch)) for epoch in range(1, 21)]
+
+
+def test_an_attempt_that_goes_on_logs_no_epoch_twice(tracker: Tracker) -> None:
+    for epoch in (1, 2):
+        tracker.metrics({"loss": float(epoch), "step": 10.0 * epoch}, step=epoch)
+    tracker.flush()
+    later = Tracker(tracker.uri, tracker.run_id)
+    later.resume()
+    for epoch in (2, 3):  # it goes on from the checkpoint of epoch 1
+        later.metrics({"loss": 100.0 * epoch, "step": 10.0 * epoch}, step=epoch)
+    later.flush()
+    assert metrics_of(tracker, "loss") == [(1, 1.0), (2, 2.0), (3, 300.0)]
 
 
 def test_metrics_are_kept_while_the_store_is_away_and_sent_later(
     tracker: Tracker, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker.metrics({"loss": 3.0}, step=0)
-    lock = sqlite3.connect(folder / "mlflow.db", isolation_level=None)
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
+    tracker.metrics({"loss": 3.0}, step=1)
+    with sqlite3.connect(folder / "mlflow.db") as store:  # a lock on the file would take MLflow 20 seconds to notice
+        store.execute("ALTER TABLE metrics RENAME TO away")
+        store.commit()
         with caplog.at_level(logging.WARNING, logger=tracking.__name__):
             assert not tracker.flush()
         assert "did not take 1 metrics, kept for later" in caplog.text
-        tracker.metrics({"loss": 2.0}, step=1)
-    finally:
-        lock.close()
+        tracker.metrics({"loss": 2.0}, step=2)
+        store.execute("ALTER TABLE away RENAME TO metrics")
+    store.close()
     assert tracker.flush()
     assert tracker.flush()  # nothing is sent twice
-    assert metrics_of(tracker, "loss") == [(0, 3.0), (1, 2.0)]
+    assert metrics_of(tracker, "loss") == [(1, 3.0), (2, 2.0)]
 
 
 def test_what_is_pending_is_sent_at_the_end(tracker: Tracker) -> None:
-    tracker.metrics({"loss": 3.0}, step=0)
+    tracker.metrics({"loss": 3.0}, step=1)
     tracker.end("FINISHED")
-    assert metrics_of(tracker, "loss") == [(0, 3.0)]
+    assert metrics_of(tracker, "loss") == [(1, 3.0)]
     assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"
 
 

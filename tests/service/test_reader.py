@@ -295,6 +295,25 @@ def test_a_store_that_fails_names_slide_level_and_tile(store: HttpStore) -> None
         assert batch.fetch(ask(np.array([[0.1, -0.5, -0.5]]))).pixels.any()
 
 
+def test_a_remote_slide_opens_by_one_request_and_is_looked_up_by_one(store: HttpStore) -> None:
+    position_slide(store.folder / "x.tif", (200, 200), [1, 2])
+    region = from_level0(np.array([[70.0, 70.0, 50.0]]), (200, 200))
+    with RegionReader() as reader:
+        batch = reader.batch(["s3://bucket/x.tif"])
+        assert [(r.method, r.start) for r in store.log] == [("GET", 0)]
+        batch.fetch(ask(region, out_px=50, margin_px=0))
+        assert len(store.log) == 2  # the places of the tiles came with the header
+        reader.batch(["s3://bucket/x.tif"])
+        assert [r.method for r in store.log] == ["GET", "GET", "HEAD"]
+
+
+def test_an_empty_object_is_no_slide(store: HttpStore) -> None:
+    (store.folder / "x.tif").write_bytes(b"")
+    for uri in ("s3://bucket/x.tif", store.url("x.tif")):
+        with RegionReader() as reader, pytest.raises(SlideError, match="0 bytes is no slide"):
+            reader.info(uri)
+
+
 def test_counters_count(store: HttpStore) -> None:
     position_slide(store.folder / "x.tif", (640, 640), [1])
     with RegionReader() as reader:
