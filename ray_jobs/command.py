@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 import uuid
@@ -45,6 +46,17 @@ def absolute(place: str) -> str:
 def storage_folder(option: str | None) -> str:
     """The folder of a job's runs: --storage, MAGNET_STORAGE or a folder in the user's home."""
     return absolute(option or os.environ.get("MAGNET_STORAGE") or HOME_RUNS)
+
+
+def job_name(text: str) -> str:
+    """A job's name, as folders, MLflow's filters and object stores take it.
+
+    Raises:
+        UsageError: if it has other characters.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise UsageError(f"--name {text!r}: must be 1 to 100 letters, digits, '.', '_' or '-', a letter or digit first")
+    return text
 
 
 def new_name(kind: str) -> str:

@@ -155,11 +155,13 @@ def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
     print(f"$ ray job submit -- python {shown}", flush=True)
     submission = command.new_name("demo")
     # A cluster that runs already may have another working folder, and another `python` on its PATH.
-    submit = [RAY, "job", "submit", "--address", address, "--submission-id", submission, "--runtime-env-json"]
+    submit = [RAY, "job", "submit", "--submission-id", submission, "--runtime-env-json"]
     submit += [json.dumps({"env_vars": environment}), "--", sys.executable, str(ROOT / script), *words]
+    # A user's own RAY_API_SERVER_ADDRESS would override --address.
+    ray_environment = os.environ | {"RAY_API_SERVER_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         submit,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env=ray_environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -172,8 +174,8 @@ def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
             print(line, end="", flush=True)
         status = process.wait()
     except BaseException:
-        stop = [RAY, "job", "stop", "--address", address, submission]
-        subprocess.run(stop, capture_output=True, timeout=60, check=False, start_new_session=True)
+        stop = [RAY, "job", "stop", submission]
+        subprocess.run(stop, env=ray_environment, capture_output=True, timeout=60, check=False, start_new_session=True)
         kill_tree(process)
         raise
     if status != 0:

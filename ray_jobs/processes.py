@@ -45,11 +45,7 @@ def kill_tree(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     The process is asked first, alone: a cluster stops its parts in order within 4 s, but if all of them are asked at
     once, some wait for ever for others.
     """
-    try:
-        root = psutil.Process(process.pid)
-        tree = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        tree = []
+    tree = _family(process.pid)
     alive: list[psutil.Process] = []
     for asked in (tree[:1], tree):
         for one in asked:
@@ -58,6 +54,23 @@ def kill_tree(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     for one in alive:
         _send(one.kill)
     process.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process, what descends from it, and what is left of the session that it led; the process itself first."""
+    found: dict[int, psutil.Process] = {}
+    try:
+        root = psutil.Process(pid)
+        found = {one.pid: one for one in (root, *root.children(recursive=True))}
+    except psutil.NoSuchProcess:  # its orphans may still run
+        pass
+    for one in psutil.process_iter():
+        try:
+            if os.getsid(one.pid) == pid:
+                found.setdefault(one.pid, one)
+        except (ProcessLookupError, PermissionError):
+            continue
+    return list(found.values())
 
 
 def free_port() -> int:

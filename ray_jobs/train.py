@@ -33,12 +33,13 @@ def main(arguments: list[str]) -> int:
             overrides.append(f"{key}={getattr(options, flag)}")
     if options.schedule:
         overrides.append(f"model.zoom.schedule=[{options.schedule}]")
+    name = command.job_name(options.name) if options.name else command.new_name("train")
     settings = train_settings(options.config, overrides)
     manifest = _checked_manifest(options.manifest, settings)
     from ray_jobs.training import train  # noqa: PLC0415  (takes seconds; wrong input is told before)
 
     storage = command.storage_folder(options.storage)
-    return train(settings, manifest, name=options.name or command.new_name("train"), storage=storage)
+    return train(settings, manifest, name=name, storage=storage)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -116,3 +116,14 @@ def test_workers_get_places_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> N
     assert told["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"
     assert "AWS_REGION" not in told
     assert "secret" not in told.values()
+
+
+@pytest.mark.parametrize("name", ["cohort-7", "a", "2026.11_x"])
+def test_names_of_jobs_pass(name: str) -> None:
+    assert command.job_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "it's", "a/b", "-x", "a b", "x" * 101, "é"])
+def test_names_that_folders_or_filters_would_choke_on_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="letters, digits"):
+        command.job_name(name)

@@ -116,3 +116,12 @@ def test_interrupts_of_the_command_do_not_reach_its_processes(tmp_path: Path) ->
 def test_a_free_port_can_be_listened_on() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", free_port()))
+
+
+def test_orphans_of_a_process_that_ended_by_itself_are_found_by_its_session(tmp_path: Path) -> None:
+    with started(family(tmp_path), log=None) as process:
+        ids = family_ids(tmp_path)
+        process.kill()
+        process.wait()
+        assert not gone(ids[2])
+    assert all_gone(ids)
