@@ -1,12 +1,24 @@
 """Regions per second of our reader and of another one, on the same regions and to the same output size.
 
     python benchmarks/read_regions.py SLIDE [--url U] [--num-regions N] [--out-px 224] [--seed S]
-                                      [--against openslide|tiffslide|none] [--json]
+                                      [--against openslide|tiffslide|none] [--turn N] [--num-threads N] [--json]
 
-Both run in this process, called from one thread, in turns of `TURN` regions. Caches of tiles are cold in each turn:
-ours is off, so that a call shares tiles only among its own regions, and the other reader is opened anew. Headers are
-read, and one turn is made on other regions, before the clock starts. On a local file our reader works in the calling
-thread alone; over a network it keeps `--num-threads` requests under way.
+Both run in this process, called from one thread, in turns of `TURN` regions, ours first, so that it also brings the
+file into the page cache. What each is given, and what it is not:
+
+- Caches of tiles are cold in each turn: ours is off, so that a call shares tiles only among its own regions; the other
+  reader is opened anew, with its own cache at its usual size, which it may use within the turn.
+- Headers are read before the clock starts, by both; one turn on other regions warms imports, memory and connections of
+  both before anything counts.
+- We ask for a turn in one call, which is what our reader is for; the others have no such call and get one region after
+  the other. With ``--turn 1`` ours is called like that too.
+- On a local file our reader works in the calling thread alone; over a network its threads keep `--num-threads`
+  requests under way (1: one after the other), as the other reader cannot.
+- Both reduce what they read to `out_px` by the same function, whose time counts for both.
+
+`cpu_over_decode` is the CPU time of the process during our reads (all threads; windows made, not reduced) over the CPU
+time of decoding, by the same library, the distinct tiles that each turn needs, and nothing else: tiles that name the
+same bytes of the file count once, since an ideal reader would decode them once.
 """
 
 from __future__ import annotations
@@ -33,8 +45,8 @@ from service.planning import level_rect, plan_windows, tiles_of
 from service.reader import RegionReader, SlideBatch
 from service.slides import SlideInfo
 
-TURN = 144
-"""Regions that a reader gets at a time: what one layer of a zoom asks for, 8 slides with 18 regions each."""
+TURN = 36
+"""Regions of a turn: what the last layer of a (3, 2, 3, 2) zoom asks of one slide at once."""
 MARGIN_PX = 1
 
 Images = list[NDArray[np.uint8]]
@@ -101,33 +113,34 @@ def other_reader(kind: str, place: str, info: SlideInfo) -> Callable[[NDArray[np
 
 
 class BareDecode:
-    """The JPEG tiles that regions need, decoded and nothing else: what no reader can go below."""
+    """The distinct JPEG tiles that regions need, decoded and nothing else: what no reader can go below."""
 
     def __init__(self, path: str) -> None:
         self._file = tifffile.TiffFile(path)
         self._levels = [level.keyframe for level in self._file.series[0].levels]
 
     def cpu_s(self, batch: SlideBatch, region: NDArray[np.float64], out_px: int) -> float:
-        """CPU seconds to decode each tile once."""
+        """CPU seconds to decode each distinct tile once."""
         grids = batch.grids(0)
         plan = plan_windows(batch.info[0].size_px, grids, region, out_px, MARGIN_PX)
-        tiles = set()
+        places = set()
         for level, factor, rect in zip(plan.level.tolist(), plan.factor.tolist(), plan.rect.tolist(), strict=True):
             inside = tiles_of(level_rect(rect, factor, grids[level].size_px), grids[level])
-            tiles |= {(level, tile) for tile in inside.tolist()}
-        stored = [(self._levels[level], self._bytes(level, tile)) for level, tile in sorted(tiles)]
+            page = self._levels[level]
+            places |= {(level, page.dataoffsets[tile], page.databytecounts[tile]) for tile in inside.tolist()}
+        stored = [(self._levels[level], self._bytes(level, *place)) for level, *place in sorted(places)]
         began = time.process_time()
         for page, data in stored:
             space = "YCBCR" if page.photometric == 6 else "RGB"
             imagecodecs.jpeg8_decode(data, tables=page.jpegtables, colorspace=space, outcolorspace="RGB")
         return time.process_time() - began
 
-    def _bytes(self, level: int, tile: int) -> bytes:
+    def _bytes(self, level: int, offset: int, length: int) -> bytes:
         page = self._levels[level]
         if page.compression != tifffile.COMPRESSION.JPEG:
             raise SystemExit(f"cpu_over_decode is measured on JPEG tiles, not on compression {page.compression}")
-        self._file.filehandle.seek(page.dataoffsets[tile])
-        return self._file.filehandle.read(page.databytecounts[tile])
+        self._file.filehandle.seek(offset)
+        return self._file.filehandle.read(length)
 
 
 def our_turn(totals: Totals, batch: SlideBatch, bare: BareDecode, region: NDArray[np.float64], out_px: int) -> Images:
@@ -164,9 +177,9 @@ def measure(args: argparse.Namespace) -> dict[str, float | int | str | None]:
     with RegionReader(tile_cache_bytes=0, num_threads=num_threads) as reader:
         batch = reader.batch([place])
         info = batch.info[0]
-        turns = [random_regions(info, TURN, args.out_px, args.seed + 1)]  # warms memory, imports and connections
+        turns = [random_regions(info, args.turn, args.out_px, args.seed + 1)]  # warms memory, imports and connections
         region = random_regions(info, args.num_regions, args.out_px, args.seed)
-        turns += [region[start : start + TURN] for start in range(0, len(region), TURN)]
+        turns += [region[start : start + args.turn] for start in range(0, len(region), args.turn)]
         for n, part in enumerate(turns):
             totals = totals if n > 1 else Totals()
             ours = our_turn(totals, batch, bare, part, args.out_px)
@@ -199,6 +212,7 @@ def main() -> None:
     parser.add_argument("--num-regions", type=int, default=256)
     parser.add_argument("--out-px", type=int, default=224)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--turn", type=int, default=TURN, help=f"regions that a reader gets at a time ({TURN})")
     parser.add_argument("--num-threads", type=int, help="of our reader (1 locally, 32 with --url)")
     parser.add_argument("--against", choices=("openslide", "tiffslide", "none"), default="openslide")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")

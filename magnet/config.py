@@ -139,8 +139,8 @@ class ClassifierConfig:
     channels_last: bool = True
     """Memory layout of the encoder."""
     compile: bool = False
-    """Train with the encoder compiled by torch.compile: faster after minutes of compiling, and needs a C++ compiler
-    (on GPUs Triton too) on every training node. Scoring never compiles, so that a model runs anywhere."""
+    """Train with the encoder compiled by torch.compile, which needs a C++ compiler (on GPUs Triton too) on every
+    training node. Scoring never compiles, so that a model runs anywhere."""
     head: Literal["recurrent", "evidence"] = "recurrent"
     """A GRU over the patches (paper), or one logit per patch pooled by log-mean-exp."""
     hidden: int = 512

@@ -21,7 +21,7 @@ from service.dialects import StoredLevel, pyramid_of
 from service.errors import MagnetError, SlideError, UnsupportedSlideError
 from service.planning import ONLY_EQUAL, Ints, MergedRange, TileGrid, merge_ranges
 from service.slides import Load, slide_info
-from service.storage.ranges import LocalFile, RangeSource
+from service.storage.ranges import RangeSource
 from service.tiff import Directory, Tiff, TiffArray
 from service.tile_cache import ByteCache
 
@@ -30,7 +30,7 @@ MAX_TILE_BYTES = 64 << 20
 MAX_MERGED_BYTES = 512 << 10
 """A request that joins tiles: large enough to save requests, small enough to share the decoding among threads."""
 MAX_GAP_BYTES = 32 << 10
-"""Bytes read in vain rather than asked for apart, from a store; none from a local file, where a read costs little."""
+"""Bytes read in vain rather than asked for apart; from memory or disk they cost less than a call of their own."""
 PAGE_VALUES = 16384
 """Places of tiles that are read at a time."""
 _HEADER_PAGE_BYTES = 32 << 10
@@ -64,7 +64,6 @@ class TiffSlide:
     def __init__(self, source: RangeSource, index_cache: ByteCache[Ints], counters: ReadCounters) -> None:
         self._source = source
         self._index_cache = index_cache
-        self._max_gap = 0 if isinstance(source, LocalFile) else MAX_GAP_BYTES
         try:
             header = _HeaderPages(source, counters)
             tiff = Tiff(header.read, source.size_bytes)
@@ -105,7 +104,7 @@ class TiffSlide:
         near = np.zeros(len(tiles), dtype=bool)
         if isinstance(self._source, CachedObject):
             near = self._source.held(offset, length)
-        for chosen, max_gap in ((near, ONLY_EQUAL), (~near, self._max_gap)):
+        for chosen, max_gap in ((near, ONLY_EQUAL), (~near, MAX_GAP_BYTES)):
             places = tiles[chosen], offset[chosen], length[chosen]
             loads += self._joined_loads(level, *places, max_gap, counters)
         return loads

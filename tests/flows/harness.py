@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from ray_jobs.processes import started
+
+FLOW = [
+    pytest.mark.flow,
+    pytest.mark.timeout(500),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # between MLflow and SQLAlchemy
+]
+"""Marks of every module here."""
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "cohort"
@@ -66,7 +74,7 @@ class Command:
         """Its exit status; None while it runs."""
         return self.process.poll()
 
-    def finish(self, timeout_s: float = 150) -> Command:
+    def finish(self, timeout_s: float = 250) -> Command:
         """Wait for its end."""
         try:
             self.process.wait(timeout_s)
@@ -74,7 +82,7 @@ class Command:
             raise AssertionError(f"{self} runs on after {timeout_s} s; it said:\n{self.output}") from error
         return self
 
-    def wait_for(self, what: str | Callable[[], object], timeout_s: float = 120) -> None:
+    def wait_for(self, what: str | Callable[[], object], timeout_s: float = 200) -> None:
         """Wait until it prints a line that matches a pattern, or until a condition holds."""
         deadline = time.monotonic() + timeout_s
         while not (re.search(what, self.output) if isinstance(what, str) else what()):

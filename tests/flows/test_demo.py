@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from ray_jobs import demo
-from tests.flows.harness import Service, running
+from tests.flows.harness import FLOW, Service, running
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(400)]
+pytestmark = FLOW
 
 WORDS = ("python", "-m", "ray_jobs.demo", "--num-slides", "24", "--side-px", "2048", "--set", "recipe.epochs=1")
 

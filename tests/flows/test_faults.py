@@ -10,15 +10,10 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pyarrow.parquet as pq
-import pytest
 
-from tests.flows.harness import MANIFEST, Service, Trained, mlflow_client, the_run
+from tests.flows.harness import FLOW, MANIFEST, Service, Trained, mlflow_client, the_run
 
-pytestmark = [
-    pytest.mark.flow,
-    pytest.mark.timeout(400),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # between MLflow and SQLAlchemy
-]
+pytestmark = FLOW
 
 EPOCHS = 12
 """Enough for a process to be killed in the midst of them."""

@@ -16,12 +16,9 @@ import pytest
 import yaml
 
 from service import storage
-from tests.flows.harness import CONFIG, MANIFEST, ROOT, Command, Service, Trained, mlflow_client, the_run
+from tests.flows.harness import CONFIG, FLOW, MANIFEST, ROOT, Command, Service, Trained, mlflow_client, the_run
 
-pytestmark = [
-    pytest.mark.flow,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # between MLflow and SQLAlchemy
-]
+pytestmark = FLOW
 
 MODEL = "models:/magnet@challenger"
 

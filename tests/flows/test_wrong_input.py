@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.flows.harness import MANIFEST, Command, Service, Trained, running
+from tests.flows.harness import FLOW, MANIFEST, Command, Service, Trained, running
 
-pytestmark = pytest.mark.flow
+pytestmark = FLOW
 
 NOWHERE = {"RAY_ADDRESS": "127.0.0.1:1"}
 """A cluster that nobody can join: whoever tries fails with another message and another status."""
