@@ -172,7 +172,7 @@ def other_turn(
 def measure(args: argparse.Namespace) -> dict[str, float | int | str | None]:
     """All turns."""
     place = args.url or args.slide
-    num_threads = args.num_threads or (32 if args.url else 1)
+    num_threads = args.num_threads or (64 if args.url else 1)
     bare, totals = BareDecode(args.slide), Totals()
     with RegionReader(tile_cache_bytes=0, num_threads=num_threads) as reader:
         batch = reader.batch([place])
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--out-px", type=int, default=224)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--turn", type=int, default=TURN, help=f"regions that a reader gets at a time ({TURN})")
-    parser.add_argument("--num-threads", type=int, help="of our reader (1 locally, 32 with --url)")
+    parser.add_argument("--num-threads", type=int, help="of our reader (1 locally, 64 with --url)")
     parser.add_argument("--against", choices=("openslide", "tiffslide", "none"), default="openslide")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     args = parser.parse_args()

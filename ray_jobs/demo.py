@@ -129,17 +129,17 @@ def _cluster(folder: Path) -> Iterator[str]:
         words = [
             *(RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
             *(f"--port={gcs_port}", f"--dashboard-port={port}", f"--temp-dir={temporary}"),
-            *(
-                f"--dashboard-agent-listen-port={agent_port}",
-                f"--object-store-memory={OBJECT_STORE_MEMORY}",
-                "--disable-usage-stats",
-            ),
+            *(f"--dashboard-agent-listen-port={agent_port}", "--disable-usage-stats"),
+            f"--object-store-memory={OBJECT_STORE_MEMORY}",
         ]
-        with started(words, log=folder / "ray.log", env={"RAY_AUTH_MODE": "disabled"}, cwd=ROOT) as process:
-            _wait(f"http://127.0.0.1:{port}/api/version", process, seconds=120)
+        url = f"http://127.0.0.1:{port}"
+        # Ray asks the cluster that RAY_API_SERVER_ADDRESS names about its own actors: it must be this one.
+        environment = {"RAY_AUTH_MODE": "disabled", "RAY_API_SERVER_ADDRESS": url}
+        with started(words, log=folder / "ray.log", env=environment, cwd=ROOT) as process:
+            _wait(f"{url}/api/version", process, seconds=120)
             # The agent takes jobs; on a busy machine it comes up long after the dashboard.
             _wait(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", process, seconds=120)
-            yield f"http://127.0.0.1:{port}"
+            yield url
 
 
 def _submit(address: str, endpoint: str, script: str, *words: str) -> None:

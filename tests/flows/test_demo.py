@@ -79,7 +79,7 @@ def test_the_demo_trains_scores_and_tells_where_everything_is(
         r"mlflow ui --backend-store-uri sqlite:///",
     ):
         assert re.search(told, output), told
-    assert not re.search(r"INFO|SUCC|Warning|core_worker|pid=", output), output
+    assert not re.search(r"INFO|SUCC|Warning|core_worker|pid=|State API", output), output
     [pictures] = re.findall(r"pictures   (\S+)", output)
     [table] = re.findall(r"table      (\S+)", output)
     rows = list(csv.DictReader(Path(table).read_text().splitlines()))
