@@ -95,8 +95,9 @@ class LocatorConfig:
     """The sparsemax sees only positions this near (in half-sides of the view) to the map's maximum; None: all."""
     inhibit_siblings: bool = False
     """A child's map has no weight where an earlier sibling lies (inhibition of return)."""
-    spread: Literal["rms", "l2"] = "rms"
-    """Which spread of the sparse map becomes the scale (open in the paper)."""
+    spread: Literal["rms", "l2", "expected"] = "rms"
+    """What becomes the scale (open in the paper): the sparse map's spread per axis, its mean distance from the centre,
+    or the expected value of the map under it."""
     scale_clamp: Literal["hard", "straight_through", "softplus"] = "hard"
     """How the scale is kept above `scale_min`; "hard" is the paper's max(s, s_min)."""
     scale_min: float = 0.05

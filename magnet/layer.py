@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from magnet.affine import centre_from, moments, pixel_centres, scale_from
+from magnet.affine import centre_from, expected_score, moments, pixel_centres, scale_from
 from magnet.config import LocatorConfig
 from magnet.evidence import value_at
 from magnet.sparsemax import normalised, spatial_sparsemax
@@ -91,7 +91,11 @@ def _place(map_BNHW: Tensor, open_BNHW: Tensor, config: LocatorConfig) -> tuple[
     else:
         score_BNHW = (map_BNHW * config.temperature).masked_fill(~open_BNHW, -torch.inf)
     sparse_BNHW = spatial_sparsemax(score_BNHW)
-    mean_BN2, spread_BN = moments(sparse_BNHW, config.spread)
+    if config.spread == "expected":
+        mean_BN2, _ = moments(sparse_BNHW)
+        spread_BN = expected_score(score_BNHW.masked_fill(sparse_BNHW == 0, 0), sparse_BNHW)  # closed positions: -inf
+    else:
+        mean_BN2, spread_BN = moments(sparse_BNHW, config.spread)
     scale_BN = scale_from(spread_BN, config.scale_clamp, config.scale_min, config.scale_max)
     centre_BN2 = centre_from(mean_BN2, scale_BN, config.centre)
     return torch.cat([scale_BN[..., None], centre_BN2], dim=-1), sparse_BNHW

@@ -53,6 +53,7 @@ def kill_tree(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
         _, alive = psutil.wait_procs(asked, timeout=GRACE_S)
     for one in alive:
         _send(one.kill)
+    psutil.wait_procs(alive, timeout=GRACE_S)
     process.wait()
 
 

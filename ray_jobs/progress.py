@@ -31,10 +31,13 @@ class Progress:
             sums: `loss` and `slides`, summed over this worker's part of the epoch so far.
         """
         now_s = time.perf_counter()
+        if step == self._first + 1:  # it waited for the stream to come up: no measure of the others
+            self._started_s = now_s
+            return
         if now_s - self._told_s < EVERY_S or not sums["slides"]:
             return
         self._told_s = now_s
-        to_go_s = (now_s - self._started_s) / (step - self._first) * (self._num_steps - step)
+        to_go_s = (now_s - self._started_s) / (step - self._first - 1) * (self._num_steps - step)
         say(f"step {step}/{self._num_steps}  train loss {sums['loss'] / sums['slides']:.4f}  {_clock(to_go_s)} to go")
 
 

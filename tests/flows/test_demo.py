@@ -34,6 +34,15 @@ def shell() -> dict[str, str]:
 
 
 def left_over(mark: str) -> list[psutil.Process]:
+    """Processes with that mark; one that is about to end (a helper whose pipe was closed) has five seconds to do so."""
+    for _ in range(50):
+        if not (found := marked(mark)):
+            return []
+        time.sleep(0.1)
+    return found
+
+
+def marked(mark: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:

@@ -212,3 +212,13 @@ def test_moments_are_float32_under_autocast() -> None:
         placed = layer(view, tissue, 0.0, None)
     assert placed.theta_BNP3.dtype == placed.sparse_BNPHW.dtype == placed.value_BNP.dtype == torch.float32
     torch.testing.assert_close(placed.sparse_BNPHW.sum(dim=(-2, -1)), torch.ones(1, 1, 2))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_expected_value_of_the_map_can_be_the_scale(masked: bool) -> None:
+    tissue = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    if masked:  # closed positions have a score of minus infinity
+        tissue[:, SIDE // 2 :] = False
+    # Two spots of .6 and .4 over zeros: sparsemax keeps both whole, so the expected value is .36 + .16.
+    placed = place([[spots((3, 4, 0.6), (7, 4, 0.4))]], tissue, tissue_mask=masked, spread="expected")
+    assert placed.theta_BNP3[0, 0, 0, 0].item() == pytest.approx(0.52)

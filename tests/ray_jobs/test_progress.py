@@ -14,9 +14,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_says_step_mean_loss_and_time_to_go(clock, capsys) -> None:
     training = progress.Progress(first_step=10, num_steps=110)
-    clock[0] += 40  # 20 steps in 40 s: the other 80 take 160 s
-    training.tell(30, {"loss": 6.0, "slides": 8.0})
-    assert capsys.readouterr().out == "step 30/110  train loss 0.7500  2:40 to go\n"
+    clock[0] += 1000  # until the first step is done
+    training.tell(11, {"loss": 6.0, "slides": 8.0})
+    clock[0] += 40  # 20 steps in 40 s: the other 79 take 158 s
+    training.tell(31, {"loss": 6.0, "slides": 8.0})
+    assert capsys.readouterr().out == "step 31/110  train loss 0.7500  2:38 to go\n"
 
 
 def test_speaks_at_most_every_so_often(clock, capsys) -> None:
@@ -31,4 +33,6 @@ def test_says_nothing_while_this_worker_has_seen_no_slide(clock, capsys) -> None
     training = progress.Progress(0, 10)
     clock[0] += 100
     training.tell(1, {"slides": 0.0})
+    clock[0] += 100
+    training.tell(2, {"slides": 0.0})
     assert capsys.readouterr().out == ""
