@@ -372,7 +372,7 @@ def test_mutated_headers_never_crash_hang_or_eat_memory(tmp_path: Path, seed: in
 
 @pytest.mark.parametrize(
     ("num_slides", "num_regions"),
-    [(60, 3_000), pytest.param(200, 200_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    [(60, 3_000), pytest.param(200, 20_000, marks=pytest.mark.slow)],  # benchmarks/soak_reader.py goes to 200,000
 )
 def test_a_soak_keeps_memory_and_open_files_flat(tmp_path: Path, num_slides: int, num_regions: int) -> None:
     paths = [str(position_slide(tmp_path / f"{n}.tif", (400, 300), [1, 2])) for n in range(num_slides)]
