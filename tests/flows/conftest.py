@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ from service.synthetic.plan import CohortSettings
 from tests.flows.harness import BUCKET, CONFIG, MANIFEST, Service, Trained, answers, running
 
 COHORT = CohortSettings(num_slides=16, side_px=2048, seed=5, split={"train": 0.5, "val": 0.25, "test": 0.25})
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # What a shell starts in the background ignores Ctrl-C, and so do its children; these tests send it to theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
