@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from magnet.windows import Ask, Windows
 from service.errors import MagnetError, SlideChangedError, SlideError, StorageError, UsageError
 from service.fake_store import HttpStore
 from service.reader import RegionReader, SlideBatch
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def position_slide(path: Path, size: tuple[int, int], steps: list[int], tile: int = 64) -> Path:
@@ -213,6 +218,28 @@ def test_bad_files_give_a_clear_error_and_spoil_no_other(test_data: Path, name: 
             assert caught.value.uri is not None
             assert caught.value.uri.endswith(name)
         assert reader.batch([good]).fetch(ask(np.array([[1.0, 0, 0]]))).pixels.any()
+
+
+READ_OFTEN = """
+import sys
+import numpy as np
+from magnet.windows import Ask
+from service.errors import SlideError
+from service.reader import RegionReader
+ask = Ask(0, np.zeros(1, np.int64), np.array([[1.0, 0, 0]]), 600, 0)
+for _ in range(150):
+    with RegionReader(num_threads=6) as reader:
+        try:
+            reader.batch([sys.argv[1]]).fetch(ask)
+        except SlideError:
+            print("refused")
+"""
+
+
+def test_a_damaged_dicom_file_read_by_threads_does_not_crash_the_process(test_data: Path) -> None:
+    command = [sys.executable, "-c", READ_OFTEN, str(test_data / "bad" / "truncated-half.dcm")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert (result.returncode, result.stdout.count("refused")) == (0, 150)
 
 
 def test_labels_and_macros_are_never_read(test_data: Path, store: HttpStore) -> None:
