@@ -40,8 +40,7 @@ __all__ = ["ReadCounters", "RegionReader", "SlideBatch", "SlideInfo"]
 BUFFER_BYTES = 256 << 20
 """Memory for windows that is kept for reuse; 400 windows of 224 px outputs."""
 HEAD_BYTES = 64 << 10
-"""Start of a remote slide that comes with its size and ETag: there are headers that lie there, and none but is begun
-there."""
+"""First bytes of a remote slide, asked for together with its size and ETag: every header begins there, many end there."""
 
 
 class RegionReader:

@@ -21,7 +21,6 @@ from service.errors import MagnetError, SlideChangedError, SlideError, StorageEr
 from service.fake_store import HttpStore
 from service.reader import RegionReader, SlideBatch
 
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
