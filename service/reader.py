@@ -40,7 +40,7 @@ __all__ = ["ReadCounters", "RegionReader", "SlideBatch", "SlideInfo"]
 BUFFER_BYTES = 256 << 20
 """Memory for windows that is kept for reuse; 400 windows of 224 px outputs."""
 HEAD_BYTES = 64 << 10
-"""First bytes of a remote slide, asked for together with its size and ETag: every header begins there, many end there."""
+"""First bytes of a remote slide, asked for with its size and ETag: every header begins there, some end there."""
 
 
 class RegionReader:
