@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from magnet.metrics import auroc_by_stratum
 from numpy.typing import NDArray
 from torch import distributed
 
+from magnet.metrics import auroc_by_stratum
 from magnet.windows import Fetch, drive_many
 from magnet.zoom import MagNet, Zoomed
 from ray_jobs.learner import autocast
