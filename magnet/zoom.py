@@ -46,6 +46,8 @@ class Trace:
     """Per layer (B, N, 3), in root coordinates."""
     levels: list[NDArray[np.float64]] = field(default_factory=list)
     """Per layer (B, N): level-0 pixels per pixel of the window read."""
+    tissue: list[NDArray[np.float32]] = field(default_factory=list)
+    """Per layer (B, N): share of each view that shows tissue."""
     values: list[NDArray[np.float32]] = field(default_factory=list)
     """Per layer 1 to L (B, N): the locator's value at each region's centre."""
     views: list[NDArray[np.uint8]] = field(default_factory=list)
@@ -142,13 +144,14 @@ class MagNet(nn.Module):
         """
         zoom, trace, values = self.config.zoom, Trace(), []
         early_B = late_B = None
-        region_BN3 = _roots(len(side_px_B), self.device)
+        region_BN3 = roots(len(side_px_B), self.device)
         for layer, magnify in enumerate(self.layers):
             view_BNCHW = yield from self._look(layer, region_BN3, zoom.view_px, generator, trace, keep_views)
             if self.training:
                 early_B, late_B = self._auxiliary_logits(layer, view_BNCHW, early_B, late_B)
             small_BNCHW = area_pool(view_BNCHW.flatten(0, 1), zoom.map_px).unflatten(0, view_BNCHW.shape[:2])
             tissue_BNHW = tissue_mask(small_BNCHW.flatten(0, 1)).unflatten(0, view_BNCHW.shape[:2])
+            trace.tissue.append(_shares(tissue_BNHW))
             placed = magnify(small_BNCHW, tissue_BNHW, explore, generator)
             theta_BNP3 = placed.theta_BNP3 if theta_gradient else placed.theta_BNP3.detach()
             out_px = zoom.view_px if layer + 1 < zoom.num_layers else zoom.patch_px
@@ -158,6 +161,18 @@ class MagNet(nn.Module):
         patch_BNCHW = yield from self._look(zoom.num_layers, region_BN3, zoom.patch_px, generator, trace, keep_views)
         if self.training:
             early_B, late_B = self._auxiliary_logits(zoom.num_layers, patch_BNCHW, early_B, late_B)
+        trace.tissue.append(_shares(tissue_mask(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2])))
+        return self._classified(patch_BNCHW, values, early_B, late_B, trace)
+
+    def _classified(
+        self,
+        patch_BNCHW: Tensor,
+        values: list[Tensor],
+        early_B: Tensor | None,
+        late_B: Tensor | None,
+        trace: Trace,
+    ) -> Zoomed:
+        """The end of a zoom, from its last patches."""
         feature_BND = self.encoder(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2])
         running_BN, patch_BN = self._logits(feature_BND)
         return Zoomed(running_BN[:, -1], running_BN, patch_BN, values, early_B, late_B, trace)
@@ -263,6 +278,11 @@ class _OverNodes(nn.Module):
         return self.encoder(view_BNCHW.flatten(0, 1)).unflatten(0, view_BNCHW.shape[:2])
 
 
-def _roots(num_slides: int, device: torch.device) -> Tensor:
+def _shares(mask_BNHW: Tensor) -> NDArray[np.float32]:
+    return mask_BNHW.float().mean(dim=(-2, -1)).cpu().numpy()
+
+
+def roots(num_slides: int, device: torch.device) -> Tensor:
+    """The regions of layer 0, (B, 1, 3)."""
     # In float64: composed in float32, four layers drift by a hundredth of a pixel of a 110,000 px slide.
     return torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device=device).expand(num_slides, 1, 3)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
+from magnet.health import Looked
 from magnet.metrics import auroc_by_stratum
 from magnet.windows import Fetch, drive_many
 from magnet.zoom import MagNet, Zoomed
@@ -31,6 +32,8 @@ class Evaluation:
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     strata: list[str]
+    looked: Mapping[str, Looked] = field(default_factory=dict)
+    """Where the model looked, by slide_id."""
 
     @property
     def both_classes(self) -> bool:
@@ -92,16 +95,29 @@ def evaluate(
 ) -> Evaluation:
     """Scores of this worker's share of the slides, joined with the others': the same on every worker."""
     mine = [
-        (int(slide.label or 0), float(zoomed.logit_B.double().sigmoid()[0]), slide.stratum or "")
+        (
+            int(slide.label or 0),
+            float(zoomed.logit_B.double().sigmoid()[0]),
+            slide.stratum or "",
+            slide.slide_id,
+            _looked(zoomed),
+        )
         for slide, _, zoomed in zooms_of(model, slides, reader, precision)
     ]
     everyone = [mine]
     if num_workers > 1:
         everyone = [[] for _ in range(num_workers)]
         distributed.all_gather_object(everyone, mine)
-    rows = sorted(row for worker in everyone for row in worker)
+    rows = sorted((row for worker in everyone for row in worker), key=lambda row: row[:4])
     return Evaluation(
         labels=np.array([row[0] for row in rows], dtype=np.int64),
         probabilities=np.array([row[1] for row in rows], dtype=np.float64),
         strata=[row[2] for row in rows],
+        looked={row[3]: row[4] for row in rows},
     )
+
+
+def _looked(zoomed: Zoomed) -> Looked:
+    """Of the zoom into one slide."""
+    trace = zoomed.trace
+    return Looked(tuple(layer[0] for layer in trace.regions), tuple(layer[0] for layer in trace.tissue))

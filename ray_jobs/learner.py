@@ -153,7 +153,13 @@ class Learner:
         """Gradient norms by group, each clipped by itself: a locator's can be a thousand times the encoder's."""
         limit = math.inf if self.recipe.clip_norm is None else self.recipe.clip_norm
         groups = self.model.parameter_groups()
-        return {
+        norms = {
+            f"gradient_norm_locator{layer}": float(
+                nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None])
+            )
+            for layer, part in enumerate(self.model.layers, start=1)
+        }
+        return norms | {
             f"gradient_norm_{name}": float(nn.utils.clip_grad_norm_(group, limit)) for name, group in groups.items()
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import ray.train.torch
 import torch
 from torch import distributed
 
+from magnet.health import Looked, complaints, health, movement
 from magnet.windows import Ask, Fetch, Windows, in_frames
 from magnet.zoom import MagNet
 from ray_jobs import checkpoints
@@ -86,6 +87,7 @@ def train(config: dict[str, Any]) -> None:
         uris = [slide.uri for slide in task.train]
         batches = stream(uris, order, settings.model.zoom, first_step=step, rank=rank, num_workers=num_workers)
         sums: dict[str, float] = {}
+        before: Mapping[str, Looked] = {}
         started_s, progress = time.perf_counter(), Progress(step, order.num_steps)
         for mine in _by_step(batches, step, order.num_steps):
             slides = [reader.batch([uris[i] for i in micro.slides]) for micro in mine]
@@ -101,6 +103,8 @@ def train(config: dict[str, Any]) -> None:
                 learner.share_statistics()
                 validation = evaluate(model, task.val[rank::num_workers], reader, recipe.precision, num_workers)
                 metrics = _means(sums, num_workers, time.perf_counter() - started_s) | validation.metrics("val")
+                metrics |= _roi_health(settings, validation.looked, before)
+                before = validation.looked
                 _publish(task, learner, step, order.epochs_done(step), metrics, validation, tracker)
                 sums, started_s = {}, time.perf_counter()
 
@@ -149,6 +153,20 @@ def _means(mine: dict[str, float], num_workers: int, elapsed_s: float) -> dict[s
     slides, steps = total.pop("slides"), total.pop("steps")
     means = {f"train/{name}": value / (steps if "norm" in name else slides) for name, value in sorted(total.items())}
     return means | {"train/slides_per_s": slides / elapsed_s}
+
+
+def _roi_health(
+    settings: TrainSettings, looked: Mapping[str, Looked], before: Mapping[str, Looked]
+) -> dict[str, float]:
+    """Where the model looks on the validation slides, as ``roi/...`` figures; says so when a layer has collapsed."""
+    if not looked:
+        return {}
+    schedule = settings.model.zoom.schedule
+    figures = health(list(looked.values()), schedule, settings.model.locator.scale_min) | movement(before, looked)
+    if ray.train.get_context().get_world_rank() == 0:
+        for sentence in complaints(figures, schedule):
+            say(f"warning: {sentence}; see roi/ in MLflow")
+    return {f"roi/{name}": value for name, value in figures.items()}
 
 
 def _publish(

@@ -4,24 +4,29 @@ For tests and benchmarks. It serves the files of a folder as ``http://HOST/bucke
 server and the path style of S3: ranges, HEAD, PUT, DELETE and listings. As a process of its own:
 
     python -m service.fake_store FOLDER [--port P] [--latency-ms L]
+
+One event loop and a parser of our own rather than `http.server`: what the store takes, a benchmark on the same cores
+does not have.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import socket
 import struct
 import threading
-import time
 from collections import deque
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 BUCKET = "bucket"
+STALL_S = 1.5
+"""How long a stalled answer takes."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,18 @@ class Request:
     status: int
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What is sent back."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    fault: str = ""
+
+
 class HttpStore:
-    """The store, served by threads of this process while the context lasts.
+    """The store, served by a thread of this process while the context lasts.
 
     Args:
         folder: holds the objects.
@@ -53,15 +68,15 @@ class HttpStore:
         """What befalls the next GETs, one each: "500", "503", "403", "expired", "reset", "short", "stall", "other"."""
         self.etags: dict[str, str] = {}
         """ETags other than the files' own."""
-        handler = type("Handler", (_Handler,), {"store": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=256)
+        self._loop = asyncio.new_event_loop()
+        self._connections: set[asyncio.Transport] = set()
+        self._thread = threading.Thread(target=self.serve, daemon=True)
 
     @property
     def endpoint(self) -> str:
         """URL without the bucket."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
     def url(self, key: str) -> str:
         """An object's http:// URL."""
@@ -83,156 +98,184 @@ class HttpStore:
         return [request for request in self.log if request.method == "GET"]
 
     def serve(self) -> None:
-        """Serve until the process ends."""
-        self._server.serve_forever()
+        """Serve until the process or the context ends."""
+        self._loop.run_until_complete(self._loop.create_server(lambda: _Connection(self), sock=self._socket))
+        self._loop.run_forever()
+        for connection in self._connections:
+            connection.abort()
+        self._socket.close()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
+    def connected(self, connection: asyncio.Transport) -> None:
+        """Know of a connection, so that it ends with the store."""
+        self._connections.add(connection)
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # one packet for head and body
-    disable_nagle_algorithm = True
-    store: HttpStore
+    def disconnected(self, connection: asyncio.Transport) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
 
-    # the names of the methods are those that http.server looks for
+    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> _Answer:
+        """What one request gets; headers by their lower-case names."""
+        parts = urlsplit(target)
+        key = unquote(parts.path).removeprefix(f"/{BUCKET}").lstrip("/")
+        query = parse_qs(parts.query)
+        start, stop = None, None
+        if method == "GET" and "list-type" in query:
+            answer = self._list(query.get("prefix", [""])[0])
+        elif method == "GET":
+            start, stop = _range(headers.get("range"))
+            answer = self._get(self.folder / key, key, start, stop)
+        elif method == "HEAD":
+            answer = self._head(self.folder / key, key)
+        elif method == "PUT":
+            answer = self._put(self.folder / key, key, body)
+        elif method == "DELETE":
+            (self.folder / key).unlink(missing_ok=True)
+            answer = _Answer(204)
+        elif method == "POST":
+            answer = self._delete_several(body.decode())
+        else:
+            answer = _Answer(501)
+        self.log.append(Request(method, key, start, stop, answer.status))
+        return answer
 
-    def log_message(self, format: str, *args: object) -> None:
-        """The log is kept as data."""
-
-    def do_GET(self) -> None:
-        """An object, a part of it, or a listing."""
-        key, query = self._key()
-        if "list-type" in query:
-            self._list(query)
-            return
-        path = self.store.folder / key
+    def _get(self, path: Path, key: str, start: int | None, stop: int | None) -> _Answer:
         if not path.is_file():
-            self._answer("GET", key, 404, b"<Error><Code>NoSuchKey</Code></Error>")
-            return
-        start, stop = self._range(path.stat().st_size)
-        if start is not None and start >= path.stat().st_size:
-            self._answer("GET", key, 416, b"<Error><Code>InvalidRange</Code></Error>", start, stop)
-            return
-        fault = self.store.faults.popleft() if self.store.faults else ""
-        if fault in ("500", "503", "403"):
-            self._answer("GET", key, int(fault), b"<Error><Code>Fault</Code></Error>", start, stop)
-        elif fault == "expired":
-            self._answer("GET", key, 400, b"<Error><Code>ExpiredToken</Code></Error>", start, stop)
-        else:
-            self._send(path, key, start, stop, fault)
-
-    def do_HEAD(self) -> None:
-        """Size and ETag."""
-        key, _ = self._key()
-        path = self.store.folder / key
-        if path.is_file():
-            headers = {**self._describe(path, key), "Content-Length": str(path.stat().st_size)}
-            self._answer("HEAD", key, 200, b"", headers=headers)
-        else:
-            self._answer("HEAD", key, 404, b"")
-
-    def do_PUT(self) -> None:
-        """Store an object."""
-        key, _ = self._key()
-        path = self.store.folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
-        self._answer("PUT", key, 200, b"", headers={"ETag": self._describe(path, key)["ETag"]})
-
-    def do_DELETE(self) -> None:
-        """Remove an object."""
-        key, _ = self._key()
-        (self.store.folder / key).unlink(missing_ok=True)
-        self._answer("DELETE", key, 204, b"")
-
-    def do_POST(self) -> None:
-        """S3's deletion of several objects."""
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        keys = [part.split("</Key>")[0] for part in body.split("<Key>")[1:]]
-        for key in keys:
-            (self.store.folder / key).unlink(missing_ok=True)
-        deleted = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
-        self._answer("POST", "", 200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
-
-    def _send(self, path: Path, key: str, start: int | None, stop: int | None, fault: str) -> None:
+            return _Answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
         size = path.stat().st_size
-        first, last = start or 0, size if stop is None else stop
-        with path.open("rb") as file:
+        if start is not None and start >= size:
+            return _Answer(416, b"<Error><Code>InvalidRange</Code></Error>")
+        fault = self.faults.popleft() if self.faults else ""
+        if fault in ("500", "503", "403"):
+            return _Answer(int(fault), b"<Error><Code>Fault</Code></Error>")
+        if fault == "expired":
+            return _Answer(400, b"<Error><Code>ExpiredToken</Code></Error>")
+        first, last = start or 0, size if stop is None else min(stop, size)
+        with path.open("rb", buffering=0) as file:
             file.seek(first)
             body = file.read(last - first)
-        headers = self._describe(path, key)
+        headers = self._describe(path, key) | {"Content-Length": str(len(body))}
         if fault == "other":
             headers["ETag"] = '"of another object"'
         if start is not None:
             headers["Content-Range"] = f"bytes {first}-{last - 1}/{size}"
-        if fault == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
-            return
-        if fault == "stall":
-            time.sleep(1.5)
-        sent = body[: len(body) // 2] if fault == "short" else body
-        self.close_connection = fault == "short"
-        self._answer("GET", key, 200 if start is None else 206, sent, start, stop, headers, length=len(body))
+        return _Answer(200 if start is None else 206, body, headers, fault)
 
-    def _list(self, query: dict[str, list[str]]) -> None:
-        prefix = query.get("prefix", [""])[0]
-        keys = sorted(str(p.relative_to(self.store.folder)) for p in self.store.folder.rglob("*") if p.is_file())
+    def _head(self, path: Path, key: str) -> _Answer:
+        if not path.is_file():
+            return _Answer(404)
+        return _Answer(200, headers=self._describe(path, key) | {"Content-Length": str(path.stat().st_size)})
+
+    def _put(self, path: Path, key: str, body: bytes) -> _Answer:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+        return _Answer(200, headers={"ETag": self._describe(path, key)["ETag"]})
+
+    def _delete_several(self, body: str) -> _Answer:
+        keys = [part.split("</Key>")[0] for part in body.split("<Key>")[1:]]
+        for key in keys:
+            (self.folder / key).unlink(missing_ok=True)
+        deleted = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
+        return _Answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
+
+    def _list(self, prefix: str) -> _Answer:
+        keys = sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
         items = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-            f"<ETag>x</ETag><Size>{(self.store.folder / key).stat().st_size}</Size></Contents>"
+            f"<ETag>x</ETag><Size>{(self.folder / key).stat().st_size}</Size></Contents>"
             for key in keys
             if key.startswith(prefix)
         )
-        self._answer(
-            "GET", "", 200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode()
-        )
-
-    def _answer(
-        self,
-        method: str,
-        key: str,
-        status: int,
-        body: bytes,
-        start: int | None = None,
-        stop: int | None = None,
-        headers: dict[str, str] | None = None,
-        length: int | None = None,
-    ) -> None:
-        if self.store.latency_s:
-            time.sleep(self.store.latency_s)
-        self.store.log.append(Request(method, key, start, stop, status))
-        self.send_response(status)
-        for name, value in {"Content-Length": str(length or len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
+        listing = f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>"
+        return _Answer(200, listing.encode())
 
     def _describe(self, path: Path, key: str) -> dict[str, str]:
         status = path.stat()
-        etag = self.store.etags.get(key, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
+        etag = self.etags.get(key, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
         return {"ETag": etag, "Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT", "Accept-Ranges": "bytes"}
 
-    def _key(self) -> tuple[str, dict[str, list[str]]]:
-        parts = urlsplit(self.path)
-        return unquote(parts.path).removeprefix(f"/{BUCKET}").lstrip("/"), parse_qs(parts.query)
 
-    def _range(self, size: int) -> tuple[int | None, int | None]:
-        header = self.headers.get("Range")
-        if header is None:
-            return None, None
-        first, _, last = header.removeprefix("bytes=").partition("-")
-        return int(first), min(int(last) + 1, size) if last else size
+class _Connection(asyncio.Protocol):
+    """One client's requests, answered one after the other."""
+
+    def __init__(self, store: HttpStore) -> None:
+        self._store = store
+        self._received = bytearray()
+        self._busy = False
+        self._waits_for_body = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._store.connected(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._store.disconnected(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._next()
+
+    def _next(self) -> None:
+        """Answer the next request if it has arrived whole."""
+        end = self._received.find(b"\r\n\r\n")
+        if self._busy or end < 0:
+            return
+        first, *lines = self._received[:end].decode("latin-1").split("\r\n")
+        method, target, _ = first.split(" ", 2)
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length, start = int(headers.get("content-length", 0)), end + 4
+        if len(self._received) < start + length:
+            if "100-continue" in headers.get("expect", "") and not self._waits_for_body:
+                self._waits_for_body = True
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return
+        body = bytes(self._received[start : start + length])
+        del self._received[: start + length]
+        self._busy, self._waits_for_body = True, False
+        answer = self._store.answer(method, target, headers, body)
+        delay_s = self._store.latency_s + (STALL_S if answer.fault == "stall" else 0.0)
+        if delay_s:
+            asyncio.get_running_loop().call_later(delay_s, self._send, answer)
+        else:
+            self._send(answer)
+
+    def _send(self, answer: _Answer) -> None:
+        self._busy = False
+        if self._transport.is_closing():
+            return
+        if answer.fault == "reset":
+            linger = struct.pack("ii", 1, 0)
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._transport.abort()
+            return
+        headers = {"Content-Length": str(len(answer.body))} | answer.headers
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        status = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
+        short = answer.fault == "short"
+        sent = answer.body[: len(answer.body) // 2] if short else answer.body
+        self._transport.write(f"{status}{head}\r\n".encode("latin-1") + sent)
+        if short:
+            self._transport.close()
+        else:
+            self._next()
+
+
+def _range(header: str | None) -> tuple[int | None, int | None]:
+    """First byte and the byte after the last one; None for what is not said."""
+    if header is None:
+        return None, None
+    first, _, last = header.removeprefix("bytes=").partition("-")
+    return int(first), int(last) + 1 if last else None
 
 
 def main() -> None:
