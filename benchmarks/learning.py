@@ -20,14 +20,12 @@ from magnet.zoom import MagNet
 from ray_jobs.bare_loop import train
 from ray_jobs.evaluate import zooms_of
 from service.manifest import Slide, load_manifest
-from service.outlines import Outlines, covered, read_outlines
+from service.outlines import HIT, Outlines, covered, read_outlines
 from service.reader import RegionReader
 from service.settings import TrainSettings
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
-HIT = 0.1
-"""A box that is covered at least so far by the lesion has hit it."""
 RATE_STEPS = 6
 """Steps of a throw-away training by which the time of a step is known."""
 

@@ -1,7 +1,8 @@
 """The whole service on one machine: slides in an object store, a training job, a scored test split.
 
-Makes a cohort of generated slides, serves it from an object store of its own, submits `train.py` and `score.py` to a
-Ray cluster (its own, if none runs here), and tells where everything is. What it started it stops.
+Makes a cohort of generated slides and another one that is not trained on, serves both from an object store of its own,
+submits `train.py` and `score.py` to a Ray cluster (its own, if none runs here), compares the scores with those of
+random boxes, and tells where everything is. What it started it stops.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import boto3
-from tqdm import tqdm
-
 from ray_jobs import command
 from ray_jobs.job_output import own_lines
 from ray_jobs.processes import free_port, kill_tree, started
@@ -33,6 +31,8 @@ from service.synthetic.plan import CohortSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "magnet-demo"
+HINT = 0.5
+"""How much of their own colour the lesions show at low power."""
 DASHBOARD = "http://127.0.0.1:8265"
 """Where a cluster that runs on this machine already answers, unless RAY_API_SERVER_ADDRESS names another."""
 
@@ -54,30 +54,34 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train.py")
     options = parser.parse_args(arguments)
     started_s, folder = time.monotonic(), Path(options.folder).resolve()
-    cohort, runs = folder / "cohort", folder / "runs"
+    bucket, runs = folder / "bucket", folder / "runs"
     scores = folder / "scores" / command.new_name("score")
 
-    _say(1, f"{options.num_slides} slides of {options.side_px:,} px in {cohort}")
-    settings = CohortSettings(
-        num_slides=options.num_slides,
+    _say(1, f"{options.num_slides} slides of {options.side_px:,} px in {bucket}")
+    num_unseen = options.num_slides // 4
+    seen = CohortSettings(
+        num_slides=options.num_slides - num_unseen,
         side_px=options.side_px,
         seed=options.seed,
-        hint=0.5,
-        split={"train": 0.65, "val": 0.1, "test": 0.25},
+        hint=HINT,
+        split={"train": 0.85, "val": 0.15},
     )
-    make_cohort(cohort, settings, jobs=2)
-    with _object_store() as endpoint:
-        _say(2, f"slides into the object store at {endpoint}")
-        _upload(cohort, endpoint)
-        with _cluster(folder) as address:
-            _say(3, f"training, as a job on the Ray cluster at {address}")
-            manifest = f"s3://{BUCKET}/manifest.csv"
-            overrides = [word for item in options.set for word in ("--set", item)]
-            _submit(address, endpoint, "ray_jobs/train.py", "--manifest", manifest, "--config", options.config,
-                    "--storage", str(runs), *overrides)  # fmt: skip
-            _say(4, "scoring the test split with the model that the training registered")
-            _submit(address, endpoint, "ray_jobs/score.py", "--manifest", manifest, "--split", "test", "--storage",
-                    str(runs), "--model", "models:/magnet@challenger", "--out", str(scores))  # fmt: skip
+    # Of another seed: no slide, patient or texture in common with those that were trained on.
+    unseen = CohortSettings(
+        num_slides=num_unseen, side_px=options.side_px, seed=options.seed + 1, hint=HINT, split={"test": 1}
+    )
+    make_cohort(bucket / "cohort", seen, jobs=2)
+    make_cohort(bucket / "unseen", unseen, jobs=2)
+    with _object_store(bucket) as endpoint, _cluster(folder) as address:
+        _say(2, f"training from the object store at {endpoint}, as a job on the Ray cluster at {address}")
+        overrides = [word for item in options.set for word in ("--set", item)]
+        _submit(address, endpoint, "ray_jobs/train.py", "--manifest", f"s3://{BUCKET}/cohort/manifest.csv",
+                "--config", options.config, "--storage", str(runs), *overrides)  # fmt: skip
+        _say(3, "scoring unseen slides with the model that the training registered")
+        _submit(address, endpoint, "ray_jobs/score.py", "--manifest", f"s3://{BUCKET}/unseen/manifest.csv",
+                "--storage", str(runs), "--model", "models:/magnet@challenger", "--out", str(scores))  # fmt: skip
+        _say(4, "the same classifier on random boxes: did looking help?")
+        _compare(scores, bucket / "unseen" / "lesions.geojson", endpoint)
     minutes = (time.monotonic() - started_s) / 60
     print(f"\nDone in {minutes:.1f} minutes. The slides are generated: the score says nothing about finding cancer.")
     print(f"  pictures   {scores}/pictures/")
@@ -91,27 +95,30 @@ def _say(number: int, text: str) -> None:
 
 
 @contextmanager
-def _object_store() -> Iterator[str]:
-    """An S3 server in memory, on the loopback interface; its URL."""
+def _object_store(folder: Path) -> Iterator[str]:
+    """An S3 server of what lies in a folder, on the loopback interface; its URL."""
     port = free_port()
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with started(words, log=None) as process:
+    words = [sys.executable, "-m", "service.fake_store", str(folder), "--bucket", BUCKET, "--port", str(port)]
+    with started(words, log=None, cwd=ROOT) as process:
         url = f"http://127.0.0.1:{port}"
-        _wait(f"{url}/moto-api/", process, seconds=60)
+        _wait(f"{url}/{BUCKET}/cohort/manifest.csv", process, seconds=60)
         yield url
 
 
-def _upload(cohort: Path, endpoint: str) -> None:
-    """Copy the cohort into a new bucket."""
-    client = boto3.client("s3", endpoint_url=endpoint, **_keys())
-    client.create_bucket(Bucket=BUCKET)
-    files = [path for path in sorted(cohort.rglob("*")) if path.is_file()]
-    for path in tqdm(files, unit="file", desc="uploading", mininterval=1):
-        client.upload_file(str(path), BUCKET, path.relative_to(cohort).as_posix())
+def _compare(scores: Path, outlines: Path, endpoint: str) -> None:
+    """Print the model's scores beside those of random boxes."""
+    words = [sys.executable, "-m", "ray_jobs.random_control", "--scores", str(scores), "--outlines", str(outlines)]
+    subprocess.run(words, env=os.environ | _store_environment(endpoint), cwd=ROOT, check=True)
 
 
-def _keys() -> dict[str, str]:
-    return {"aws_access_key_id": "demo", "aws_secret_access_key": "demo", "region_name": "us-east-1"}
+def _store_environment(endpoint: str) -> dict[str, str]:
+    """Variables under which the demo's bucket is found."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "demo",
+        "AWS_SECRET_ACCESS_KEY": "demo",
+        "AWS_REGION": "us-east-1",
+    }
 
 
 @contextmanager
@@ -144,19 +151,12 @@ def _cluster(folder: Path) -> Iterator[str]:
 
 def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
     """Run a script as a Ray job, as a user would type it, and wait for its end."""
-    keys = _keys()
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": keys["aws_access_key_id"],
-        "AWS_SECRET_ACCESS_KEY": keys["aws_secret_access_key"],
-        "AWS_REGION": keys["region_name"],
-    }
     shown = shlex.join([script, *(word.removeprefix(f"{ROOT}/") for word in words)])
     print(f"$ ray job submit -- python {shown}", flush=True)
     submission = command.new_name("demo")
     # A cluster that runs already may have another working folder, and another `python` on its PATH.
     submit = [RAY, "job", "submit", "--submission-id", submission, "--runtime-env-json"]
-    submit += [json.dumps({"env_vars": environment}), "--", sys.executable, str(ROOT / script), *words]
+    submit += [json.dumps({"env_vars": _store_environment(endpoint)}), "--", sys.executable, str(ROOT / script), *words]
     # A user's own RAY_API_SERVER_ADDRESS would override --address.
     ray_environment = os.environ | {"RAY_API_SERVER_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(

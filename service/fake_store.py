@@ -1,9 +1,9 @@
 """A small object store over real HTTP, slow and faulty on demand, with a log of requests.
 
-For tests and benchmarks. It serves the files of a folder as ``http://HOST/bucket/KEY``, which is at once a plain web
-server and the path style of S3: ranges, HEAD, PUT, DELETE and listings. As a process of its own:
+For tests, benchmarks and the demo. It serves the files of a folder as ``http://HOST/BUCKET/KEY``, which is at once a
+plain web server and the path style of S3: ranges, HEAD, PUT, DELETE and listings. As a process of its own:
 
-    python -m service.fake_store FOLDER [--port P] [--latency-ms L]
+    python -m service.fake_store FOLDER [--port P] [--latency-ms L] [--bucket B]
 
 One event loop and a parser of our own rather than `http.server`: what the store takes, a benchmark on the same cores
 does not have.
@@ -58,10 +58,12 @@ class HttpStore:
         folder: holds the objects.
         latency_s: added to each request.
         port: 0 for any free one.
+        bucket: its name.
     """
 
-    def __init__(self, folder: Path, latency_s: float = 0.0, port: int = 0) -> None:
+    def __init__(self, folder: Path, latency_s: float = 0.0, port: int = 0, bucket: str = BUCKET) -> None:
         self.folder = folder
+        self.bucket = bucket
         self.latency_s = latency_s
         self.log: list[Request] = []
         self.faults: deque[str] = deque()
@@ -80,7 +82,7 @@ class HttpStore:
 
     def url(self, key: str) -> str:
         """An object's http:// URL."""
-        return f"{self.endpoint}/{BUCKET}/{key}"
+        return f"{self.endpoint}/{self.bucket}/{key}"
 
     def environment(self) -> dict[str, str]:
         """Variables under which ``s3://bucket/KEY`` lies here."""
@@ -126,7 +128,7 @@ class HttpStore:
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> _Answer:
         """What one request gets; headers by their lower-case names."""
         parts = urlsplit(target)
-        key = unquote(parts.path).removeprefix(f"/{BUCKET}").lstrip("/")
+        key = unquote(parts.path).removeprefix(f"/{self.bucket}").lstrip("/")
         query = parse_qs(parts.query)
         start, stop = None, None
         if method == "GET" and "list-type" in query:
@@ -284,8 +286,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency-ms", type=float, default=0.0)
+    parser.add_argument("--bucket", default=BUCKET)
     args = parser.parse_args()
-    store = HttpStore(args.folder, args.latency_ms / 1e3, args.port)
+    store = HttpStore(args.folder, args.latency_ms / 1e3, args.port, args.bucket)
     print(store.url(""), flush=True)
     store.serve()
 

@@ -19,6 +19,9 @@ from service.errors import UsageError
 Outlines = Mapping[str, shapely.Geometry]
 """By slide_id: all outlines of a slide, joined, in level-0 pixels."""
 
+HIT = 0.1
+"""A box that a lesion covers at least so far shows it."""
+
 
 def read_outlines(uri: str) -> Outlines:
     """Outlines from GeoJSON: a collection of (multi)polygons in level-0 pixels with a ``slide_id`` property each.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,13 @@ def micro_batch(step: int, index: int, size: int = MICRO_BATCH) -> tuple[int, An
 
 
 def steps(preset: str, rank: int, num_workers: int) -> dict[str, Any]:
-    """Two steps of a preset; losses, gradients, weights and optimizer after them."""
+    """Two steps of a preset, both from the initial weights; losses, gradients, weights and optimizer after them.
+
+    From the weights that the first step leaves the second would not be comparable: Adam makes whole steps of gradients
+    that are zero but for rounding.
+    """
     it, found = learner(preset, num_workers), {}
+    initial = deepcopy(it.model.state_dict())
     gradients: list[dict[str, torch.Tensor]] = []
     named = dict(it.model.named_parameters())
     it.optimizer.register_step_pre_hook(
@@ -58,6 +64,7 @@ def steps(preset: str, rank: int, num_workers: int) -> dict[str, Any]:
     )
     with ThreadPoolExecutor(2) as pool:
         for step in range(NUM_STEPS):
+            it.model.load_state_dict(initial)
             mine = [micro_batch(step, i) for i in range(rank, MICRO_BATCHES, num_workers)]
             found[f"sums {step}"] = it.step(step, mine, pool)
             found[f"weights {step}"] = {name: p.detach().clone() for name, p in named.items()}
