@@ -34,7 +34,7 @@ def read_outlines(uri: str) -> Outlines:
         parts = defaultdict(list)
         for feature in features:
             parts[str(feature["properties"]["slide_id"])].append(shapely.make_valid(shape(feature["geometry"])))
-    except (ValueError, KeyError, TypeError, GEOSException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, GEOSException) as error:  # of JSON of any other shape
         raise UsageError(
             f"no GeoJSON of outlines ({type(error).__name__}: {error}); want a FeatureCollection of polygons in level-0"
             " pixels, each with the property slide_id",

@@ -1,0 +1,142 @@
+"""Gradients of the zoom against closed forms and finite differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from magnet.fake_slide import Colour, formula_fetch, waves
+from magnet.zoom import MagNet
+from tests.magnet.zoom_harness import (
+    SIDE_PX,
+    by_layer,
+    composed,
+    config,
+    fix,
+    layer_colours,
+    network,
+    places,
+    run,
+    some_thetas,
+)
+
+
+class MeanColour(nn.Module):
+    """In place of the encoder: how far each patch is from a target colour; (N, 1)."""
+
+    num_features = 1
+
+    def forward(self, view_NCHW: Tensor) -> Tensor:
+        return (view_NCHW - torch.tensor([0.3, 0.5, 0.7])[:, None, None]).square().mean(dim=(1, 2, 3))[:, None]
+
+
+class Weighted(nn.Module):
+    """In place of the head: a sum over patches with unlike weights; (B, N)."""
+
+    def forward(self, feature_BND: Tensor) -> Tensor:
+        weight_N = torch.arange(1, feature_BND.shape[1] + 1)
+        return (feature_BND[..., 0] * weight_N).cumsum(dim=1)
+
+
+def smooth(model: MagNet) -> MagNet:
+    """The model with an encoder and a head that have a closed form."""
+    model.encoder, model.head = MeanColour(), Weighted()
+    return model
+
+
+def closed_form(colour: Colour, thetas: list[NDArray[np.float64]], patch_px: int) -> float:
+    """What `smooth` computes for one slide, in float64 and without windows."""
+    total = 0.0
+    for n, region in enumerate(composed(thetas)[-1][0]):
+        difference = colour(*places(region, patch_px)) - [0.3, 0.5, 0.7]
+        total += (n + 1) * (difference**2).mean()
+    return total
+
+
+def finite_differences(
+    colour: Colour, thetas: list[NDArray[np.float64]], patch_px: int, h: float = 1e-6
+) -> list[NDArray[np.float64]]:
+    """Derivatives of `closed_form` with respect to each theta."""
+    result = [np.zeros_like(theta) for theta in thetas]
+    for layer, theta in enumerate(thetas):
+        for index in np.ndindex(theta.shape):
+            ends = []
+            for step in (h, -h):
+                moved = [t.copy() for t in thetas]
+                moved[layer][index] += step
+                ends.append(closed_form(colour, moved, patch_px))
+            result[layer][index] = (ends[0] - ends[1]) / (2 * h)
+    return result
+
+
+@pytest.mark.parametrize("method", ["bilinear", "lms"])
+@pytest.mark.parametrize("schedule", [(2,), (2, 2), (2, 1, 2)])
+def test_gradient_to_each_theta_is_the_slope_of_the_closed_form(schedule: tuple[int, ...], method: Any) -> None:
+    scale = 0.45 ** len(schedule)  # of the patches; their waves are 100 output pixels long
+    colour = waves([(0.15 / scale, 0.05 / scale), (-0.08 / scale, 0.12 / scale), (0.1 / scale, -0.1 / scale)])
+    thetas = some_thetas(1, schedule, seed=3, spread=0.02)
+    model = smooth(network(config(schedule, sampler=method, margin_px=6)).train())
+    parameters = fix(model, thetas)
+    end = run(model, formula_fetch([colour], [SIDE_PX]), 1, generator=torch.Generator().manual_seed(0))
+    exact = [theta.numpy() for theta in thetas]
+    assert end.logit_B.item() == pytest.approx(closed_form(colour, exact, 32), rel=5e-3)
+    found = torch.autograd.grad(end.logit_B.sum(), parameters)
+    for by_theta, expected in zip(found, finite_differences(colour, exact, 32), strict=True):
+        # Slopes between pixels of 256 shades: within 2 % of the layer's largest derivative.
+        np.testing.assert_allclose(by_theta.numpy(), expected, atol=0.02 * np.abs(expected).max())
+
+
+class Nudged(nn.Module):
+    """A locator whose maps can be pushed along given directions."""
+
+    def __init__(self, locator: nn.Module, direction_NPHW: Tensor) -> None:
+        super().__init__()
+        self.locator = locator
+        self.register_buffer("direction", direction_NPHW)
+        self.amount = nn.Parameter(torch.zeros(()))
+
+    def forward(self, view_BNCHW: Tensor) -> Tensor:
+        return self.locator(view_BNCHW) + self.amount * self.direction
+
+
+@pytest.mark.parametrize("schedule", [(2,), (2, 2), (2, 1, 2)])
+def test_gradient_to_each_layers_maps_is_the_slope_of_the_whole_zoom(schedule: tuple[int, ...]) -> None:
+    """Through moments, composition, re-read views, the maps made from them, and patches: nothing on the way is cut."""
+    settings = config(schedule, temperature=2e-3, sampler="bilinear", map_px=12)
+    model = smooth(network(settings).eval())
+    generator, nudged = torch.Generator().manual_seed(1), []
+    for layer, magnify in enumerate(model.layers):
+        n, p = settings.zoom.num_nodes[layer], schedule[layer]
+        model.layers[layer].locator = Nudged(magnify.locator, torch.randn(n, p, 12, 12, generator=generator))
+        nudged.append(model.layers[layer].locator)
+    fetch = formula_fetch([waves([(0.7, 0.2), (-0.3, 0.6), (0.5, -0.5)])], [SIDE_PX])
+    found = torch.autograd.grad(run(model, fetch, 1).logit_B.sum(), [locator.amount for locator in nudged])
+    for locator, by_amount in zip(nudged, found, strict=True):
+        ends = []
+        for amount in (0.05, -0.05):
+            with torch.no_grad():
+                locator.amount.fill_(amount)
+                ends.append(run(model, fetch, 1).logit_B.double().item())
+        with torch.no_grad():
+            locator.amount.zero_()
+        expected = (ends[0] - ends[1]) / 0.1
+        assert abs(expected) > 1e-4
+        assert by_amount.item() == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_gradient_to_the_regions_can_be_cut_off(on: bool) -> None:
+    model = network(config((2, 2))).train()
+    end = run(model, by_layer(layer_colours(2), 2), 2, theta_gradient=on)
+    end.logit_B.sum().backward()
+    groups = model.parameter_groups()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in groups["rest"])
+    if on:
+        assert all(any(p.grad.abs().max() > 0 for p in layer.parameters()) for layer in model.layers)
+    else:
+        assert all(p.grad is None for p in groups["locators"])

@@ -1,0 +1,59 @@
+"""How much of a box an outline covers, and which files hold outlines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+
+from service.errors import UsageError
+from service.outlines import covered, read_outlines
+
+
+def polygon(slide_id: str, *points: tuple[float, float]) -> dict[str, Any]:
+    ring = [*points, points[0]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    return {"type": "Feature", "geometry": geometry, "properties": {"slide_id": slide_id}}
+
+
+def written(path: Path, *features: dict[str, Any]) -> str:
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
+    return str(path)
+
+
+def test_shares_of_boxes_are_those_of_their_areas(tmp_path: Path) -> None:
+    triangle = polygon("a", (0, 0), (100, 0), (0, 100))
+    outlines = read_outlines(written(tmp_path / "o.geojson", triangle))
+    boxes = np.array([[0, 0, 100], [0, 0, 50], [50, 50, 50], [200, 200, 10], [-50, 0, 100]], dtype=float)
+    # half of the square; all of it; nothing but a corner; nothing; the triangle's left half in the box's right half
+    assert covered(boxes, outlines["a"]) == pytest.approx([0.5, 1, 0, 0, (5000 - 1250) / 10000])
+
+
+def test_overlapping_outlines_of_a_slide_count_once(tmp_path: Path) -> None:
+    square = (0, 0), (10, 0), (10, 10), (0, 10)
+    outlines = read_outlines(written(tmp_path / "o.geojson", polygon("a", *square), polygon("a", *square)))
+    assert covered(np.array([[0.0, 0.0, 20.0]]), outlines["a"]) == pytest.approx([0.25])
+
+
+def test_an_outline_that_crosses_itself_is_read(tmp_path: Path) -> None:
+    bow_tie = polygon("a", (0, 0), (10, 10), (10, 0), (0, 10))
+    outlines = read_outlines(written(tmp_path / "o.geojson", bow_tie))
+    assert shapely.area(outlines["a"]) == pytest.approx(50)
+
+
+def test_a_slide_without_an_outline_has_nothing_covered() -> None:
+    assert covered(np.array([[0.0, 0.0, 20.0]]), None).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"features": [{}]}', '{"features": [{"properties": {"slide_id": "a"}, "geometry": 3}]}']
+)
+def test_other_files_are_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"other\.json.*no GeoJSON of outlines.*slide_id"):
+        read_outlines(str(path))
