@@ -95,6 +95,9 @@ class LocatorConfig:
     """The sparsemax sees only positions this near (in half-sides of the view) to the map's maximum; None: all."""
     inhibit_siblings: bool = False
     """A child's map has no weight where an earlier sibling lies (inhibition of return)."""
+    inhibit_radius: float = 0.0
+    """Nor this near to an earlier sibling's centre (in half-sides of the view): what is larger than a region is not
+    taken twice."""
     spread: Literal["rms", "l2", "expected"] = "rms"
     """What becomes the scale (open in the paper): the sparse map's spread per axis, its mean distance from the centre,
     or the expected value of the map under it."""
@@ -118,6 +121,7 @@ class LocatorConfig:
         _require(0 < self.scale_min < 1, "scale_min", self.scale_min, "between 0 and 1")
         _require(self.scale_min <= self.scale_max <= 1, "scale_max", self.scale_max, "scale_min to 1")
         _require(self.peak_radius is None or 0 < self.peak_radius <= 2, "peak_radius", self.peak_radius, "0 to 2")
+        _require(0 <= self.inhibit_radius <= 2, "inhibit_radius", self.inhibit_radius, "0 to 2")
         _require(self.sampler_noise > 0, "sampler_noise", self.sampler_noise, "above 0")
 
 
@@ -231,6 +235,9 @@ class RecipeConfig:
     """Share of the training after which none is; linear in between."""
     value_weight: float = 0.0
     """Weight of the value loss (evidence preset); 0: off."""
+    value_at: Literal["regions", "patches"] = "regions"
+    """Where maps are told what was found: at the centres of their regions, the best patch below each; or at the centre
+    of every last patch, on the maps of all layers above it."""
     value_quantile: float = 0.98
     """Patch logits of negative slides below this quantile count as no evidence."""
     auxiliary_weight: float = 1.0

@@ -32,6 +32,9 @@ class RandomTissue(MagNet):
         half_side_N: half-sides of the boxes in root coordinates, one for each last patch.
     """
 
+    half_side_N: Tensor
+    """As given; part of the state."""
+
     def __init__(self, config: ModelConfig, half_side_N: Sequence[float]) -> None:
         super().__init__(config)
         if len(half_side_N) != config.zoom.num_patches:
@@ -56,7 +59,7 @@ class RandomTissue(MagNet):
         finest = [native_scale(zoom.patch_px, side) for side in side_px_B]
         region_BN3 = clamp_native(region_BN3, region_BN3.new_tensor(finest))
         patch_BNCHW = yield from self._look(zoom.num_layers, region_BN3, zoom.patch_px, generator, trace, keep_views)
-        return self._classified(patch_BNCHW, [], None, None, trace)
+        return self._classified(patch_BNCHW, trace)
 
     def _on_tissue(self, tissue_BHW: Tensor, generator: torch.Generator | None) -> Tensor:
         """(B, N, 3) boxes centred on random tissue pixels, anywhere where there is none."""
@@ -91,4 +94,4 @@ class Thumbnail(MagNet):
         trace = Trace()
         root_B13 = roots(len(side_px_B), self.device)
         view_BNCHW = yield from self._look(0, root_B13, 2 * self.config.zoom.view_px, generator, trace, keep_views)
-        return self._classified(view_BNCHW, [], None, None, trace)
+        return self._classified(view_BNCHW, trace)

@@ -72,21 +72,39 @@ def value_targets(
     return [found_BN.unflatten(1, (n, num_patches // n)).any(dim=-1).float() for n in num_nodes]
 
 
-def value_at(map_HW: Tensor, centre_2: Tensor) -> Tensor:
+def value_at(map_HW: Tensor, point_K2: Tensor) -> Tensor:
     """Scores of maps at positions in [-1, 1], bilinear, continued beyond the outer pixel centres.
 
     Args:
         map_HW: shape (..., H, W).
-        centre_2: (x, y) in the map's own coordinates, shape (..., 2); no gradient flows to it.
+        point_K2: K points of each map, (x, y) in the map's own coordinates, shape (..., K, 2); no gradient flows to
+            them.
 
     Returns:
-        Shape (...), float32 (float64 for float64).
+        Shape (..., K), float32 (float64 for float64).
     """
     exact = map_HW if map_HW.dtype == torch.float64 else map_HW.float()
     maps_N1HW = exact.reshape(-1, 1, *map_HW.shape[-2:])
-    grid_N112 = centre_2.detach().to(exact.dtype).reshape(-1, 1, 1, 2)
-    picked = F.grid_sample(maps_N1HW, grid_N112, mode="bilinear", padding_mode="border", align_corners=False)
-    return picked.view(map_HW.shape[:-2])
+    grid_N1K2 = point_K2.detach().to(exact.dtype).reshape(len(maps_N1HW), 1, -1, 2)
+    picked = F.grid_sample(maps_N1HW, grid_N1K2, mode="bilinear", padding_mode="border", align_corners=False)
+    return picked.view(point_K2.shape[:-1])
+
+
+def value_at_patches(map_BNPHW: Tensor, parent_BN3: Tensor, patch_BM3: Tensor) -> Tensor:
+    """Scores of a layer's maps at the centres of the last patches below, each on the map that its branch came from.
+
+    Args:
+        map_BNPHW: a map for each child of each parent.
+        parent_BN3: the parents, in root coordinates.
+        patch_BM3: the last patches, M a multiple of N * P, in the tree's order.
+
+    Returns:
+        (B, M).
+    """
+    patch_BNPK3 = patch_BM3.unflatten(1, (*map_BNPHW.shape[1:3], -1))
+    parent_BN113 = parent_BN3[:, :, None, None]
+    point_BNPK2 = (patch_BNPK3[..., 1:] - parent_BN113[..., 1:]) / parent_BN113[..., :1]
+    return value_at(map_BNPHW, point_BNPK2).flatten(1)
 
 
 def value_loss(value_BN: Tensor, target_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:

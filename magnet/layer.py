@@ -23,6 +23,8 @@ class Placement:
 
     theta_BNP3: Tensor
     """(s, tx, ty) in the parent's coordinates."""
+    map_BNPHW: Tensor
+    """The plain maps."""
     sparse_BNPHW: Tensor
     """The sparse maps that the regions come from; zero for a frozen child."""
     value_BNP: Tensor
@@ -74,11 +76,12 @@ class MagnifyingLayer(nn.Module):
             if explore > 0:
                 theta_BN3 = _explore(theta_BN3, tissue_BNHW & open_BNHW, explore, generator)
             if config.inhibit_siblings:
-                open_BNHW = open_BNHW & ~_inside(theta_BN3, open_BNHW)
+                open_BNHW = open_BNHW & ~_taken(theta_BN3, open_BNHW, config.inhibit_radius)
             thetas.append(theta_BN3)
             sparse.append(sparse_BNHW)
         theta_BNP3 = torch.stack(thetas, dim=2)
-        return Placement(theta_BNP3, torch.stack(sparse, dim=2), value_at(map_BNPHW, theta_BNP3[..., 1:]))
+        value_BNP = value_at(map_BNPHW, theta_BNP3[..., None, 1:])[..., 0]
+        return Placement(theta_BNP3, map_BNPHW, torch.stack(sparse, dim=2), value_BNP)
 
 
 def _place(map_BNHW: Tensor, open_BNHW: Tensor, config: LocatorConfig) -> tuple[Tensor, Tensor]:
@@ -121,10 +124,12 @@ def _near_peak(map_BNHW: Tensor, open_BNHW: Tensor, radius: float) -> Tensor:
     return (position_HW2 - peak_BN112).square().sum(dim=-1) <= radius**2
 
 
-def _inside(theta_BN3: Tensor, like_BNHW: Tensor) -> Tensor:
-    """Positions that lie inside each region."""
+def _taken(theta_BN3: Tensor, like_BNHW: Tensor, radius: float) -> Tensor:
+    """Positions inside each region, or as near to its centre as the radius."""
     theta_BN113 = theta_BN3.detach()[:, :, None, None]
-    return ((_positions(like_BNHW) - theta_BN113[..., 1:]).abs() <= theta_BN113[..., :1]).all(dim=-1)
+    distance_BNHW2 = (_positions(like_BNHW) - theta_BN113[..., 1:]).abs()
+    inside_BNHW = (distance_BNHW2 <= theta_BN113[..., :1]).all(dim=-1)
+    return inside_BNHW | (distance_BNHW2.square().sum(dim=-1) <= radius**2)
 
 
 def _explore(theta_BN3: Tensor, open_BNHW: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

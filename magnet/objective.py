@@ -39,20 +39,30 @@ def objective(
         parts["paradoxical"] = paradoxical(zoomed.late_B, zoomed.early_B, label_B, margin=recipe.paradoxical_margin)
         weights["paradoxical"] = recipe.paradoxical_weight
     if recipe.value_weight > 0 and threshold is not None and zoomed.patch_BN is not None:
-        targets = value_targets(zoomed.patch_BN.detach(), label_B, zoom.schedule, threshold)
-        losses = [
-            value_loss(value_BN, target_BN, _chosen(layer, value_BN, zoom))
-            for layer, (value_BN, target_BN) in enumerate(zip(zoomed.value_BN, targets, strict=True), start=1)
-        ]
-        parts["value"] = torch.stack(losses).mean(dim=0)
+        parts["value"] = _value_loss(zoomed, label_B, recipe, zoom, threshold)
         weights["value"] = recipe.value_weight
     total_B = torch.stack([weights[name] * part for name, part in parts.items() if weights[name] > 0]).sum(dim=0)
     return total_B, {name: part.detach() for name, part in parts.items()}
 
 
+def _value_loss(zoomed: Zoomed, label_B: Tensor, recipe: RecipeConfig, zoom: ZoomConfig, threshold: float) -> Tensor:
+    """How far the maps are from what was found below them, mean over layers; (B,)."""
+    assert zoomed.patch_BN is not None
+    targets = value_targets(zoomed.patch_BN.detach(), label_B, zoom.schedule, threshold)
+    values = zoomed.value_BN
+    if recipe.value_at == "patches":
+        targets, values = [targets[-1]] * zoom.num_layers, zoomed.patch_value_BN
+    losses = [
+        value_loss(value_BN, target_BN, _chosen(layer, value_BN, zoom))
+        for layer, (value_BN, target_BN) in enumerate(zip(values, targets, strict=True), start=1)
+    ]
+    return torch.stack(losses).mean(dim=0)
+
+
 def _chosen(layer: int, like_BN: Tensor, zoom: ZoomConfig) -> Tensor:
-    """1 for regions that a map chose, 0 for frozen ones; (B, N)."""
+    """1 for regions that a map chose and all below them, 0 for frozen ones and all below; as `like_BN`."""
     chosen_BN = torch.ones_like(like_BN)
     if zoom.frozen_patch and layer == FROZEN_LAYER:
-        chosen_BN[:, :: zoom.schedule[layer - 1]] = 0
+        num_below = like_BN.shape[1] // zoom.num_nodes[layer]
+        chosen_BN.unflatten(1, (-1, zoom.schedule[layer - 1], num_below))[:, :, 0] = 0
     return chosen_BN

@@ -10,7 +10,7 @@ Shape letters: B slides, N nodes of a layer, P children per parent, C channels, 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from magnet.affine import clamp_native, compose
 from magnet.config import AuxiliaryConfig, ModelConfig
 from magnet.encoder import make_encoder
+from magnet.evidence import value_at_patches
 from magnet.heads import EvidenceHead, MeanHead, RecurrentHead
 from magnet.layer import MagnifyingLayer
 from magnet.regions import native_scale
@@ -64,13 +65,15 @@ class Zoomed:
     """Its logit after each last patch."""
     patch_BN: Tensor | None
     """Logit of each last patch by itself (evidence head)."""
-    value_BN: list[Tensor]
-    """Per layer 1 to L: the locator's value of each region."""
-    early_B: Tensor | None
-    """Logit of the auxiliary classifier on the early layer's views (in training)."""
-    late_B: Tensor | None
-    """Logit of the one on the late layer's (in training)."""
     trace: Trace
+    value_BN: list[Tensor] = field(default_factory=list)
+    """Per layer 1 to L (B, N): the locator's value of each region."""
+    patch_value_BN: list[Tensor] = field(default_factory=list)
+    """Per layer 1 to L (B, last patches): its value at each last patch below (in training)."""
+    early_B: Tensor | None = None
+    """Logit of the auxiliary classifier on the early layer's views (in training)."""
+    late_B: Tensor | None = None
+    """Logit of the one on the late layer's (in training)."""
 
 
 class MagNet(nn.Module):
@@ -142,7 +145,7 @@ class MagNet(nn.Module):
         Returns:
             `Zoomed`.
         """
-        zoom, trace, values = self.config.zoom, Trace(), []
+        zoom, trace, values, above = self.config.zoom, Trace(), [], []
         early_B = late_B = None
         region_BN3 = roots(len(side_px_B), self.device)
         for layer, magnify in enumerate(self.layers):
@@ -153,6 +156,7 @@ class MagNet(nn.Module):
             tissue_BNHW = tissue_mask(small_BNCHW.flatten(0, 1)).unflatten(0, view_BNCHW.shape[:2])
             trace.tissue.append(_shares(tissue_BNHW))
             placed = magnify(small_BNCHW, tissue_BNHW, explore, generator)
+            above.append((placed.map_BNPHW, region_BN3.detach()))
             theta_BNP3 = placed.theta_BNP3 if theta_gradient else placed.theta_BNP3.detach()
             out_px = zoom.view_px if layer + 1 < zoom.num_layers else zoom.patch_px
             region_BN3 = self._children(region_BN3, theta_BNP3, out_px, side_px_B)
@@ -162,20 +166,15 @@ class MagNet(nn.Module):
         if self.training:
             early_B, late_B = self._auxiliary_logits(zoom.num_layers, patch_BNCHW, early_B, late_B)
         trace.tissue.append(_shares(tissue_mask(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2])))
-        return self._classified(patch_BNCHW, values, early_B, late_B, trace)
+        at_patches = [value_at_patches(*pair, region_BN3.detach()) for pair in above] if self.training else []
+        zoomed = self._classified(patch_BNCHW, trace)
+        return replace(zoomed, value_BN=values, patch_value_BN=at_patches, early_B=early_B, late_B=late_B)
 
-    def _classified(
-        self,
-        patch_BNCHW: Tensor,
-        values: list[Tensor],
-        early_B: Tensor | None,
-        late_B: Tensor | None,
-        trace: Trace,
-    ) -> Zoomed:
+    def _classified(self, patch_BNCHW: Tensor, trace: Trace) -> Zoomed:
         """The end of a zoom, from its last patches."""
         feature_BND = self.encoder(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2])
         running_BN, patch_BN = self._logits(feature_BND)
-        return Zoomed(running_BN[:, -1], running_BN, patch_BN, values, early_B, late_B, trace)
+        return Zoomed(running_BN[:, -1], running_BN, patch_BN, trace)
 
     @property
     def device(self) -> torch.device:

@@ -27,6 +27,7 @@ def run(words: Sequence[str | Path], log: Path, environment: Mapping[str, str] =
     [
         ("train.py", ["--manifest", "--config", "--name", "--storage", "--schedule", "--epochs", "--set"]),
         ("score.py", ["--manifest", "--model", "--out", "--split", "--storage", "--num-workers"]),
+        ("pretrain.py", ["--manifest", "--config", "--out", "--minutes", "--steps", "--seed", "--set"]),
     ],
 )
 def test_without_arguments_a_script_tells_how_it_is_used(script: str, options: list[str], tmp_path: Path) -> None:

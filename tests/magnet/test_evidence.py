@@ -90,14 +90,14 @@ def test_values_at_positions() -> None:
     y, x = torch.meshgrid(torch.arange(4.0), torch.arange(8.0), indexing="ij")
     maps = torch.stack([10 * y + x, 100 + 10 * y + x])  # (2, 4, 8)
     centres = torch.tensor([[13 / 8 - 1, 3 / 4 - 1], [0.0, 0.0]])  # pixel (x 6, y 1); between the four middle ones
-    torch.testing.assert_close(value_at(maps, centres), torch.tensor([16.0, 100 + 15 + 3.5]))
-    torch.testing.assert_close(value_at(maps[0], torch.tensor([1.0, 1.0])), torch.tensor(37.0))  # the corner pixel's
+    torch.testing.assert_close(value_at(maps, centres[:, None])[:, 0], torch.tensor([16.0, 100 + 15 + 3.5]))
+    torch.testing.assert_close(value_at(maps[0], torch.tensor([[1.0, 1.0]])), torch.tensor([37.0]))  # the corner pixel's
 
 
 def test_values_reach_the_map_but_not_the_centre() -> None:
     maps = torch.zeros(1, 1, 4, 4, requires_grad=True)
     centre = torch.tensor([[[-0.75, 0.25]]], requires_grad=True)
-    value_at(maps, centre).sum().backward()
+    value_at(maps, centre[:, None]).sum().backward()
     assert maps.grad is not None
     assert maps.grad[0, 0].nonzero().tolist() == [[2, 0]]
     assert centre.grad is None

@@ -68,7 +68,7 @@ def test_other_errors_keep_their_traceback() -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["train.py", "score.py"])
+@pytest.mark.parametrize("script", ["train.py", "score.py", "pretrain.py"])
 def test_commands_without_arguments_explain_themselves(script: str) -> None:
     path = Path(command.__file__).with_name(script)
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False)
