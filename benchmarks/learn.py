@@ -12,7 +12,7 @@ The arms, all with the same encoder and head, judged on the slides of split test
 
 - magnet: zooms.
 - random_tissue: as many boxes of the MagNet's mean sizes, their centres uniform on tissue; trained for as much time.
-- thumbnail: the whole slide at twice the view's size; as many steps as the MagNet.
+- thumbnail: the view that the MagNet begins with and nothing else; as many steps as the MagNet.
 - tiling: every tissue tile of the size of the last boxes through the MagNet's encoder, attention over the tiles.
 
 `hit_rate`: share of the positive slides with a last box that is covered at least 10 % by the lesion. `on_candidates`:

@@ -85,6 +85,8 @@ class LocatorConfig:
     """Maps per kernel size inside a stack (open in the paper)."""
     inner_stride: int = 1
     """2 computes the stacks at half resolution."""
+    padding: Literal["zeros", "replicate"] = "zeros"
+    """What the stacks see beyond a view's border: zeros, or the border's own pixels."""
     normalise_maps: bool = False
     """Zero mean and unit spread per map before the temperature. Source: facts on sparsemax's scale sensitivity."""
     temperature: float = 1.0

@@ -75,7 +75,7 @@ class RandomTissue(MagNet):
 
 
 class Thumbnail(MagNet):
-    """Looks at the whole slide and nothing else, at the size of two views.
+    """Looks at the whole slide and nothing else, in the view that a MagNet begins with.
 
     Args:
         config: as of the MagNet that it is a control of; locators and schedule are not used.
@@ -93,5 +93,5 @@ class Thumbnail(MagNet):
         """As `MagNet.zoom`, with the root alone."""
         trace = Trace()
         root_B13 = roots(len(side_px_B), self.device)
-        view_BNCHW = yield from self._look(0, root_B13, 2 * self.config.zoom.view_px, generator, trace, keep_views)
+        view_BNCHW = yield from self._look(0, root_B13, self.config.zoom.view_px, generator, trace, keep_views)
         return self._classified(view_BNCHW, trace)

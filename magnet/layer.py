@@ -50,6 +50,7 @@ class MagnifyingLayer(nn.Module):
             share=config.share_stacks,
             channels=config.channels,
             inner_stride=config.inner_stride,
+            padding=config.padding,
         )
 
     def forward(

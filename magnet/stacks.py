@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 Share = Literal["node", "slot", "layer"]
 Norm = Literal["group", "batch"]
+Padding = Literal["zeros", "replicate"]
 
 _POOL = 3  # side of the pooled branch's window, as in Inception-v3
 
@@ -32,13 +33,22 @@ class _Mixed(nn.Module):
         kernels: odd sizes; the pooled branch averages 3 x 3 pixels and mixes their channels.
         stride: of all branches.
         add: add the branches instead of laying them side by side.
+        padding: what lies beyond the border, zeros or the border's own pixels.
     """
 
     def __init__(
-        self, num_groups: int, in_channels: int, channels: int, kernels: Sequence[int], *, stride: int, add: bool
+        self,
+        num_groups: int,
+        in_channels: int,
+        channels: int,
+        kernels: Sequence[int],
+        *,
+        stride: int,
+        add: bool,
+        padding: Padding,
     ) -> None:
         super().__init__()
-        self.num_groups, self.stride, self.add = num_groups, stride, add
+        self.num_groups, self.stride, self.add, self.padding = num_groups, stride, add, padding
         self.size = max(*kernels, _POOL)
         shape = (num_groups, channels, in_channels)
         self.kernels = nn.ParameterList(torch.empty(*shape, k, k) for k in (*kernels, 1))  # the last is the pooled one
@@ -54,7 +64,10 @@ class _Mixed(nn.Module):
         branches = [self._padded(k) for k in (*sized, (pooling / _POOL**2).expand(-1, -1, -1, _POOL, _POOL))]
         kernel = torch.stack(branches).sum(dim=0) if self.add else torch.cat(branches, dim=1)
         weight = kernel.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(x, weight, self.bias, stride=self.stride, padding=self.size // 2, groups=self.num_groups)
+        reach = self.size // 2
+        if self.padding == "replicate":
+            x, reach = F.pad(x, [reach] * 4, mode="replicate"), 0
+        return F.conv2d(x, weight, self.bias, stride=self.stride, padding=reach, groups=self.num_groups)
 
     def _padded(self, kernel: Tensor) -> Tensor:
         return F.pad(kernel, [(self.size - kernel.shape[-1]) // 2] * 4)
@@ -77,6 +90,8 @@ class ConvStacks(nn.Module):
             slides of its batch; "batch" is batch normalisation.
         out_gain: factor on the initial weights of the last layer. Small values start with wide regions, since
             sparsemax of a flat map is broad.
+        padding: what the convolutions see beyond the border. With "zeros" the border itself is a feature, by which maps
+            come to prefer corners.
 
     Source: the paper, section 3.1, "Convolutional layers"; kernels and channels are in an appendix not at hand.
     """
@@ -92,6 +107,7 @@ class ConvStacks(nn.Module):
         inner_stride: int = 1,
         norm: Norm = "group",
         out_gain: float = 1.0,
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
         if num_layers < 2 or inner_stride not in (1, 2) or any(k % 2 == 0 for k in kernels):
@@ -103,11 +119,11 @@ class ConvStacks(nn.Module):
         width = (len(kernels) + 1) * channels
         inputs = [in_channels] + [width] * (num_layers - 2)
         self.layers = nn.ModuleList(
-            _Mixed(num_groups, n, channels, kernels, stride=inner_stride if i == 0 else 1, add=False)
+            _Mixed(num_groups, n, channels, kernels, stride=inner_stride if i == 0 else 1, add=False, padding=padding)
             for i, n in enumerate(inputs)
         )
         self.norms = nn.ModuleList(_norm(norm, num_groups, width) for _ in inputs)
-        self.last = _Mixed(num_groups, width, 1, kernels, stride=1, add=True)
+        self.last = _Mixed(num_groups, width, 1, kernels, stride=1, add=True, padding=padding)
         with torch.no_grad():
             for kernel in self.last.kernels:
                 kernel.mul_(out_gain)
@@ -135,6 +151,7 @@ class StackOptions(TypedDict, total=False):
     inner_stride: int
     norm: Norm
     out_gain: float
+    padding: Padding
 
 
 class Locator(nn.Module):

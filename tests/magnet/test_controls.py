@@ -62,12 +62,12 @@ def test_a_control_needs_a_size_for_each_patch() -> None:
         RandomTissue(config((3, 2)), HALF_SIDES[:5])
 
 
-def test_the_thumbnail_sees_the_root_alone_at_twice_the_views_size() -> None:
+def test_the_thumbnail_sees_the_root_view_alone() -> None:
     heard: list[Ask] = []
     torch.manual_seed(0)
     model = Thumbnail(config((3, 2))).eval()
     end = drive(model.zoom(np.full(2, SIDE_PX)), by_layer(layer_colours(2), 2, heard))
-    assert [(ask.layer, ask.out_px, len(ask.region)) for ask in heard] == [(0, 48, 2)]
+    assert [(ask.layer, ask.out_px, len(ask.region)) for ask in heard] == [(0, 24, 2)]
     assert end.running_BN.shape == (2, 1)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from magnet.evidence import NegativeQuantile, value_at, value_loss, value_targets
+from magnet.evidence import NegativeQuantile, value_at, value_at_patches, value_loss, value_targets
 
 POSITIVE, NEGATIVE = 1, 0
 
@@ -91,7 +91,9 @@ def test_values_at_positions() -> None:
     maps = torch.stack([10 * y + x, 100 + 10 * y + x])  # (2, 4, 8)
     centres = torch.tensor([[13 / 8 - 1, 3 / 4 - 1], [0.0, 0.0]])  # pixel (x 6, y 1); between the four middle ones
     torch.testing.assert_close(value_at(maps, centres[:, None])[:, 0], torch.tensor([16.0, 100 + 15 + 3.5]))
-    torch.testing.assert_close(value_at(maps[0], torch.tensor([[1.0, 1.0]])), torch.tensor([37.0]))  # the corner pixel's
+    torch.testing.assert_close(
+        value_at(maps[0], torch.tensor([[1.0, 1.0]])), torch.tensor([37.0])
+    )  # the corner pixel's
 
 
 def test_values_reach_the_map_but_not_the_centre() -> None:
@@ -101,6 +103,17 @@ def test_values_reach_the_map_but_not_the_centre() -> None:
     assert maps.grad is not None
     assert maps.grad[0, 0].nonzero().tolist() == [[2, 0]]
     assert centre.grad is None
+
+
+def test_values_at_patches_are_those_of_their_own_branchs_map_at_their_place() -> None:
+    side = 40
+    x_HW = ((2 * torch.arange(side) + 1) / side - 1).expand(side, side)
+    # two parents with one child each, whose maps are ramps of slope 1 and 10; two patches below each
+    maps = torch.stack([x_HW, 10 * x_HW])[None, :, None]
+    parents = torch.tensor([[[0.5, 0.2, 0.0], [0.25, -0.5, 0.0]]])
+    patches = torch.tensor([[[0.1, 0.2, 0.0], [0.1, 0.45, 0.3], [0.1, -0.5, 0.0], [0.1, -0.625, 0.1]]])
+    # in their parents: 0, half a half-side to the right; 0, half a half-side to the left
+    torch.testing.assert_close(value_at_patches(maps, parents, patches), torch.tensor([[0.0, 0.5, 0.0, -5.0]]))
 
 
 def test_value_loss_is_a_mean_over_the_nodes_that_count() -> None:

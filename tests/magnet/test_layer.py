@@ -138,6 +138,14 @@ def test_siblings_take_the_hills_one_after_another() -> None:
     assert (alone.theta_BNP3[0, 0] == alone.theta_BNP3[0, 0, 0]).all()
 
 
+def test_siblings_can_be_kept_further_apart_than_their_own_size() -> None:
+    hills = spots((3, 10, 30.0), (7, 10, 29.0), (15, 10, 20.0))  # the second lies 0.4 from the first
+    options: dict[str, Any] = {"inhibit_siblings": True, "scale_min": 0.1, "scale_max": 0.1, "peak_radius": 0.25}
+    near, apart = (place([[hills] * 2], inhibit_radius=radius, **options) for radius in (0.0, 0.45))
+    torch.testing.assert_close(near.theta_BNP3[0, 0, 1, 1].atanh(), CENTRES[7])
+    torch.testing.assert_close(apart.theta_BNP3[0, 0, 1, 1].atanh(), CENTRES[15])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_sibling_has_no_weight_where_an_earlier_one_lies(seed: int) -> None:
     raw = torch.randn(2, 3, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))

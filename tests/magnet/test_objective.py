@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,6 +95,30 @@ def test_maps_learn_where_evidence_was_found() -> None:
     expected = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
     assert parts["value"] == pytest.approx(expected)
     assert loss == pytest.approx([c + 2 * v for c, v in zip(parts["classifier"], expected, strict=True)])
+
+
+def at_patches() -> Zoomed:
+    """As `evidence`, with each layer's values at the last patches."""
+    end = evidence()
+    values = [leaf(0.3, 0.4, -0.3, -0.4).repeat(2, 1), leaf(1.0, 2.0, 3.0, 4.0).repeat(2, 1)]
+    return replace(end, patch_value_BN=values)
+
+
+def test_maps_of_all_layers_can_learn_at_the_patches() -> None:
+    recipe = RecipeConfig(value_weight=1.0, value_at="patches")
+    _, parts = losses(at_patches(), recipe, threshold=1.0)
+    layers = (0.3, 0.4, -0.3, -0.4), (1.0, 2.0, 3.0, 4.0)
+    for slide, found in enumerate([(0, 1, 0, 0), (0, 0, 0, 0)]):
+        each = [entropy(v, f) for values in layers for v, f in zip(values, found, strict=True)]
+        assert parts["value"][slide] == pytest.approx(sum(each) / 8)
+
+
+def test_what_lies_below_a_frozen_patch_teaches_no_map_that_did_not_choose_it() -> None:
+    tree = ZoomConfig(schedule=(2, 2), frozen_patch=True)
+    _, parts = losses(at_patches(), RecipeConfig(value_weight=1.0, value_at="patches"), threshold=1.0, zoom=tree)
+    first = sum(entropy(v, f) for v, f in zip((0.3, 0.4, -0.3, -0.4), (0, 1, 0, 0), strict=True)) / 4
+    second = (entropy(2.0, 1) + entropy(4.0, 0)) / 2
+    assert parts["value"][0] == pytest.approx((first + second) / 2)
 
 
 def test_frozen_patches_teach_no_map() -> None:

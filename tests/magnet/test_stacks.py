@@ -81,6 +81,16 @@ def test_a_slides_maps_do_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(stacks(view)[1:2], stacks(view[1:2]), rtol=0, atol=1e-12)
 
 
+def test_with_replicated_borders_a_plain_view_gives_a_plain_map() -> None:
+    plain = torch.full((1, 1, 3, 24, 24), 0.6)
+    spread = {}
+    for padding in ("zeros", "replicate"):
+        torch.manual_seed(0)
+        spread[padding] = float(ConvStacks(1, norm="batch", padding=padding).eval()(plain).std().detach())
+    assert spread["replicate"] < 1e-5
+    assert spread["zeros"] > 1e-2
+
+
 def test_one_view_can_be_shown_to_all_stacks() -> None:
     stacks = varied(ConvStacks(3, channels=2))
     view = views(2, 1, 3, 12, 12)
