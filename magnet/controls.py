@@ -30,13 +30,14 @@ class RandomTissue(MagNet):
     Args:
         config: as of the MagNet that it is a control of; the locators are not used.
         half_side_N: half-sides of the boxes in root coordinates, one for each last patch.
+        to_be_loaded: as of `MagNet`.
     """
 
     half_side_N: Tensor
     """As given; part of the state."""
 
-    def __init__(self, config: ModelConfig, half_side_N: Sequence[float]) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, half_side_N: Sequence[float], *, to_be_loaded: bool = False) -> None:
+        super().__init__(config, to_be_loaded=to_be_loaded)
         if len(half_side_N) != config.zoom.num_patches:
             raise ValueError(f"{len(half_side_N)} half-sides for {config.zoom.num_patches} patches")
         self.register_buffer("half_side_N", torch.tensor(half_side_N, dtype=torch.float64))

@@ -64,7 +64,7 @@ def compared(rows: Sequence[Mapping[str, Any]], trained: MagNet, lesions: Outlin
     with RegionReader() as reader:
         side = [max(reader.info(row["uri"]).size_px) for row in rows]
         sizes = np.mean([box[:, 2] / length for box, length in zip(boxes, side, strict=True)], axis=0)
-        control = RandomTissue(trained.config, sizes.tolist())
+        control = RandomTissue(trained.config, sizes.tolist(), to_be_loaded=True)
         control.load_state_dict({**trained.state_dict(), "half_side_N": control.half_side_N})
         slides = [Slide(row=0, **{n: row[n] for n in ("slide_id", "uri", "patient_id", "label")}) for row in rows]
         random_boxes, random_score = [], []
@@ -75,16 +75,20 @@ def compared(rows: Sequence[Mapping[str, Any]], trained: MagNet, lesions: Outlin
     label, strata = [row["label"] for row in rows], [row["stratum"] or "" for row in rows]
     chosen = auroc_by_stratum(label, [row["probability"] for row in rows], strata)
     random = auroc_by_stratum(label, random_score, strata)
-    lines = [f"{'':<12} {'MagNet':>22}   {'random tissue boxes':>22}"]
+    lines = [_line("", "MagNet", "random tissue boxes")]
     for name in chosen:
         ours, other = (f"{a.auroc:.3f} [{a.low:.3f}, {a.high:.3f}]" for a in (chosen[name], random[name]))
-        lines.append(f"AUROC {name:<11} {ours:>17}   {other:>22}")
+        lines.append(_line(f"AUROC {name}", ours, other))
     outlined = [n for n, row in enumerate(rows) if row["label"] == 1 and row["slide_id"] in lesions]
     hits = [sum(_hit(found[n], lesions[rows[n]["slide_id"]]) for n in outlined) for found in (boxes, random_boxes)]
     ours, other = (f"{number} of {len(outlined)}" for number in hits)
-    lines.append(f"lesion found {ours:>22}   {other:>22}")
-    lines.append(f"(found: a last patch is covered at least {HIT:.0%} by it; both see the same number of patches)")
+    lines.append(_line("lesion found", ours, other))
+    lines.append(f"(found: a last patch is covered by it to {100 * HIT:.0f} % at least; both see as many patches)")
     return lines
+
+
+def _line(name: str, ours: str, other: str) -> str:
+    return f"{name:<18}{ours:>24}{other:>26}"
 
 
 def _last_boxes(row: Mapping[str, Any]) -> NDArray[np.float64]:

@@ -80,11 +80,13 @@ def test_the_demo_trains_scores_and_tells_where_everything_is(
         assert command.status == 0, output
         assert left_over(shell["MAGNET_FLOW"]) == []
     for told in (
-        r"\$ ray job submit -- python ray_jobs/train.py --manifest s3://magnet-demo/manifest.csv",
+        r"\$ ray job submit -- python ray_jobs/train.py --manifest s3://magnet-demo/cohort/manifest.csv",
         r"epoch 1/1  train loss \d\.\d+  val AUROC",
         r"(\d) slides: \1 scored, 0 failed",
         r"per slide: 10 regions, \d+ requests, \d\.\d\d MB read of \d\.\d\d MB",
         r"AUROC all: \d\.\d{3}, 95 % interval \d\.\d{3} to \d\.\d{3}",
+        r"AUROC all +\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\] +\d\.\d{3} \[",
+        r"lesion found +\d of 3 +\d of 3",
         r"mlflow ui --backend-store-uri sqlite:///",
     ):
         assert re.search(told, output), told
