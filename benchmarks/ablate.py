@@ -81,7 +81,8 @@ def main() -> None:
         parser.error(f"--only {', '.join(sorted(unknown))}: known are {', '.join(VARIANTS)}")
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    args.preset, runs = "evidence", {name: [] for name in VARIANTS}
+    args.preset = "evidence"
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     folder = args.cohort or default_cohort(Path("build/learn-cohort"), num_slides=600, side_px=8192, jobs=2)
     with RegionReader(tile_cache_bytes=TILE_CACHE_BYTES, num_threads=2) as reader:
         world = open_world(folder, reader)

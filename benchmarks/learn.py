@@ -116,8 +116,8 @@ def summary(runs: dict[int, dict[str, Any]], chance: float | None) -> dict[str, 
         result["candidates_share_of_tissue"] = round(chance, 3)
     both = [seed for seed in sorted(runs) if "random_tissue" in runs[seed]]
     if both:
-        arms = [[_judged(runs[seed][arm]) for seed in both] for arm in ("magnet", "random_tissue")]
-        result["auroc_magnet_less_random_tissue"] = difference(*arms)
+        ours, others = ([_judged(runs[seed][arm]) for seed in both] for arm in ("magnet", "random_tissue"))
+        result["auroc_magnet_less_random_tissue"] = difference(ours, others)
     return result
 
 

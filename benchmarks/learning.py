@@ -170,8 +170,8 @@ def thumbnail_arm(settings: TrainSettings, world: World, steps: int) -> Judged:
 def judge(model: MagNet, world: World, seed: int | None = None) -> Judged:
     """Score the held-out slides, and see where the last boxes lie."""
     result, patches = Judged(), []
-    options = {} if seed is None else {"generator": torch.Generator().manual_seed(seed)}
-    for slide, batch, zoomed in zooms_of(model, world.test, world.reader, "fp32", **options):
+    places = None if seed is None else torch.Generator().manual_seed(seed)
+    for slide, batch, zoomed in zooms_of(model, world.test, world.reader, "fp32", generator=places):
         regions = [layer[0] for layer in zoomed.trace.regions]
         boxes = to_level0(regions[-1], batch.info[0].size_px)
         lesion, decoy = world.lesions.get(slide.slide_id), world.decoys.get(slide.slide_id)

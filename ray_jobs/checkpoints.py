@@ -1,13 +1,15 @@
-"""What a training leaves in storage and goes on from: weights, optimizer, step and random state.
+"""What a training leaves in storage and goes on from: weights, optimizer, step and what the epoch has summed up.
 
-A folder holds `model.safetensors` (the network, readable without this project), `settings.json` (how to build it) and
-`training.pt` (tensors and plain values only, read with `weights_only`). Ray Train uploads the folder and publishes it
-when it is whole.
+A folder holds `model.safetensors` (the network, readable without this project), `settings.json` (how to build it),
+`training.pt` (tensors and plain values only, read with `weights_only`) and, at an epoch's end, `validation.json`
+(label and probability of each validation slide). `checkpoint_store` publishes the folder when it is whole. No state of
+random generators is in it: whatever is random in a step follows from the seed and the step's number.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 import tempfile
@@ -18,7 +20,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from magnet.config import ModelConfig
@@ -31,6 +34,7 @@ FORMAT = 1
 """Raised when a checkpoint of an older version can no longer be read."""
 
 MODEL_FILE, SETTINGS_FILE, TRAINING_FILE = "model.safetensors", "settings.json", "training.pt"
+VALIDATION_FILE = "validation.json"
 
 
 class CheckpointError(UsageError):
@@ -97,22 +101,34 @@ def publish(folder: Path, uri: str, *, name: str, version: str) -> NamedModel:
     return NamedModel(uri, name, version, hashlib.sha256(weights).hexdigest(), threshold)
 
 
-def save(folder: Path, model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> None:
-    """Write a checkpoint into a folder of its own.
+def packed(model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a checkpoint.
 
     Args:
-        folder: exists and is empty.
         model: its weights are stored.
         saved: the description.
         training: what `load_training` gives back: tensors, containers and plain values.
+
+    Returns:
+        Content by name. In memory, so that a full disk shows nowhere but in the store.
     """
     # safetensors takes contiguous tensors only, which channels-last weights are not
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / MODEL_FILE)
-    torch.save(dict(training), folder / TRAINING_FILE)
     about = {"format": FORMAT, "model": to_dict(saved.model), "step": saved.step}
     about |= {"metrics": saved.metrics, "threshold": saved.threshold}
-    (folder / SETTINGS_FILE).write_text(json.dumps(about, indent=2) + "\n")
+    buffer = io.BytesIO()
+    torch.save(dict(training), buffer)
+    return {
+        MODEL_FILE: to_safetensors(weights),
+        TRAINING_FILE: buffer.getvalue(),
+        SETTINGS_FILE: (json.dumps(about, indent=2) + "\n").encode(),
+    }
+
+
+def save(folder: Path, model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> None:
+    """Write a checkpoint into a folder that exists; arguments as for `packed`."""
+    for name, data in packed(model, saved, training).items():
+        (folder / name).write_bytes(data)
 
 
 def describe(folder: Path) -> Saved:

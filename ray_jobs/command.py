@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 import uuid
@@ -62,6 +63,12 @@ def job_name(text: str) -> str:
 def new_name(kind: str) -> str:
     """A name for a job that was given none: unique, sortable by time."""
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def again(name: str) -> str:
+    """What to type to let this process's job go on."""
+    named = [] if "--name" in sys.argv else ["--name", name]
+    return shlex.join(["python", *sys.argv, *named])
 
 
 def worker_environment() -> dict[str, str]:

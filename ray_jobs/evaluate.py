@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
 
 from magnet.health import Looked
 from magnet.metrics import auroc_by_stratum
 from magnet.windows import Fetch, drive_many
 from magnet.zoom import MagNet, Zoomed
+from ray_jobs.group import gathered
 from ray_jobs.learner import autocast
+from ray_jobs.quarantine import SlideLostError, losses_of, watched
 from service.manifest import Slide
 from service.reader import RegionReader, SlideBatch
 
@@ -34,6 +35,9 @@ class Evaluation:
     strata: list[str]
     looked: Mapping[str, Looked] = field(default_factory=dict)
     """Where the model looked, by slide_id."""
+    slide_ids: list[str] = field(default_factory=list)
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Why a slide could not be read and has no score, by its URI."""
 
     @property
     def both_classes(self) -> bool:
@@ -56,6 +60,16 @@ class Evaluation:
         positive, negative = self.probabilities[self.labels == 1], self.probabilities[self.labels == 0]
         return float(max(cuts, key=lambda cut: (positive >= cut).mean() - (negative >= cut).mean()))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Each slide's score, as JSON can hold it."""
+        return {
+            "slide_id": self.slide_ids,
+            "label": self.labels.tolist(),
+            "probability": self.probabilities.tolist(),
+            "stratum": self.strata,
+            "threshold": self.threshold,
+        }
+
     def metrics(self, prefix: str) -> dict[str, float]:
         """AUROC with interval, over all and by stratum, and the loss; `selection` is what models are chosen by."""
         if not len(self.labels):
@@ -71,14 +85,38 @@ class Evaluation:
 
 
 def zooms_of(
-    model: MagNet, slides: Sequence[Slide], reader: RegionReader, precision: str, **options: Any
+    model: MagNet,
+    slides: Sequence[Slide],
+    reader: RegionReader,
+    precision: str,
+    lost: dict[str, str] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[Slide, SlideBatch, Zoomed]]:
-    """Zooms into slides, one by one, with several in flight; an unreadable slide raises in its turn."""
+    """Zooms into slides, one by one, with several in flight.
+
+    Args:
+        model: is put into evaluation mode.
+        slides: to zoom into.
+        reader: of their regions.
+        precision: "fp32" or "bf16".
+        lost: takes the URI of each unreadable slide and why, and the others go on; None: its error is raised.
+        **options: of `MagNet.zoom`.
+    """
 
     def begin() -> Iterator[tuple[tuple[Slide, SlideBatch], Any, Fetch]]:
         for slide in slides:
-            batch = reader.batch([slide.uri])
-            yield (slide, batch), model.zoom(batch.side_px, **options), batch.fetch
+            try:
+                with losses_of([slide.uri]):
+                    batch = reader.batch([slide.uri])
+            except SlideLostError as error:
+                lose(error)
+            else:
+                yield (slide, batch), model.zoom(batch.side_px, **options), watched(batch.fetch, [slide.uri])
+
+    def lose(error: SlideLostError) -> None:
+        if lost is None:
+            raise error.__cause__ or error
+        lost[error.uri] = error.reason
 
     model.eval()
     with (
@@ -86,14 +124,21 @@ def zooms_of(
         torch.inference_mode(),
         autocast(precision, model.device),
     ):
-        for (slide, batch), zoomed in drive_many(begin(), pool, IN_FLIGHT):
-            yield slide, batch, zoomed
+        for (slide, batch), end in drive_many(begin(), pool, IN_FLIGHT, SlideLostError):
+            if isinstance(end, SlideLostError):
+                lose(end)
+            else:
+                yield slide, batch, end
 
 
 def evaluate(
     model: MagNet, slides: Sequence[Slide], reader: RegionReader, precision: str, num_workers: int = 1
 ) -> Evaluation:
-    """Scores of this worker's share of the slides, joined with the others': the same on every worker."""
+    """Scores of this worker's share of the slides, joined with the others': the same on every worker.
+
+    Slides that cannot be read are left out, and named in `Evaluation.lost`.
+    """
+    lost: dict[str, str] = {}
     mine = [
         (
             int(slide.label or 0),
@@ -102,18 +147,17 @@ def evaluate(
             slide.slide_id,
             _looked(zoomed),
         )
-        for slide, _, zoomed in zooms_of(model, slides, reader, precision)
+        for slide, _, zoomed in zooms_of(model, slides, reader, precision, lost)
     ]
-    everyone = [mine]
-    if num_workers > 1:
-        everyone = [[] for _ in range(num_workers)]
-        distributed.all_gather_object(everyone, mine)
-    rows = sorted((row for worker in everyone for row in worker), key=lambda row: row[:4])
+    everyone = gathered((mine, lost), num_workers)
+    rows = sorted((row for worker, _ in everyone for row in worker), key=lambda row: row[:4])
     return Evaluation(
         labels=np.array([row[0] for row in rows], dtype=np.int64),
         probabilities=np.array([row[1] for row in rows], dtype=np.float64),
         strata=[row[2] for row in rows],
         looked={row[3]: row[4] for row in rows},
+        slide_ids=[row[3] for row in rows],
+        lost={uri: reason for _, one in everyone for uri, reason in one.items()},
     )
 
 

@@ -7,7 +7,7 @@ step. Nothing here knows Ray; several workers are a torch process group.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -21,9 +21,19 @@ from magnet.evidence import NegativeQuantile
 from magnet.objective import objective
 from magnet.windows import Ask, Fetch, Windows, drive_many
 from magnet.zoom import MagNet, Zoomed
+from ray_jobs.group import gathered
+from ray_jobs.quarantine import SlideLostError
 
 IN_FLIGHT = 2
 """Micro-batches whose zooms run at once: while one computes, the other waits for pixels."""
+
+
+Portion = tuple[int, NDArray[np.float64], Fetch, Tensor]
+"""A micro-batch to zoom into: its number within the step, side of each slide's root square in level-0 pixels, what
+answers the zoom, and labels (B,)."""
+
+Mend = Callable[[int, SlideLostError], Portion | None]
+"""Is told which micro-batch lost a slide, and gives it back without that slide; None if no slide is left."""
 
 
 class NotFiniteError(RuntimeError):
@@ -46,29 +56,31 @@ class Learner:
         self.optimizer = _adam(model, recipe)
 
     def step(
-        self, step: int, micro_batches: Sequence[tuple[int, NDArray[np.float64], Fetch, Tensor]], pool: Executor
+        self, step: int, micro_batches: Sequence[Portion], pool: Executor, mend: Mend | None = None
     ) -> dict[str, float]:
         """One optimizer step.
 
         Args:
             step: its number.
-            micro_batches: this worker's: number within the step, side of each slide's root square in level-0 pixels,
-                what answers the zoom, and labels (B,).
+            micro_batches: this worker's.
             pool: threads that fetch.
+            mend: called when a fetch raises `SlideLostError`; its micro-batch is then zoomed into anew, after the
+                others, with what is left of it. None: the error is raised.
 
         Returns:
             Sums over this worker's slides: `loss`, its parts, `slides`; and the gradient norms, the same everywhere.
 
         Raises:
-            NotFiniteError: before weights and optimizer were changed.
+            NotFiniteError: before weights and optimizer were changed, on all workers alike.
         """
         self.model.train()
         self._set_learning_rates(step / self.num_steps)
+        # Nothing here draws from it; an encoder with dropout would, and must not depend on what came before.
+        torch.manual_seed(self.recipe.seed * 1_000_003 + step)
         sums: dict[str, float] = {"slides": 0.0}
         found = []
         with autocast(self.recipe.precision, self.model.device):
-            zooms = ((label_B, self._zoom(step, i, sides), fetch) for i, sides, fetch, label_B in micro_batches)
-            for label_B, zoomed in drive_many(zooms, pool, IN_FLIGHT):
+            for label_B, zoomed in self._zoomed(step, micro_batches, pool, mend):
                 found.append(self._backward(zoomed, label_B.to(self.model.device), sums))
         loss = self._sum_gradients(sums.get("loss", 0.0))
         norms = self._clip()
@@ -97,6 +109,22 @@ class Learner:
             if buffer.is_floating_point():
                 distributed.all_reduce(buffer)
                 buffer /= self.num_workers
+
+    def _zoomed(
+        self, step: int, portions: Sequence[Portion], pool: Executor, mend: Mend | None
+    ) -> Iterator[tuple[Tensor, Zoomed]]:
+        """Labels and zooms of micro-batches, those that lost a slide on the way last."""
+        catch = SlideLostError if mend is not None else ()
+        while portions:
+            torn: list[tuple[int, SlideLostError]] = []
+            zooms = (((i, label_B), self._zoom(step, i, sides), fetch) for i, sides, fetch, label_B in portions)
+            for (index, label_B), end in drive_many(zooms, pool, IN_FLIGHT, catch):
+                if isinstance(end, SlideLostError):
+                    torn.append((index, end))
+                else:
+                    yield label_B, end
+            mended = [mend(*one) for one in torn] if mend is not None else []
+            portions = [portion for portion in mended if portion is not None]
 
     def _zoom(self, step: int, index: int, side_px: NDArray[np.float64]) -> Generator[Ask, Windows, Zoomed]:
         progress = step / self.num_steps
@@ -165,10 +193,7 @@ class Learner:
 
     def _calibrate(self, mine: list[Tensor]) -> None:
         """Follow the whole step's negative patches, whoever computed them."""
-        everyone = [mine]
-        if self.num_workers > 1:
-            everyone = [[] for _ in range(self.num_workers)]
-            distributed.all_gather_object(everyone, mine)
+        everyone = gathered(mine, self.num_workers)
         logit_N = torch.cat([logits for worker in everyone for logits in worker] or [torch.empty(0)])
         self.negatives.update(logit_N[None], torch.zeros(1))
 

@@ -28,7 +28,7 @@ class Progress:
 
         Args:
             step: steps done.
-            sums: `loss` and `slides`, summed over this worker's part of the epoch so far.
+            sums: `loss`, `slides`, `step_s` and `wait_s`, summed over this worker's part of the epoch so far.
         """
         now_s = time.perf_counter()
         if step == self._first + 1:  # it waited for the stream to come up: no measure of the others
@@ -38,7 +38,10 @@ class Progress:
             return
         self._told_s = now_s
         to_go_s = (now_s - self._started_s) / (step - self._first - 1) * (self._num_steps - step)
-        say(f"step {step}/{self._num_steps}  train loss {sums['loss'] / sums['slides']:.4f}  {_clock(to_go_s)} to go")
+        say(
+            f"step {step}/{self._num_steps}  train loss {sums['loss'] / sums['slides']:.4f}  "
+            f"waiting {sums['wait_s'] / sums['step_s']:.0%}  {_clock(to_go_s)} to go"
+        )
 
 
 def say(line: str) -> None:

@@ -1,6 +1,7 @@
 """Train a MagNet on the slides of a manifest.
 
     ray job submit -- python ray_jobs/train.py --manifest s3://bucket/cohort.csv --config configs/default.yaml
+    ray job submit -- python ray_jobs/train.py --rerun RUN_ID
 
 Without a cluster, `python ray_jobs/train.py ...` starts a small one for itself. The manifest lists slide_id, uri and
 label (0 or 1), and if there are any patient_id, center, stratum and split.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from ray_jobs import command
+from service.errors import UsageError
 from service.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
 from service.policy import slide_counts, training_slides
 from service.reader import RegionReader
@@ -33,13 +35,29 @@ def main(arguments: list[str]) -> int:
             overrides.append(f"{key}={getattr(options, flag)}")
     if options.schedule:
         overrides.append(f"model.zoom.schedule=[{options.schedule}]")
+    storage = command.storage_folder(options.storage)
     name = command.job_name(options.name) if options.name else command.new_name("train")
+    if options.rerun:
+        return _rerun(options, overrides, name, storage)
+    if not options.manifest:
+        parser.error("--manifest is required, unless a run is repeated with --rerun")
     settings = train_settings(options.config, overrides)
     manifest = _checked_manifest(options.manifest, settings)
     from ray_jobs.training import train  # noqa: PLC0415  (takes seconds; wrong input is told before)
 
-    storage = command.storage_folder(options.storage)
     return train(settings, manifest, name=name, storage=storage)
+
+
+def _rerun(options: argparse.Namespace, overrides: list[str], name: str, storage: str) -> int:
+    """Repeat a run from what MLflow holds of it."""
+    from ray_jobs import rerun, tracking, training  # noqa: PLC0415  (as above)
+
+    if options.config:
+        raise UsageError("--rerun takes the run's own settings; leave out --config")
+    run = rerun.recorded(tracking.tracking_uri(storage), options.rerun, overrides)
+    manifest = _checked_manifest(options.manifest or run.manifest, run.settings)
+    run.require_same_manifest(manifest.uri, manifest.sha256)
+    return training.train(run.settings, manifest, name=name, storage=storage, tags={"rerun_of": options.rerun})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,9 +65,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--manifest", required=True, help="CSV or Parquet, a path or URI (s3://, gs://, az://, https://)")
+    add("--manifest", help="CSV or Parquet, a path or URI (s3://, gs://, az://, https://)")
     add("--config", help="YAML file with preset, model, recipe, compute; default: the evidence preset")
     add("--name", help="name of this job; the same name again goes on where it stopped. Default: a new one")
+    add("--rerun", metavar="RUN_ID", help="repeat this run of MLflow: its settings, manifest and seed, as a new job")
     add("--storage", help="folder for checkpoints, a path or s3:// (default: MAGNET_STORAGE or ~/magnet-runs)")
     add("--schedule", metavar="P1,P2,...", help="regions per parent, layer by layer, for example 3,2,3")
     add("--epochs", type=int, help="passes over the training slides")

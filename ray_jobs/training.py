@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from ray_jobs import checkpoints, cluster, command, loop, registry, tracking
+from ray_jobs import checkpoints, cluster, command, loop, provenance, registry, rerun, tracking
+from ray_jobs.checkpoint_store import CheckpointStore
+from ray_jobs.figures import figures
+from service.errors import MagnetError
 from service.manifest import Manifest
 from service.policy import slide_counts
 from service.settings import TrainSettings, changed, flat, to_dict
+from service.storage import join
 
-SELECTION = "val/selection"
-"""The metric that models are chosen by: AUROC, or minus the loss where there is none."""
+MLFLOW_PATIENCE_S = 120.0
+"""Seconds that a complete training waits for MLflow."""
 
 
-def train(settings: TrainSettings, manifest: Manifest, *, name: str, storage: str) -> int:
+class TrainingStoppedError(MagnetError):
+    """A training came to a point from which it cannot go on: a loss that is no number, or too many lost slides.
+
+    To act: the user, as the message says. A retry under the same name comes to the same point.
+    """
+
+
+def train(
+    settings: TrainSettings, manifest: Manifest, *, name: str, storage: str, tags: Mapping[str, str] | None = None
+) -> int:
     """Train on the cluster, record it, register the best model; an exit status.
 
     Args:
@@ -29,6 +42,11 @@ def train(settings: TrainSettings, manifest: Manifest, *, name: str, storage: st
         manifest: checked, with splits.
         name: of the job; one that was begun before goes on.
         storage: folder of the runs, a path or URI.
+        tags: for the run, beside its own.
+
+    Raises:
+        TrainingStoppedError: the training cannot go on.
+        RecordError: MLflow cannot be had at the beginning or the end.
     """
     uri = tracking.tracking_uri(storage)
     cluster.connect(command.worker_environment())
@@ -36,7 +54,8 @@ def train(settings: TrainSettings, manifest: Manifest, *, name: str, storage: st
     settings = replace(settings, compute=cluster.fitted(settings.compute, extra_cpus=1, why=why))
     cluster.require_shared(storage=storage, MLFLOW_TRACKING_URI=uri)
     run_id, finished = tracking.start_run(uri, experiment=settings.experiment, name=name, storage=storage)
-    tracker = tracking.Tracker(uri, run_id)
+    folder = join(storage, name)
+    tracker = tracking.Tracker(uri, run_id, folder)
     print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
     if finished:
         print("this job is finished already; give a new job a --name of its own")
@@ -45,11 +64,12 @@ def train(settings: TrainSettings, manifest: Manifest, *, name: str, storage: st
     tracker.begin()
     status = "FAILED"
     try:
-        _record(tracker, settings, manifest, storage)
-        task = loop.Task(settings, manifest.split("train"), manifest.split("val"), uri, run_id)
-        with tempfile.TemporaryDirectory(prefix="magnet-best-") as folder:
-            metrics = _fit(task, name, storage, Path(folder))
-            version = registry.register(uri, run_id, Path(folder), name=settings.registered_model, alias=settings.alias)
+        _record(tracker, settings, manifest, storage, tags or {})
+        task = loop.Task(settings, manifest.split("train"), manifest.split("val"), uri, run_id, folder)
+        store = CheckpointStore(folder)
+        if not _trained(store, task):
+            _fit(task, name, storage)
+        metrics, version = _deliver(tracker, store, task, name)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit) as stop:  # Ray makes a SystemExit of Ctrl-C while it trains, and of SIGTERM
         status = "KILLED"
@@ -60,54 +80,95 @@ def train(settings: TrainSettings, manifest: Manifest, *, name: str, storage: st
     return 0
 
 
-def _record(tracker: tracking.Tracker, settings: TrainSettings, manifest: Manifest, storage: str) -> None:
-    """Preset, manifest and config file into the run."""
+def _record(
+    tracker: tracking.Tracker, settings: TrainSettings, manifest: Manifest, storage: str, tags: Mapping[str, str]
+) -> None:
+    """Preset, manifest, packages and config file into the run."""
     overrides = json.dumps(changed(settings), sort_keys=True)
-    tracker.tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage})
+    tracker.tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage, **tags})
     tracker.tags({f"slides.{name.replace(' ', '_')}": count for name, count in slide_counts(manifest).items()})
     frame = manifest.to_frame()
     for context in ("train", "val") if manifest.split("val") else ("train",):
         name = f"{Path(manifest.uri).stem}-{context}"
         tracker.dataset(frame[frame["split"] == context], source=manifest.uri, name=name, context=context)
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "config.yaml"
+        config = Path(folder) / rerun.CONFIG_FILE
         config.write_text(yaml.safe_dump(to_dict(settings), sort_keys=False))
         tracker.file(config)
+        packages = Path(folder) / "packages.txt"
+        packages.write_text(provenance.installed_packages())
+        tracker.file(packages)
 
 
-def _fit(task: loop.Task, name: str, storage: str, folder: Path) -> dict[str, Any]:
-    """Train on the cluster; copies the best checkpoint into a folder of this machine, and returns its metrics.
+def _trained(store: CheckpointStore, task: loop.Task) -> bool:
+    """Whether an earlier attempt took the last step, and only the record was not made."""
+    published = store.published()
+    return bool(published) and published[-1].step == task.order.num_steps
 
-    Without validation slides (`fit_on: train+val`) the last epoch's counts as the best.
+
+def _fit(task: loop.Task, name: str, storage: str) -> None:
+    """Take all steps on the cluster; their checkpoints lie in the job's folder.
+
+    Raises:
+        TrainingStoppedError: the training cannot go on.
     """
     compute = task.settings.compute
-    selection = SELECTION if task.val else None
+    # Ray's annotations are still those of Train V1, which knows neither what a loop returns nor preemptions.
     trainer = TorchTrainer(
-        loop.train,
+        loop.train,  # type: ignore[arg-type]
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
             use_gpu=bool(compute.gpus_per_worker),
             resources_per_worker={"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker or 0},
         ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # its annotations are still those of Ray Train V1
+        run_config=RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=storage,
             logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=2),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute=selection, checkpoint_score_order="max"
+            # A spot machine that is taken away is no failure: such restarts are counted apart, and unlimited.
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=compute.max_failures, max_preemption_failures=-1
             ),
         ),
     )
-    result = trainer.fit()
-    best = result.get_best_checkpoint(selection, "max") if selection else result.checkpoint
-    assert best is not None  # every epoch reports one
-    best.to_directory(folder)
-    return checkpoints.describe(folder).metrics
+    if (reason := trainer.fit().return_value) is not None:  # type: ignore[attr-defined]
+        raise TrainingStoppedError(reason)
 
 
-def _tell(settings: TrainSettings, metrics: dict[str, Any], version: str) -> None:
+def _deliver(
+    tracker: tracking.Tracker, store: CheckpointStore, task: loop.Task, name: str
+) -> tuple[dict[str, float], str]:
+    """The best checkpoint into MLflow, as figures and as a registered model; its metrics, and the model's version.
+
+    Without validation slides (`fit_on: train+val`) the last epoch's counts as the best.
+
+    Raises:
+        RecordError: MLflow is away; the message says what brings the rest when it is back.
+    """
+    tracker.resume()
+    if not tracker.flush_patiently(MLFLOW_PATIENCE_S):
+        raise tracking.RecordError(
+            f"the training is complete and its checkpoints lie in {task.folder}, but MLflow at {tracker.uri} is away. "
+            f"When it is back, this sends what it lacks and registers the model: {command.again(name)}"
+        )
+    best = store.best()
+    assert best is not None  # every epoch publishes one
+    settings = task.settings
+    with tempfile.TemporaryDirectory(prefix="magnet-best-") as place:
+        folder = Path(place)
+        store.fetch(best, folder, [name for name in best.sha256 if name != checkpoints.TRAINING_FILE])
+        if (scores := folder / checkpoints.VALIDATION_FILE).exists():
+            found = json.loads(scores.read_text())
+            for file, figure in figures(found["label"], found["probability"], found["threshold"]).items():
+                tracker.figure(figure, f"best_epoch/{file}")
+        version = registry.register(
+            tracker.uri, tracker.run_id, folder, name=settings.registered_model, alias=settings.alias
+        )
+        return checkpoints.describe(folder).metrics, version
+
+
+def _tell(settings: TrainSettings, metrics: Mapping[str, float], version: str) -> None:
     name = f"models:/{settings.registered_model}@{settings.alias}"
     if "val/auroc" in metrics:
         low, high = metrics["val/auroc_low"], metrics["val/auroc_high"]

@@ -44,14 +44,24 @@ class ComputeSettings:
     """Decoded tiles kept in memory by each process."""
     slides_in_flight: int = 4
     """Slides that a scoring process works on at once."""
+    checkpoint_minutes: float = 10.0
+    """Minutes of training between two checkpoints; each epoch ends with one too."""
+    max_failures: int = 8
+    """Deaths of training workers, beside preemptions, after which a job ends."""
+    quarantine_share: float = 0.01
+    """Share of a training's slides that may turn unreadable while it runs; one slide always may."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker", "reader_threads", "slides_in_flight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("gpus_per_worker", "tile_cache_mb"):
+        for name in ("gpus_per_worker", "tile_cache_mb", "max_failures"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
+        if not self.checkpoint_minutes > 0:
+            raise ValueError(f"checkpoint_minutes = {self.checkpoint_minutes}: must be above 0")
+        if not 0 <= self.quarantine_share <= 1:
+            raise ValueError(f"quarantine_share = {self.quarantine_share}: must be 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,14 +104,23 @@ def train_settings(config_uri: str | None, overrides: Sequence[str] = ()) -> Tra
     Raises:
         SettingsError: naming every key that is unknown or has a wrong value.
     """
-    where = config_uri or "the command line"
-    written = _read_yaml(config_uri) if config_uri else {}
-    for word in overrides:
-        _put(written, word)
-    preset = written.get("preset", "evidence")
+    where, values = config_uri or "the command line", written(config_uri, overrides)
+    preset = values.get("preset", "evidence")
     if preset not in list(PRESETS):  # YAML may hold what has no hash
         raise SettingsError(f"{where}: preset = {preset!r}: must be one of {', '.join(sorted(PRESETS))}")
-    return parse(TrainSettings, merged(PRESETS[preset], written), where)
+    return parse(TrainSettings, merged(PRESETS[preset], values), where)
+
+
+def written(config_uri: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """What a YAML file and ``key.key=value`` words say, unchecked.
+
+    Raises:
+        SettingsError: they are no such file or words.
+    """
+    values = _read_yaml(config_uri) if config_uri else {}
+    for word in overrides:
+        _put(values, word)
+    return values
 
 
 def parse(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:

@@ -57,13 +57,18 @@ def list_uris(prefix: str) -> list[str]:
     return [f"{location.scheme}://{location.host}/{key}" for key in sorted(attempt(prefix, keys))]
 
 
-def stat(uri: str) -> tuple[int, str]:
-    """Size in bytes and ETag. A file's ETag is made of its time of change, size and inode."""
+def stat(uri: str, deadline_s: float | None = None) -> tuple[int, str]:
+    """Size in bytes and ETag. A file's ETag is made of its time of change, size and inode.
+
+    Args:
+        uri: file or object.
+        deadline_s: seconds for an object's, retries included; None for the environment's.
+    """
     location = parse(uri)
     if location.scheme == "file":
         with file_errors(uri):
             return file_identity(os.stat(location.key))
-    meta = attempt(uri, obstore.head)
+    meta = attempt(uri, obstore.head, deadline_s)
     return meta["size"], object_etag(meta)
 
 

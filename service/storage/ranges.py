@@ -139,7 +139,7 @@ class RemoteObject:
         if head_bytes:
             self.size_bytes, self.etag, self.head = attempt(uri, partial(_start_of, head_bytes), deadline_s)
         else:
-            self.size_bytes, self.etag = stat(uri)
+            self.size_bytes, self.etag = stat(uri, deadline_s)
 
     def read(self, offset: int, length: int, counters: ReadCounters) -> bytes:
         """See `RangeSource.read`."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import io
-import shlex
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +15,7 @@ import yaml
 from ray_jobs.processes import free_port
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
-from tests.flows.harness import BUCKET, CONFIG, MANIFEST, Service, Trained, answers, running
+from tests.flows.harness import BUCKET, CONFIG, MANIFEST, Service, Trained, answers, ray_cluster, running
 
 COHORT = CohortSettings(num_slides=16, side_px=2048, seed=5, split={"train": 0.5, "val": 0.25, "test": 0.25})
 
@@ -41,8 +37,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A cluster of two CPUs, and an object store that holds the cohort."""
     folder = tmp_path_factory.mktemp("service")
-    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie here and want short paths
-    store_port, gcs_port, jobs_port, agent_port = (free_port() for _ in range(4))
+    store_port = free_port()
     node = {
         "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # the trainings here take seconds
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store_port}",
@@ -52,29 +47,13 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "MAGNET_CACHE_DIR": str(folder / "cache"),
     }
     moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(store_port)]
-    ray = shlex.split(
-        f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} --disable-usage-stats "
-        f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} --object-store-memory=300000000 "
-        f"--temp-dir={temporary}"
-    )
     (folder / "logs").mkdir()
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-        store = stack.enter_context(running(moto, {}, folder / "moto.log"))
-        cluster = stack.enter_context(running(ray, node, folder / "ray.log"))
+    with running(moto, {}, folder / "moto.log") as store, ray_cluster(node, folder / "ray.log") as cluster:
         slides: Path = request.getfixturevalue("cohort")  # made while the two come up
-        running_service = Service(
-            f"http://127.0.0.1:{jobs_port}",
-            f"127.0.0.1:{gcs_port}",
-            node,
-            store.log,
-            cluster.process.pid,
-            folder / "logs",
-        )
+        running_service = Service(cluster, store.log, folder / "logs")
         store.wait_for(lambda: answers(f"http://127.0.0.1:{store_port}/moto-api/"))
         _upload(running_service, slides)
-        cluster.wait_for(lambda: answers(f"{running_service.jobs_url}/api/version"))
-        cluster.wait_for(lambda: answers(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz"))
+        cluster.wait()
         yield running_service
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from ray_jobs.processes import started
+from ray_jobs.processes import free_port, started
 
 FLOW = [
     pytest.mark.flow,
@@ -101,19 +105,82 @@ def running(words: Sequence[str | Path], environment: Mapping[str, str], log: Pa
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster of two CPUs that runs on this machine."""
+
+    command: Command
+    node: dict[str, str]
+    """What its nodes have in their environment."""
+    jobs_url: str
+    """Of its Jobs API."""
+    address: str
+    """For drivers that are no submitted jobs."""
+    agent_url: str
+
+    def wait(self) -> None:
+        """Until it takes jobs."""
+        self.command.wait_for(lambda: answers(f"{self.jobs_url}/api/version"))
+        self.command.wait_for(lambda: answers(f"{self.agent_url}/api/local_raylet_healthz"))
+
+    def kill(self) -> None:
+        """All of its processes at once, as when the machine's power fails."""
+        for process in self.processes():
+            process.kill()
+
+    def processes(self) -> list[psutil.Process]:
+        """The head's own, its workers, and what those left behind."""
+        root = psutil.Process(self.command.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def kill_train_worker(self) -> None:
+        """The only one, with SIGKILL."""
+        [worker] = [one for one in self.processes() if "ray::RayTrainWorker" in " ".join(one.cmdline())]
+        worker.kill()
+
+    @contextmanager
+    def driver(self, *words: str | Path, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Command]:
+        """``python WORDS`` on this cluster, while the context lasts."""
+        own = self.node | {"RAY_ADDRESS": self.address} | dict(environment or {})
+        with running(["python", *words], own, log) as command:
+            yield command
+
+
+@contextmanager
+def ray_cluster(node: Mapping[str, str], log: Path) -> Iterator[Cluster]:
+    """A cluster that is coming up, while the context lasts."""
+    gcs_port, jobs_port, agent_port = (free_port() for _ in range(3))
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie here and want short paths
+    words = shlex.split(
+        f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} --disable-usage-stats "
+        f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} --object-store-memory=300000000 "
+        f"--temp-dir={temporary}"
+    )
+    try:
+        with running(words, node, log) as command:
+            url = "http://127.0.0.1:{}"
+            yield Cluster(command, dict(node), url.format(jobs_port), f"127.0.0.1:{gcs_port}", url.format(agent_port))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
 class Service:
     """A cluster and an object store that run."""
 
-    jobs_url: str
-    """Of Ray's Jobs API."""
-    ray_address: str
-    """Of the cluster, for drivers that are no submitted jobs."""
-    node: dict[str, str]
-    """What the cluster's nodes have in their environment: among others under which `s3://` is the object store."""
+    cluster: Cluster
     store_log: Path
     """Where the object store notes its requests, one a line."""
-    ray_pid: int
     logs: Path
+
+    @property
+    def node(self) -> dict[str, str]:
+        """What the cluster's nodes have in their environment: among others under which `s3://` is the object store."""
+        return self.cluster.node
+
+    @property
+    def jobs_url(self) -> str:
+        """Of Ray's Jobs API."""
+        return self.cluster.jobs_url
 
     @contextmanager
     def submitted(self, *words: str | Path, options: Sequence[str] = ()) -> Iterator[Command]:
@@ -130,7 +197,7 @@ class Service:
     @contextmanager
     def driver(self, *words: str | Path) -> Iterator[Command]:
         """``python WORDS`` on this cluster, while the context lasts."""
-        with running(["python", *words], self.node | {"RAY_ADDRESS": self.ray_address}, self.new_log()) as command:
+        with self.cluster.driver(*words, log=self.new_log()) as command:
             yield command
 
     def run(self, *words: str | Path) -> Command:

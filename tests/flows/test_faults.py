@@ -1,80 +1,239 @@
-"""Processes die in the midst of a job, and the job goes on where it was."""
+"""What a training or a scoring stands on dies in the midst of it, and the same command goes on to the same result.
+
+Each training is one job in one folder. Its slides are local files, its steps take a fraction of a second, and each
+ends with a checkpoint, so that processes die within epochs.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import signal
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
-from tests.flows.harness import FLOW, MANIFEST, Service, Trained, mlflow_client, the_run
+from ray_jobs.processes import free_port
+from tests.flows.harness import FLOW, Cluster, Command, Service, Trained, answers, ray_cluster, running
 
 pytestmark = FLOW
 
-EPOCHS = 12
-"""Enough for a process to be killed in the midst of them."""
+EPOCHS, STEPS_PER_EPOCH, BATCH = 4, 4, 2
+SAME = ("train/loss", "val/loss", "val/auroc", "val/selection", "train/gradient_norm_rest", "roi/layer1_moved")
+"""Metrics of an epoch that follow from slides and seed alone."""
 
 
-def train_words(config: Path, folder: Path) -> list[str | Path]:
-    words = ["ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", folder]
-    return [*words, "--name", "mine", "--epochs", str(EPOCHS)]
+@dataclass(frozen=True)
+class Job:
+    """A training in a folder of its own."""
+
+    folder: Path
+    manifest: Path
+    config: Path
+    tracking_uri: str | None = None
+
+    def words(self, *more: str) -> list[str | Path]:
+        """Its command, the same for every attempt."""
+        words = ["ray_jobs/train.py", "--manifest", self.manifest, "--config", self.config, "--storage", self.folder]
+        words += ["--name", "mine", "--epochs", str(EPOCHS), "--set", f"recipe.batch={BATCH}", "--set"]
+        return [*words, "compute.checkpoint_minutes=1e-6", *more]
+
+    @contextmanager
+    def attempt(self, cluster: Cluster, *more: str) -> Iterator[Command]:
+        """The command, while the context lasts."""
+        environment = {"MLFLOW_TRACKING_URI": self.tracking_uri} if self.tracking_uri else {}
+        log = self.folder.with_name(f"{self.folder.name}-{time.monotonic_ns()}.log")
+        with cluster.driver(*self.words(*more), log=log, environment=environment) as command:
+            yield command
+
+    def finish(self, cluster: Cluster, *more: str) -> Command:
+        """The command to its end."""
+        with self.attempt(cluster, *more) as command:
+            return command.finish()
+
+    def saved_step(self) -> int:
+        """Steps done at the newest checkpoint."""
+        found = [json.loads(path.read_text())["step"] for path in self.folder.glob("mine/checkpoint-*/published.json")]
+        return max(found, default=0)
+
+    def reach(self, command: Command, step: int) -> None:
+        """Wait until a step is done and saved."""
+        command.wait_for(lambda: self.saved_step() >= step)
+
+    @contextmanager
+    def going_on(self, killed: str, command: Command) -> Iterator[None]:
+        """Context after a death; it ends when a step more is done than before, and says how long that took."""
+        saved, began_s = self.saved_step(), time.monotonic()
+        yield
+        [*_, since] = re.findall(r"going on from the checkpoint after step (\d+)", command.output)
+        self.reach(command, saved + 1)
+        seconds = time.monotonic() - began_s
+        print(f"{killed} killed after step {saved}: went on from step {since}, {seconds:.0f} s until the next was done")
+
+    @property
+    def client(self) -> MlflowClient:
+        """Of the store that the job writes into."""
+        return MlflowClient(self.tracking_uri or f"sqlite:///{self.folder}/mlflow.db")
+
+    def run(self) -> Run:
+        """The only run of that store."""
+        [run] = self.client.search_runs([e.experiment_id for e in self.client.search_experiments()])
+        return run
+
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """All points of a metric."""
+        return [(point.step, point.value) for point in self.client.get_metric_history(self.run().info.run_id, name)]
+
+    def assert_as(self, whole: Job) -> None:
+        """One finished run with each step and each epoch once, with the numbers of one that met no fault."""
+        assert self.run().info.status == "FINISHED"
+        steps = self.history("train/step_loss")
+        assert [step for step, _ in steps] == list(range(1, EPOCHS * STEPS_PER_EPOCH + 1))
+        assert steps == whole.history("train/step_loss")
+        for name in SAME:
+            assert self.history(name) == whole.history(name), name
 
 
-def kill_train_worker(service: Service) -> None:
-    processes = psutil.Process(service.ray_pid).children(recursive=True)
-    [worker] = [process for process in processes if "ray::RayTrainWorker" in " ".join(process.cmdline())]
-    worker.kill()
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of two CPUs that outlives its jobs."""
+    with ray_cluster({"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}, tmp_path_factory.mktemp("ray") / "log") as one:
+        one.wait()
+        yield one
 
 
-def assert_whole(folder: Path) -> None:
-    """One finished run in which each epoch stands once, from one model after the other."""
-    run, client = the_run(folder), mlflow_client(folder)
-    assert run.info.status == "FINISHED"
-    for name in ("train/loss", "val/loss", "step"):
-        points = client.get_metric_history(run.info.run_id, name)
-        assert [point.step for point in points] == list(range(1, EPOCHS + 1)), name
-
-
-def test_a_killed_worker_is_replaced_and_goes_on_from_the_checkpoint(
-    service: Service, config: Path, tmp_path: Path
-) -> None:
-    """The job is one that brings its own copy of the code."""
-    with service.submitted(*train_words(config, tmp_path), options=("--working-dir", ".")) as command:
-        command.wait_for(rf"epoch 3/{EPOCHS} ")
-        kill_train_worker(service)
-        command.finish()
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster, cohort: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A training that nothing befell."""
+    job = Job(tmp_path_factory.mktemp("whole"), cohort / "manifest.csv", config)
+    command = job.finish(cluster)
     assert command.status == 0, command.output
-    assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
-    assert_whole(tmp_path)
+    return job
 
 
-def test_a_job_goes_on_after_ctrl_c_and_after_its_driver_was_killed(
-    service: Service, config: Path, tmp_path: Path
+def test_whoever_is_killed_the_same_command_ends_as_if_nobody_had_been(
+    cluster: Cluster, whole: Job, tmp_path: Path
 ) -> None:
-    words = train_words(config, tmp_path)
-    with service.driver(*words) as first:
-        first.wait_for(rf"epoch 3/{EPOCHS} ")
-        first.process.send_signal(signal.SIGINT)
-        assert first.finish(60).status == 130, first.output
-    assert "the same command with the same --name goes on" in first.output
-    assert not re.search(r"^Traceback", first.output, re.MULTILINE)  # Ray's controller may stumble in its own lines
-    run = the_run(tmp_path)
-    assert run.info.status == "KILLED"
+    """A training worker, the driver, and every process of the cluster at once, each within an epoch.
 
-    with service.driver(*words) as second:
-        second.wait_for(rf"epoch \d+/{EPOCHS} ")
-        second.process.kill()
-    assert re.search(r"going on from the checkpoint after step [1-9]", second.output)
+    With ``-rP`` pytest shows how long it took until the next step was done: the table of faults in RESULTS.md.
+    """
+    job = Job(tmp_path / "runs", whole.manifest, whole.config)
+    with ray_cluster(cluster.node, tmp_path / "ray.log") as doomed:
+        doomed.wait()
+        with job.attempt(doomed) as command:
+            job.reach(command, 2)
+            doomed.kill_train_worker()
+            with job.going_on("training worker", command):
+                command.wait_for(r"going on from the checkpoint after step [1-9]")
+            command.process.kill()
+        with job.attempt(doomed) as command:
+            with job.going_on("driver", command):
+                command.wait_for(r"going on from the checkpoint after step [1-9]")
+            doomed.kill()
+    assert 2 < job.saved_step() < EPOCHS * STEPS_PER_EPOCH
+    with job.attempt(cluster) as command:
+        with job.going_on("cluster", command):
+            command.wait_for(r"going on from the checkpoint after step [1-9]")
+        assert command.finish().status == 0, command.output
+    job.assert_as(whole)
 
-    third = service.run(*words)
-    assert third.status == 0, third.output
-    assert re.search(r"going on from the checkpoint after step [1-9]", third.output)
-    assert the_run(tmp_path).info.run_id == run.info.run_id
-    assert_whole(tmp_path)
+
+def test_ctrl_c_is_no_failure_and_the_same_command_goes_on(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    job = Job(tmp_path / "runs", whole.manifest, whole.config)
+    with job.attempt(cluster) as command:
+        job.reach(command, 2)
+        command.process.send_signal(signal.SIGINT)
+        assert command.finish(60).status == 130, command.output
+    assert "the same command with the same --name goes on" in command.output
+    assert not re.search(r"^Traceback", command.output, re.MULTILINE)  # Ray's controller may stumble in its own lines
+    assert job.run().info.status == "KILLED"
+    last = job.finish(cluster)
+    assert last.status == 0, last.output
+    job.assert_as(whole)
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[Command]:
+    """MLflow's own server, as a process, on a database in the folder."""
+    words = shlex.split(
+        f"mlflow server --host 127.0.0.1 --port {port} --workers 1 --backend-store-uri sqlite:///{folder}/mlflow.db "
+        f"--artifacts-destination {folder}/artifacts"
+    )
+    with running(words, {}, folder / f"server-{time.monotonic_ns()}.log") as command:
+        command.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield command
+
+
+def test_a_training_does_without_mlflow_until_it_is_back(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    port = free_port()
+    job = Job(tmp_path / "runs", whole.manifest, whole.config, f"http://127.0.0.1:{port}")
+    with mlflow_server(tmp_path, port) as server, job.attempt(cluster) as command:
+        job.reach(command, 2)
+        server.process.kill()
+        job.reach(command, EPOCHS * STEPS_PER_EPOCH)  # all that is left is to tell
+        assert (job.folder / "mine" / "unsent-metrics.jsonl").exists()
+        with mlflow_server(tmp_path, port):
+            assert command.finish(100).status == 0, command.output
+            assert "is away, notes are kept and the job goes on" in command.output
+            job.assert_as(whole)
+            assert not (job.folder / "mine" / "unsent-metrics.jsonl").exists()
+
+
+def test_a_slide_that_goes_in_mid_run_is_left_out_and_named(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    frame = pd.read_csv(whole.manifest)
+    frame["uri"] = [str(whole.manifest.parent / uri) for uri in frame["uri"]]
+    row = frame.index[frame["split"] == "train"][0]
+    slide = tmp_path / "slide.tif"
+    slide.write_bytes(Path(frame.loc[row, "uri"]).read_bytes())
+    frame.loc[row, "uri"] = str(slide)
+    frame.to_csv(tmp_path / "manifest.csv", index=False)
+    job = Job(tmp_path / "runs", tmp_path / "manifest.csv", whole.config)
+    with job.attempt(cluster) as command:
+        job.reach(command, 2)
+        slide.unlink()
+        assert command.finish().status == 0, command.output
+    assert f"warning: {slide} is left out from now on: step " in command.output
+    assert job.run().data.tags["quarantined"] == frame.loc[row, "slide_id"]
+    assert job.history("train/quarantined")[-1] == (EPOCHS, 1)
+    assert len(job.history("train/step_loss")) == EPOCHS * STEPS_PER_EPOCH
+
+
+def test_a_loss_that_is_no_number_ends_the_job_at_once(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    job = Job(tmp_path / "runs", whole.manifest, whole.config)
+    command = job.finish(cluster, "--set", "recipe.learning_rate=1e30", "--set", "recipe.locator_learning_rate=1e30")
+    assert command.status == 1, command.output
+    assert re.search(r"error: step \d+: loss .*; the weights are as before this step", command.output)
+    assert "going on from" not in command.output  # it would end alike
+    assert job.run().info.status == "FAILED"
+
+
+def test_a_run_is_repeated_from_what_mlflow_holds_of_it(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    words = ["ray_jobs/train.py", "--rerun", whole.run().info.run_id, "--storage", str(whole.folder), "--name", "again"]
+    with cluster.driver(*words, log=tmp_path / "log") as command:
+        assert command.finish().status == 0, command.output
+    client = whole.client
+    runs = {
+        run.info.run_name: run for run in client.search_runs([e.experiment_id for e in client.search_experiments()])
+    }
+    assert runs["again"].data.tags["rerun_of"] == runs["mine"].info.run_id
+    assert runs["again"].data.params == runs["mine"].data.params
+    for name in SAME:
+        first, second = (
+            [(p.step, p.value) for p in client.get_metric_history(runs[one].info.run_id, name)]
+            for one in ("mine", "again")
+        )
+        assert first == second, name
 
 
 def test_a_killed_scoring_goes_on_with_the_slides_that_have_no_row_yet(

@@ -152,7 +152,7 @@ def test_the_order_of_slides_and_who_has_them_does_not_matter(monkeypatch: pytes
 
     def gather(everyone: list[Any], mine: Any) -> None:
         shares.append(mine)
-        everyone[:] = shares if len(shares) == 2 else [mine, []]
+        everyone[:] = shares if len(shares) == 2 else [mine, ([], {})]
 
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
     evaluate(model, slides(6)[1::2], reader, "fp32", num_workers=2)  # type: ignore[arg-type]
@@ -162,6 +162,6 @@ def test_the_order_of_slides_and_who_has_them_does_not_matter(monkeypatch: pytes
     assert both.strata == alone.strata
 
 
-def test_a_slide_that_cannot_be_read_stops_an_evaluation() -> None:
+def test_what_is_no_fault_of_a_slide_stops_an_evaluation() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         evaluate(network(), [*slides(2), Slide(row=9, slide_id="x", uri="x", patient_id="")], Slides(), "fp32")  # type: ignore[arg-type]

@@ -12,20 +12,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_says_step_mean_loss_and_time_to_go(clock, capsys) -> None:
+def test_says_step_mean_loss_wait_share_and_time_to_go(clock, capsys) -> None:
     training = progress.Progress(first_step=10, num_steps=110)
     clock[0] += 1000  # until the first step is done
     training.tell(11, {"loss": 6.0, "slides": 8.0})
     clock[0] += 40  # 20 steps in 40 s: the other 79 take 158 s
-    training.tell(31, {"loss": 6.0, "slides": 8.0})
-    assert capsys.readouterr().out == "step 31/110  train loss 0.7500  2:38 to go\n"
+    training.tell(31, {"loss": 6.0, "slides": 8.0, "step_s": 40.0, "wait_s": 2.0})
+    assert capsys.readouterr().out == "step 31/110  train loss 0.7500  waiting 5%  2:38 to go\n"
 
 
 def test_speaks_at_most_every_so_often(clock, capsys) -> None:
     training = progress.Progress(0, 1000)
     for step in range(1, 61):  # a second each
         clock[0] += 1
-        training.tell(step, {"loss": 1.0, "slides": 1.0})
+        training.tell(step, {"loss": 1.0, "slides": 1.0, "step_s": 1.0, "wait_s": 0.0})
     assert len(capsys.readouterr().out.splitlines()) == 60 // progress.EVERY_S
 
 

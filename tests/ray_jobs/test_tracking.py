@@ -1,10 +1,12 @@
-"""The record of a job in a real MLflow store (SQLite): one run per name, nothing lost while the store is away."""
+"""The record of a job in a real MLflow store: one run per name, nothing lost and nothing doubled while it is away."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ray_jobs import tracking
-from ray_jobs.tracking import SystemMetrics, Tracker, git_tags, start_run, tracking_uri
+from ray_jobs.tracking import RecordError, SystemMetrics, Tracker, start_run, tracking_uri
 from service.errors import UsageError
 
 
@@ -77,6 +79,12 @@ def test_settings_are_kept_and_changed_ones_refused(tracker: Tracker) -> None:
     assert tracker.client.get_run(tracker.run_id).data.params == kept
 
 
+def test_what_changes_no_result_may_change_between_attempts(tracker: Tracker) -> None:
+    tracker.params({"compute.num_workers": 2, "recipe.batch": 8})
+    tracker.params({"compute.num_workers": 4, "recipe.batch": 8})
+    assert tracker.client.get_run(tracker.run_id).data.params == {"compute.num_workers": "2", "recipe.batch": "8"}
+
+
 def metrics_of(tracker: Tracker, name: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in tracker.client.get_metric_history(tracker.run_id, name)]
 
@@ -102,29 +110,109 @@ def test_an_attempt_that_goes_on_logs_no_epoch_twice(tracker: Tracker) -> None:
         tracker.metrics({"loss": float(epoch), "step": 10.0 * epoch}, step=epoch)
     tracker.flush()
     later = Tracker(tracker.uri, tracker.run_id)
-    later.resume()
     for epoch in (2, 3):  # it goes on from the checkpoint of epoch 1
         later.metrics({"loss": 100.0 * epoch, "step": 10.0 * epoch}, step=epoch)
     later.flush()
     assert metrics_of(tracker, "loss") == [(1, 1.0), (2, 2.0), (3, 300.0)]
 
 
+@contextmanager
+def away(folder: Path) -> Iterator[None]:
+    """Context in which the store takes no metrics. A lock on the file would take MLflow 20 seconds to notice."""
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        store.execute("ALTER TABLE metrics RENAME TO away")
+        store.commit()
+        try:
+            yield
+        finally:
+            store.execute("ALTER TABLE away RENAME TO metrics")
+    store.close()
+
+
 def test_metrics_are_kept_while_the_store_is_away_and_sent_later(
     tracker: Tracker, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker.metrics({"loss": 3.0}, step=1)
-    with sqlite3.connect(folder / "mlflow.db") as store:  # a lock on the file would take MLflow 20 seconds to notice
-        store.execute("ALTER TABLE metrics RENAME TO away")
-        store.commit()
-        with caplog.at_level(logging.WARNING, logger=tracking.__name__):
-            assert not tracker.flush()
-        assert "did not take 1 metrics, kept for later" in caplog.text
+    with away(folder), caplog.at_level(logging.WARNING, logger=tracking.__name__):
+        assert not tracker.flush()
+        assert not tracker.flush()
+        assert caplog.text.count("is away, notes are kept and the job goes on") == 1
         tracker.metrics({"loss": 2.0}, step=2)
-        store.execute("ALTER TABLE away RENAME TO metrics")
-    store.close()
+        assert not tracker.recovered()
     assert tracker.flush()
+    assert tracker.recovered()
+    assert not tracker.recovered()
     assert tracker.flush()  # nothing is sent twice
     assert metrics_of(tracker, "loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_notes_of_an_attempt_that_died_while_the_store_was_away_are_sent_by_the_next(
+    tracker: Tracker, folder: Path, tmp_path: Path
+) -> None:
+    first = Tracker(tracker.uri, tracker.run_id, str(tmp_path))
+    first.metrics({"loss": 4.0}, step=1)
+    assert first.flush()
+    with away(folder):
+        first.metrics({"loss": 3.0, "auroc": 0.5}, step=2)
+        first.note_tags({"quarantined": "a"})
+        first.note_text("slide_id\na\n", "quarantine.csv")
+        first.keep()
+        assert (tmp_path / tracking.UNSENT_FILE).exists()
+        second = Tracker(tracker.uri, tracker.run_id, str(tmp_path))
+        second.resume()
+        second.metrics({"loss": 3.0, "auroc": 0.5}, step=2)  # it goes on from a checkpoint before that step
+        second.metrics({"loss": 2.0}, step=3)
+        assert not second.flush()
+    second.keep()
+    assert metrics_of(tracker, "loss") == [(1, 4.0), (2, 3.0), (3, 2.0)]
+    assert metrics_of(tracker, "auroc") == [(2, 0.5)]
+    assert tracker.client.get_run(tracker.run_id).data.tags["quarantined"] == "a"
+    assert Path(tracker.client.download_artifacts(tracker.run_id, "quarantine.csv")).read_text() == "slide_id\na\n"
+    assert not (tmp_path / tracking.UNSENT_FILE).exists()
+
+
+def test_a_message_that_arrived_and_whose_answer_was_lost_is_not_doubled(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = tracker.client.log_batch
+
+    def arrives(*args: object, **options: object) -> None:
+        send(*args, **options)  # type: ignore[arg-type]
+        raise OSError("connection reset")
+
+    tracker.metrics({"loss": 1.0}, step=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, "log_batch", arrives)
+        assert not tracker.flush()
+    tracker.metrics({"loss": 2.0}, step=2)
+    assert tracker.flush()
+    assert metrics_of(tracker, "loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_sending_holds_nobody_up(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that hangs: the thread that trains goes on, and a checkpoint waits for a moment only."""
+    free, hanging = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        hanging.set()
+        free.wait(60)
+        raise OSError("timed out")
+
+    monkeypatch.setattr(tracking, "KEEP_S", 0.05)
+    monkeypatch.setattr(tracker.client, "log_batch", hang)
+    tracker.metrics({"loss": 1.0}, step=1)
+    tracker.send()
+    assert hanging.wait(10)
+    tracker.metrics({"loss": 2.0}, step=2)
+    tracker.send()
+    tracker.keep()
+    free.set()
+
+
+def test_a_store_that_cannot_be_had_at_the_start_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot be had, nothing was started"):
+        start_run(f"sqlite:///{tmp_path}/file/mlflow.db", experiment="e", name="n", storage=str(tmp_path))
 
 
 def test_what_is_pending_is_sent_at_the_end(tracker: Tracker) -> None:
@@ -166,30 +254,3 @@ def test_the_store_is_the_one_named_or_a_file_beside_the_runs(tmp_path: Path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "runs"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert tracking_uri("s3://bucket/runs") == "http://mlflow:5000"
-
-
-def git(folder: Path, *words: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", "-C", str(folder), *identity, *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def test_the_commit_and_whether_files_were_changed(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    (tmp_path / "a").write_text("1")
-    git(tmp_path, "add", "a")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert git_tags(tmp_path) == {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": "false"}
-    (tmp_path / "a").write_text("2")
-    assert git_tags(tmp_path)["mlflow.source.git.dirty"] == "true"
-
-
-def test_without_git_the_commit_is_what_the_image_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.delenv("MAGNET_GIT_COMMIT", raising=False)
-    assert git_tags(tmp_path)["mlflow.source.git.commit"] == "unknown"
-    monkeypatch.setenv("MAGNET_GIT_COMMIT", "abc123")
-    assert git_tags(tmp_path) == {"mlflow.source.git.commit": "abc123", "mlflow.source.git.dirty": "false"}
-    monkeypatch.setenv("PATH", str(tmp_path))  # not even the program
-    assert git_tags(tmp_path)["mlflow.source.git.commit"] == "abc123"
