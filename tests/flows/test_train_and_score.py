@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,22 @@ def result(out: Path) -> list[dict[str, Any]]:
 def storage_object(service: Service, key: str) -> bytes:
     body: bytes = service.s3().get_object(Bucket="cohort", Key=key)["Body"].read()
     return body
+
+
+def test_a_killed_scoring_goes_on_with_the_slides_that_have_no_row_yet(
+    service: Service, trained: Trained, new_manifest: tuple[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    words = ["ray_jobs/score.py", "--manifest", new_manifest[0], "--model", "models:/magnet@challenger"]
+    words += ["--storage", str(trained.storage), "--out", str(tmp_path), "--no-pictures"]
+    with service.driver(*words) as first:
+        first.wait_for(lambda: list(tmp_path.glob("parts/*.parquet")))
+        first.process.kill()
+    assert not (tmp_path / "scores.parquet").exists()
+
+    second = service.run(*words)
+    assert second.status == 3, second.output
+    [done] = re.findall(r": (\d+) of 18 slides are done already", second.output)
+    assert 0 < int(done) < 18
+    parts = [pq.read_table(path)["slide_id"].to_pylist() for path in tmp_path.glob("parts/*.parquet")]
+    assert Counter(slide_id for part in parts for slide_id in part) == Counter(new_manifest[1]["slide_id"])
+    assert pq.read_table(tmp_path / "scores.parquet")["slide_id"].to_pylist() == list(new_manifest[1]["slide_id"])
