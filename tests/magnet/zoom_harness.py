@@ -51,7 +51,8 @@ class Fixed(nn.Module):
         self.theta = nn.Parameter(theta_BNP3)
 
     def forward(self, view_BNCHW: Tensor, *_: Any) -> Placement:
-        return Placement(self.theta, torch.zeros(*self.theta.shape[:3], 1, 1), torch.zeros(self.theta.shape[:3]))
+        plain = torch.zeros(*self.theta.shape[:3], 1, 1)
+        return Placement(self.theta, plain, plain, plain[..., 0, 0])
 
 
 def some_thetas(num_slides: int, schedule: tuple[int, ...], seed: int = 0, spread: float = 0.15) -> list[Tensor]:
