@@ -83,6 +83,7 @@ def test_a_trained_encoder_follows_train_and_eval() -> None:
     assert not encoder.eval().backbone.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side"),
     [("test_resnet", 64), ("resnet10t", 64), ("test_efficientnet", 64), ("test_vit", 160), ("inception_v3", 96)],
@@ -132,6 +133,7 @@ def test_channels_last_gives_the_same_features() -> None:
     torch.testing.assert_close(encoders[0](views(2, 64)), encoders[1](views(2, 64)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiling_changes_nothing_but_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     # traced and differentiated as always, but run without a C++ compiler
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))

@@ -69,6 +69,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
     return alone, [torch.load(out, weights_only=True) for out in outs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_losses_of_two_workers_add_up_to_those_of_one(group: Any, preset: str) -> None:
     alone, both = group[0][preset], [one[preset] for one in group[1]]
@@ -82,6 +83,7 @@ def test_losses_of_two_workers_add_up_to_those_of_one(group: Any, preset: str) -
         assert [one[f"sums {step}"]["slides"] for one in both] == [4, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_two_workers_have_the_gradients_of_one(group: Any, preset: str) -> None:
     alone, both = group[0][preset], [one[preset] for one in group[1]]
@@ -93,6 +95,7 @@ def test_two_workers_have_the_gradients_of_one(group: Any, preset: str) -> None:
             torch.testing.assert_close(one["gradients"][0][name], expected, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_two_workers_have_the_same_weights_and_those_of_one(group: Any, preset: str) -> None:
     alone, both = group[0][preset], [one[preset] for one in group[1]]
@@ -106,12 +109,14 @@ def test_two_workers_have_the_same_weights_and_those_of_one(group: Any, preset: 
     assert both[0]["counts"] == both[1]["counts"] == alone["counts"]
 
 
+@pytest.mark.slow
 def test_two_workers_calibrate_on_the_negative_slides_of_both(group: Any) -> None:
     alone, both = group[0]["evidence"], [one["evidence"] for one in group[1]]
     assert math.isfinite(alone["threshold"])
     assert [float(one["threshold"]) for one in both] == pytest.approx([float(alone["threshold"])] * 2, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_statistics_are_averaged_over_the_workers(group: Any, preset: str) -> None:
     both = [one[preset] for one in group[1]]

@@ -69,6 +69,7 @@ def pretrained(cohort: Path, settings: TrainSettings) -> tuple[Encoder, Progress
     return encoder.eval(), progress
 
 
+@pytest.mark.slow
 def test_views_find_their_partners_far_more_often_than_by_chance(pretrained: tuple[Encoder, Progress]) -> None:
     progress = pretrained[1]
     assert [step for step, *_ in progress] == list(range(1, STEPS + 1))
@@ -99,6 +100,7 @@ def neighbours_of_the_same_texture(encoder: Encoder) -> float:
     return float(np.mean(shares))
 
 
+@pytest.mark.slow
 def test_crops_of_one_texture_become_neighbours(pretrained: tuple[Encoder, Progress]) -> None:
     before = [neighbours_of_the_same_texture(random_encoder(seed)) for seed in range(3)]
     after = neighbours_of_the_same_texture(pretrained[0])

@@ -61,6 +61,7 @@ def test_a_zoom_costs_little_and_memory_does_not_grow_with_the_slide(tmp_path: P
     assert num_bytes <= 10e6
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_both_readers(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8).repeat(128, 0).repeat(128, 1)
     with tifffile.TiffWriter(tmp_path / "x.tif") as file:

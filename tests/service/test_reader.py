@@ -296,6 +296,7 @@ def test_a_slide_replaced_in_mid_run_is_noticed_and_then_read_anew(store: HttpSt
         assert_shows_places(anew.fetch(ask(some_regions(5, 3))), (600, 300))
 
 
+@pytest.mark.slow
 def test_the_same_pixels_come_from_everywhere_through_faults(store: HttpStore) -> None:
     path = position_slide(store.folder / "x y.tif", (900, 700), [1, 2, 4])
     regions = some_regions(12, seed=2)
