@@ -19,10 +19,10 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 demo: $(READY)
 	$(BIN)/python -m ray_jobs.demo $(DEMO)
 
-# Whole jobs file by file, two at a time: each file has clusters of its own. 5 is pytest's "nothing of this kind among TESTS".
+# Whole jobs one after the other: each has the machine to itself. 5 is pytest's "nothing of this kind among TESTS".
 test: $(READY)
 	$(PYTEST) -n 2 -m "not flow" $(TESTS) || [ $$? -eq 5 ]
-	$(PYTEST) -n 2 --dist loadfile -m flow $(TESTS) || [ $$? -eq 5 ]
+	$(PYTEST) -m flow $(TESTS) || [ $$? -eq 5 ]
 
 check: $(READY)
 	$(BIN)/ruff format --check .
