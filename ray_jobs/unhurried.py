@@ -25,8 +25,8 @@ class Pause(ExecutionCallback):
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
         """See `ExecutionCallback`."""
-        _, sink = executor._output_node
-        if sink.output_queue.has_next():
+        output = executor._output_node
+        if output is not None and output[1].output_queue.has_next():
             time.sleep(PAUSE_S)
 
 
