@@ -23,6 +23,7 @@ from magnet.views import tissue_mask
 from magnet.windows import Ask
 from magnet.zoom import MagNet
 from service.manifest import Slide
+from service.reader import RegionReader
 
 CHUNK = 128
 """Tiles read at once."""
@@ -86,7 +87,7 @@ def _features(model: MagNet, world: World, slide: Slide, half_side: float) -> Te
     """(T, D) float16, a row per tissue tile."""
     model.eval()
     batch = world.reader.batch([slide.uri])
-    region = _tiles(world, slide, half_side)
+    region = tissue_tiles(world.reader, slide.uri, half_side)
     out_px, margin_px = model.config.zoom.patch_px, model.config.zoom.margin_px
     found = []
     for start in range(0, len(region), CHUNK):
@@ -98,13 +99,13 @@ def _features(model: MagNet, world: World, slide: Slide, half_side: float) -> Te
     return torch.cat(found)
 
 
-def _tiles(world: World, slide: Slide, half_side: float) -> NDArray[np.float64]:
+def tissue_tiles(reader: RegionReader, uri: str, half_side: float) -> NDArray[np.float64]:
     """(T, 3) regions of a grid over the slide, those on tissue."""
-    wide, high = world.reader.info(slide.uri).size_px
+    wide, high = reader.info(uri).size_px
     side = half_side * max(wide, high)
     x, y = np.meshgrid(np.arange(0, wide - side + 1, side), np.arange(0, high - side + 1, side))
     box = np.stack([x.ravel(), y.ravel(), np.full(x.size, side)], axis=1)
-    image = torch.from_numpy(world.reader.thumbnail(slide.uri, 1024).copy()).permute(2, 0, 1)[None] / 255
+    image = torch.from_numpy(reader.thumbnail(uri, 1024).copy()).permute(2, 0, 1)[None] / 255
     tissue = tissue_mask(image)[0].double().numpy()
     scale = tissue.shape[1] / wide
     integral = np.pad(tissue.cumsum(0).cumsum(1), ((1, 0), (1, 0)))

@@ -7,7 +7,7 @@ Shape letters: B slides, N last patches, C channels, H W pixels, D features.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import torch
@@ -50,8 +50,9 @@ class RandomTissue(MagNet):
         theta_gradient: bool = True,
         generator: torch.Generator | None = None,
         keep_views: bool = False,
+        enough: Callable[[Tensor], bool] | None = None,
     ) -> Generator[Ask, Windows, Zoomed]:
-        """As `MagNet.zoom`, with the root and the last layer alone; the places are drawn from `generator`."""
+        """As `MagNet.zoom`, with the root and the last layer alone, read whole; `generator` draws the places."""
         zoom, trace = self.config.zoom, Trace()
         root_B13 = roots(len(side_px_B), self.device)
         view_BNCHW = yield from self._look(0, root_B13, zoom.view_px, generator, trace, keep_views)
@@ -90,6 +91,7 @@ class Thumbnail(MagNet):
         theta_gradient: bool = True,
         generator: torch.Generator | None = None,
         keep_views: bool = False,
+        enough: Callable[[Tensor], bool] | None = None,
     ) -> Generator[Ask, Windows, Zoomed]:
         """As `MagNet.zoom`, with the root alone."""
         trace = Trace()

@@ -38,6 +38,9 @@ FROZEN_LAYER = 2
 SAMPLE_CHUNK = 64
 """Windows that are widened to float at once: bounds the memory of sampling many patches."""
 
+AT_ONCE = 4
+"""Last patches that a zoom which may end early reads before it asks whether it may."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -129,6 +132,7 @@ class MagNet(nn.Module):
         theta_gradient: bool = True,
         generator: torch.Generator | None = None,
         keep_views: bool = False,
+        enough: Callable[[Tensor], bool] | None = None,
     ) -> Generator[Ask, Windows, Zoomed]:
         """Zoom into B slides at once.
 
@@ -138,9 +142,12 @@ class MagNet(nn.Module):
             theta_gradient: whether gradients reach the regions through the sampler.
             generator: of exploration and of the sampler's noise; on the CPU.
             keep_views: keep what the model saw in the trace.
+            enough: in evaluation: the last patches are asked for and encoded a few at a time, in order, until this
+                says so of the running logit (B, N so far); those left are not in the trace.
 
         Yields:
-            `Ask` for layers 0 to L, with `len(side_px_B) * num_nodes[layer]` regions, slide by slide.
+            `Ask` for layers 0 to L, with `len(side_px_B) * num_nodes[layer]` regions, slide by slide; several for layer
+            L where `enough` is given.
 
         Returns:
             `Zoomed`.
@@ -162,6 +169,8 @@ class MagNet(nn.Module):
             region_BN3 = self._children(region_BN3, theta_BNP3, out_px, side_px_B)
             values.append(placed.value_BNP.flatten(1))
             trace.values.append(values[-1].detach().float().cpu().numpy())
+        if enough is not None and not self.training:
+            return (yield from self._until(enough, region_BN3, trace, keep_views))
         patch_BNCHW = yield from self._look(zoom.num_layers, region_BN3, zoom.patch_px, generator, trace, keep_views)
         if self.training:
             early_B, late_B = self._auxiliary_logits(zoom.num_layers, patch_BNCHW, early_B, late_B)
@@ -174,6 +183,25 @@ class MagNet(nn.Module):
         """The end of a zoom, from its last patches."""
         feature_BND = self.encoder(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2])
         running_BN, patch_BN = self._logits(feature_BND)
+        return Zoomed(running_BN[:, -1], running_BN, patch_BN, trace)
+
+    def _until(
+        self, enough: Callable[[Tensor], bool], region_BN3: Tensor, trace: Trace, keep_views: bool
+    ) -> Generator[Ask, Windows, Zoomed]:
+        """The end of a zoom that reads its last patches a few at a time."""
+        zoom, seen, features = self.config.zoom, Trace(), []
+        for part_BN3 in region_BN3.split(AT_ONCE, dim=1):
+            patch_BNCHW = yield from self._look(zoom.num_layers, part_BN3, zoom.patch_px, None, seen, keep_views)
+            seen.tissue.append(_shares(tissue_mask(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2])))
+            features.append(self.encoder(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2]))
+            running_BN, patch_BN = self._logits(torch.cat(features, dim=1))
+            if enough(running_BN):
+                break
+        trace.regions.append(np.concatenate(seen.regions, axis=1))
+        trace.levels.append(np.concatenate(seen.levels, axis=1))
+        trace.tissue.append(np.concatenate(seen.tissue, axis=1))
+        if keep_views:
+            trace.views.append(np.concatenate(seen.views, axis=1))
         return Zoomed(running_BN[:, -1], running_BN, patch_BN, trace)
 
     @property

@@ -4,44 +4,62 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from magnet.regions import to_level0
-from magnet.windows import Ask, Fetch, Windows, drive_many
-from magnet.zoom import MagNet, Trace, Zoomed
+from magnet.regions import NUM_FRAMES
+from magnet.windows import Ask, Fetch, Windows, drive_many, in_frames
+from magnet.zoom import MagNet, Zoomed
+from ray_jobs.seen import regions_of
+from service.anytime import settled
 from service.errors import MagnetError
 from service.manifest import Slide
-from service.reader import RegionReader, SlideBatch
+from service.quality import Quality, SlideRefusedError, inspect
+from service.reader import RegionReader, SlideBatch, SlideInfo
+from service.score_settings import ZoomSettings
 from service.scores import empty_row
 
 OPENED_AHEAD = 4
-"""Slides whose headers are read before their turn."""
+"""Slides whose headers are read, and whose quality is judged, before their turn."""
+SOFTWARE = ", ".join(f"{name} {version(name)}" for name in ("magnifying-networks", "torch", "timm", "imagecodecs"))
 
 
 @dataclass(slots=True)
 class Scored:
-    """A slide's row, and its trace if it was scored."""
+    """A slide's row, and what was found of it if it was scored."""
 
     slide: Slide
     row: dict[str, Any]
-    trace: Trace | None = None
+    quality: Quality | None = None
+    zoomed: Zoomed | None = None
+    """Of the frame as the slide lies; the trace is what the picture is drawn from."""
     batch: SlideBatch | None = None
+    fetch: Fetch | None = None
+    ended: str = "complete"
     started_s: float = field(default_factory=time.perf_counter)
+    compute_s: float = 0.0
 
-    def fetch(self, ask: Ask) -> Windows:
+    def answer(self, ask: Ask) -> Windows:
         """Answer the slide's zoom, which opened it."""
-        assert self.batch is not None
-        return self.batch.fetch(ask)
+        assert self.fetch is not None
+        return self.fetch(ask)
 
 
 def score_slides(
-    model: MagNet, slides: Sequence[Slide], reader: RegionReader, *, in_flight: int = 4, keep_views: bool = False
+    model: MagNet,
+    slides: Sequence[Slide],
+    reader: RegionReader,
+    settings: ZoomSettings | None = None,
+    *,
+    in_flight: int = 4,
+    keep_views: bool = False,
 ) -> Iterator[Scored]:
     """Score slides, several at once.
 
@@ -49,69 +67,125 @@ def score_slides(
         model: in evaluation mode.
         slides: need `slide_id` and `uri`.
         reader: of their pixels.
+        settings: which slides are refused and when a zoom ends; None: the defaults.
         in_flight: slides whose zooms run at once.
         keep_views: keep what the model saw in the traces, for pictures.
 
     Yields:
-        One `Scored` per slide, in their order but that a slide that cannot be read ends early: it has status "failed"
-        and the reason.
+        One `Scored` per slide, in their order but that a slide that cannot be read or is refused ends early: it has
+        status "failed" or "refused" and the reason.
     """
+    settings = settings or ZoomSettings()
     with ThreadPoolExecutor(in_flight + OPENED_AHEAD, thread_name_prefix="fetch") as pool:
-        zooms = _begin(model, _opened_ahead(slides, reader, pool), reader, keep_views)
+        zooms = (
+            (scored, _zoom(model, scored, judged, reader, settings, keep_views), scored.answer)
+            for scored, judged in _judged_ahead(slides, reader, settings, pool)
+        )
         for scored, end in drive_many(zooms, pool, in_flight, catch=MagnetError):
-            _fill(scored, end, model)
+            _fill(scored, end, model, settings)
             yield scored
 
 
-def _opened_ahead(slides: Sequence[Slide], reader: RegionReader, pool: Executor) -> Iterator[Slide]:
-    """The slides, the headers of the next ones on their way; errors show when the slide has its turn."""
-    opening = deque(pool.submit(reader.info, slide.uri) for slide in slides[:OPENED_AHEAD])
+def _judged_ahead(
+    slides: Sequence[Slide], reader: RegionReader, settings: ZoomSettings, pool: Executor
+) -> Iterator[tuple[Scored, Future[Quality | None]]]:
+    """The slides, the next ones' headers and quality on their way; errors show when the slide has its turn."""
+
+    def judge(slide: Slide) -> Quality | None:
+        if settings.gate is not None:
+            return inspect(reader, slide.uri, settings.gate)
+        reader.info(slide.uri)
+        return None
+
+    coming = deque(pool.submit(judge, slide) for slide in slides[:OPENED_AHEAD])
     for k, slide in enumerate(slides):
-        opening.popleft().exception()
+        judged = coming.popleft()
+        judged.exception()  # waits
         if k + OPENED_AHEAD < len(slides):
-            opening.append(pool.submit(reader.info, slides[k + OPENED_AHEAD].uri))
-        yield slide
-
-
-def _begin(
-    model: MagNet, slides: Iterator[Slide], reader: RegionReader, keep_views: bool
-) -> Iterator[tuple[Scored, Generator[Ask, Windows, Zoomed], Fetch]]:
-    for slide in slides:
-        scored = Scored(slide, empty_row(slide))
-        yield scored, _zoom(model, scored, reader, keep_views), scored.fetch
+            coming.append(pool.submit(judge, slides[k + OPENED_AHEAD]))
+        yield Scored(slide, empty_row(slide)), judged
 
 
 @torch.inference_mode()  # here and not around the loop above, whose consumer would find itself in it
-def _zoom(model: MagNet, scored: Scored, reader: RegionReader, keep_views: bool) -> Generator[Ask, Windows, Zoomed]:
-    """A zoom that opens its slide first."""
+def _zoom(
+    model: MagNet,
+    scored: Scored,
+    judged: Future[Quality | None],
+    reader: RegionReader,
+    settings: ZoomSettings,
+    keep_views: bool,
+) -> Generator[Ask, Windows, Zoomed]:
+    """A zoom that opens its slide first. Several frames are as many slides of one zoom."""
     scored.started_s = time.perf_counter()
-    scored.batch = reader.batch([scored.slide.uri])
-    return (yield from model.zoom(scored.batch.side_px, keep_views=keep_views))
+    scored.batch = reader.batch([scored.slide.uri] * settings.frames)
+    scored.quality = judged.result()
+    scored.fetch = in_frames(scored.batch.fetch, np.arange(settings.frames) % NUM_FRAMES)
+    enough = _enough(scored, scored.batch, settings) if settings.may_end_early else None
+    zoom = model.zoom(scored.batch.side_px, keep_views=keep_views, enough=enough)
+    windows, began = None, time.perf_counter()
+    while True:
+        try:
+            ask = next(zoom) if windows is None else zoom.send(windows)
+        except StopIteration as end:
+            return end.value
+        finally:
+            scored.compute_s += time.perf_counter() - began
+        windows = yield ask
+        began = time.perf_counter()
 
 
-def _fill(scored: Scored, end: Zoomed | MagnetError, model: MagNet) -> None:
+def _enough(scored: Scored, batch: SlideBatch, settings: ZoomSettings) -> Callable[[Tensor], bool]:
+    """Whether a slide's zoom may end where it is; notes why."""
+
+    def enough(running_BN: Tensor) -> bool:
+        if settings.stop_when_settled is not None and settled(_probabilities(running_BN), settings.stop_when_settled):
+            scored.ended = "settled"
+        elif (
+            settings.max_bytes_per_slide is not None and _total(scored, batch, "bytes") >= settings.max_bytes_per_slide
+        ):
+            scored.ended = "bytes"
+        return scored.ended != "complete"
+
+    return enough
+
+
+def _fill(scored: Scored, end: Zoomed | MagnetError, model: MagNet, settings: ZoomSettings) -> None:
     """Complete a row with the zoom's end."""
     row = scored.row
-    row["schedule"] = ",".join(map(str, model.config.zoom.schedule))
+    row |= {"schedule": ",".join(map(str, model.config.zoom.schedule)), "frames": settings.frames}
+    row |= {"software": SOFTWARE, "compute_s": scored.compute_s}
     row["total_s"] = time.perf_counter() - scored.started_s
     if scored.batch is not None:
-        counters = scored.batch.counters[0]
-        row |= {"bytes_read": counters.bytes, "requests": counters.requests, "read_s": counters.wait_s}
-        row |= {"etag": scored.batch.info[0].etag, "size_bytes": scored.batch.info[0].size_bytes}
+        row |= _slide_columns(scored.batch.info[0])
+        totals = {"bytes_read": "bytes", "requests": "requests", "read_s": "wait_s", "windows": "windows"}
+        row |= {column: _total(scored, scored.batch, name) for column, name in totals.items()}
+    if scored.quality is not None:
+        row |= {name: getattr(scored.quality, name) for name in ("tissue", "stain", "pen", "sharpness")}
     if isinstance(end, MagnetError):
-        row |= {"status": "failed", "reason": str(end)}
+        row |= {"status": "refused" if isinstance(end, SlideRefusedError) else "failed", "reason": str(end)}
         return
     assert scored.batch is not None
-    running = end.running_BN[0].double().sigmoid().cpu().tolist()
-    regions = list(_regions(end.trace, scored.batch.info[0].size_px))
-    row |= {"status": "scored", "probability": running[-1], "running": running}
-    row |= {"regions": regions, "num_regions": len(regions)}
-    scored.trace = end.trace
+    info, running = scored.batch.info[0], _probabilities(end.running_BN)
+    regions = regions_of(end, info, running, model.config.zoom.schedule)
+    row |= {"status": "scored", "probability": running[-1], "running": running, "regions": regions}
+    row |= {"num_regions": len(regions), "levels": sorted({region["level"] for region in regions})}
+    row["ended"] = scored.ended if len(running) < model.config.zoom.num_patches else "complete"
+    row["flags"] = ["no_pixel_size"] if info.mpp_xy is None else []
+    scored.zoomed = end
 
 
-def _regions(trace: Trace, size_px: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """Every region of a trace in level-0 pixels."""
-    for layer, (region_BN3, level_BN) in enumerate(zip(trace.regions, trace.levels, strict=True)):
-        for (x, y, side), downsample in zip(to_level0(region_BN3[0], size_px), level_BN[0], strict=True):
-            place = {"x_l0": float(x), "y_l0": float(y), "side_l0": float(side)}
-            yield {"layer": layer, **place, "downsample": float(np.float32(downsample))}
+def _slide_columns(info: SlideInfo) -> dict[str, Any]:
+    mpp_x, mpp_y = info.mpp_xy or (None, None)
+    known = {"etag": info.etag, "size_bytes": info.size_bytes, "mpp_x": mpp_x, "mpp_y": mpp_y}
+    return known | {"width_l0": info.size_px[0], "height_l0": info.size_px[1]}
+
+
+def _total(scored: Scored, batch: SlideBatch, name: str) -> Any:
+    """A count over all frames and the quality gate."""
+    all_counters = [*batch.counters, *([scored.quality.counters] if scored.quality is not None else [])]
+    return sum(getattr(counters, name) for counters in all_counters)
+
+
+def _probabilities(running_BN: Tensor) -> list[float]:
+    """The running probability, its mean over the frames."""
+    return running_BN.double().sigmoid().mean(dim=0).cpu().tolist()

@@ -1,73 +1,112 @@
-"""A scoring job from its checked manifest to the table."""
+"""A scoring job from its checked manifest to table and report."""
 
 from __future__ import annotations
 
+import json
 import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 from tqdm import tqdm
 
-from magnet.metrics import auroc_by_stratum
 from ray_jobs import checkpoints, cluster, command, registry, tracking
 from ray_jobs.scorer import ScoreBlock
 from service import scores, storage
+from service.errors import UsageError
+from service.findings import Findings, findings
+from service.localisation import localisation
 from service.manifest import Slide
-from service.settings import ComputeSettings
+from service.outlines import Outlines
+from service.patients import write_patients
+from service.report import report
+from service.score_settings import ScoreSettings
 
 SLIDES_PER_PART = 8
 """Slides that are scored and published together: what a crash loses at most, per actor."""
+SETTINGS_FILE, REPORT_FILE, LOCALISATION_FILE = "settings.json", "report.html", "localisation.json"
+SLIDE = pa.schema(
+    [
+        ("row", pa.int64()),
+        *((name, pa.string()) for name in ("slide_id", "uri", "patient_id", "stratum")),
+        ("label", pa.int64()),
+    ]
+)
+"""A slide as Ray Data's blocks hold it: what the score table wants of it."""
 
 
 def score(
-    slides: list[Slide], model_name: str, compute: ComputeSettings, *, runs: str, out: str, pictures: bool
+    slides: list[Slide],
+    model_name: str,
+    settings: ScoreSettings,
+    *,
+    runs: str,
+    out: str,
+    outlines: Outlines | None = None,
 ) -> int:
-    """Score slides on the cluster and write the table; an exit status.
+    """Score slides on the cluster and write table and report; an exit status.
 
     Args:
         slides: of the manifest.
         model_name: as `registry.resolve` takes it.
-        compute: where and with how much.
+        settings: of the scoring.
         runs: folder of the runs, where the embedded tracking store is.
         out: folder of this scoring, a path or URI.
-        pictures: whether to draw them.
+        outlines: of the lesions, if they are known.
     """
     uri = tracking.tracking_uri(runs)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, version = registry.resolve(model_name, uri, Path(folder))
         model = checkpoints.publish(checkpoint, storage.join(out, "model"), name=model_name, version=version)
+    _keep_settings(settings, out)
     cluster.connect(command.worker_environment())
-    compute = cluster.fitted(compute, extra_cpus=0, why=f"{compute.num_workers} scoring worker(s)")
+    why = f"{settings.compute.num_workers} scoring worker(s)"
+    settings = replace(settings, compute=cluster.fitted(settings.compute, extra_cpus=0, why=why))
     cluster.require_shared(out=out)
-    _score(slides, model, compute, out, pictures=pictures)
+    began = time.monotonic()
+    num_new = _score(slides, model, settings, out)
     table = scores.finish(out, slides)
-    _tell(table, out)
-    return command.EXIT_SLIDES_FAILED if pc.any(pc.equal(table["status"], "failed")).as_py() else 0
+    write_patients(out, table)
+    found = findings(table, num_new, time.monotonic() - began)
+    judged = None if outlines is None else localisation(table, outlines)
+    if judged is not None:
+        found = replace(found, localisation=judged)
+        storage.write_bytes(storage.join(out, LOCALISATION_FILE), judged.to_json())
+    storage.write_bytes(storage.join(out, REPORT_FILE), report(table, found, out))
+    _tell(found, out)
+    return command.EXIT_SLIDES_FAILED if found.count["failed"] else 0
 
 
-def _score(
-    slides: list[Slide], model: checkpoints.NamedModel, compute: ComputeSettings, out: str, *, pictures: bool
-) -> None:
-    """Publish the rows of all slides that have none yet."""
+def _keep_settings(settings: ScoreSettings, out: str) -> None:
+    """A folder of scores holds rows of one kind."""
+    uri, own = storage.join(out, SETTINGS_FILE), settings.deciding()
+    if not storage.exists(uri):
+        storage.write_bytes(uri, (json.dumps(own, indent=2) + "\n").encode())
+    elif (kept := json.loads(storage.read_bytes(uri))) != own:
+        differs = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
+        raise UsageError(f"holds scores with other settings ({differs}); take a new folder", uri=out)
+
+
+def _score(slides: list[Slide], model: checkpoints.NamedModel, settings: ScoreSettings, out: str) -> int:
+    """Publish the rows of all slides that have none yet; how many these are."""
     done = set(scores.read_parts(out)["slide_id"].to_pylist())
-    todo = [slide for slide in slides if slide.slide_id not in done]
+    blocks = _blocks(slides, done)
+    num_todo = sum(map(len, blocks))
     if done:
-        print(f"{out}: {len(slides) - len(todo)} of {len(slides)} slides are done already", flush=True)
-    if not todo:
-        return
-    settings = ray.data.DataContext.get_current()
-    settings.enable_progress_bars = False
-    blocks = -(-len(todo) // SLIDES_PER_PART)
+        print(f"{out}: {len(slides) - num_todo} of {len(slides)} slides are done already", flush=True)
+    if not blocks:
+        return 0
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    compute, count = settings.compute, Counter[str]()
     results = (
-        ray.data.from_items([_plain(slide) for slide in todo], override_num_blocks=blocks)
+        ray.data.from_arrow(blocks)
         .map_batches(
             ScoreBlock,
-            fn_constructor_args=(model, compute, out, pictures),
+            fn_constructor_args=(model, settings, out),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=compute.num_workers),
@@ -76,34 +115,32 @@ def _score(
         )
         .iter_rows()
     )
-    with tqdm(total=len(todo), unit="slide", desc="scoring", mininterval=2) as bar:
+    with tqdm(total=num_todo, unit="slide", desc="scoring", mininterval=2) as bar:
         for result in results:
+            count[result["status"]] += 1
+            bar.set_postfix(refused=count["refused"], failed=count["failed"], refresh=False)
             bar.update()
-            if result["status"] == "failed":
-                bar.write(f"{result['slide_id']} failed: {result['reason']}")
+            if result["status"] != "scored":
+                bar.write(f"{result['slide_id']} {result['status']}: {result['reason']}")
+    return num_todo
 
 
-def _plain(slide: Slide) -> dict[str, Any]:
-    """A slide as Ray Data's blocks hold it: what the score table wants of it."""
-    return {name: getattr(slide, name) for name in ("row", "slide_id", "uri", "patient_id", "label", "stratum")}
+def _blocks(slides: list[Slide], done: set[str]) -> list[pa.Table]:
+    """What is to be scored together. A function of the manifest and of what is done, so that two drivers that do not
+    know of each other, one of them dying, publish the same parts under the same names."""
+    columns = SLIDE.names
+    blocks = []
+    for start in range(0, len(slides), SLIDES_PER_PART):
+        todo = [slide for slide in slides[start : start + SLIDES_PER_PART] if slide.slide_id not in done]
+        if todo:
+            rows = [{name: getattr(slide, name) for name in columns} for slide in todo]
+            blocks.append(pa.Table.from_pylist(rows, schema=SLIDE))
+    return blocks
 
 
-def _tell(table: pa.Table, out: str) -> None:
+def _tell(found: Findings, out: str) -> None:
     """The scoring in a few lines."""
-    count = {s: pc.sum(pc.equal(table["status"], s)).as_py() or 0 for s in ("scored", "failed")}
-    print(f"{len(table)} slides: {count['scored']} scored, {count['failed']} failed")
-    good = table.filter(pc.equal(table["status"], "scored"))
-    if not len(good):
-        return
-    read, size = np.array(good["bytes_read"], dtype=float), np.array(good["size_bytes"], dtype=float)
-    print(
-        f"per slide: {np.mean(good['num_regions']):.0f} regions, {np.mean(good['requests']):.0f} requests, "
-        f"{read.mean() / 1e6:.2f} MB read of {size.mean() / 1e6:.2f} MB ({read.sum() / size.sum():.1%})"
-    )
-    labelled = good.filter(pc.is_valid(good["label"]))
-    labels = np.array(labelled["label"].to_pylist())
-    if 0 < labels.sum() < len(labels):
-        strata = [stratum or "" for stratum in labelled["stratum"].to_pylist()]
-        for name, found in auroc_by_stratum(labels, np.array(labelled["probability"]), strata).items():
-            print(f"AUROC {name}: {found.auroc:.3f}, 95 % interval {found.low:.3f} to {found.high:.3f}")
-    print(f"table: {out}/scores.parquet and scores.csv; pictures: {out}/pictures/", flush=True)
+    for line in found.lines():
+        print(line)
+    print(f"table: {out}/scores.parquet, scores.csv, patients.csv; pictures: {out}/pictures/")
+    print(f"report: {out}/{REPORT_FILE}", flush=True)

@@ -120,19 +120,20 @@ class RegionReader:
         self._loader.run([partial(open_at, b) for b in range(len(uris))])
         return SlideBatch(self, [slide for slide in slides if slide is not None], counters)
 
-    def thumbnail(self, uri: str, max_px: int) -> NDArray[np.uint8]:
+    def thumbnail(self, uri: str, max_px: int, counters: ReadCounters | None = None) -> NDArray[np.uint8]:
         """The whole slide, without the padding to a square, reduced by the means of areas.
 
         Args:
             uri: the slide.
             max_px: longer side; smaller slides are not enlarged.
+            counters: what it takes is added here.
 
         Returns:
             uint8 (h, w, 3), the longer of h and w at most `max_px`.
         """
         if max_px < 1:
             raise UsageError(f"max_px {max_px} must be 1 or more", uri=uri)
-        counters = ReadCounters()
+        counters = ReadCounters() if counters is None else counters
         slide = self.open(uri, counters)
         size_px = slide.info.size_px
         out_px = min(max_px, root_side_px(size_px))

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import yaml
 
 from ray_jobs.processes import free_port
@@ -83,10 +85,14 @@ def trained(service: Service, config: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def new_manifest(service: Service, cohort: Path) -> tuple[str, pd.DataFrame]:
-    """A manifest to score, without labels: the cohort, a slide that is none, and one that is not there."""
+    """A manifest to score, without labels: the cohort, an empty glass, a slide that is none, and one not there."""
     frame = pd.read_csv(cohort / "manifest.csv")[["slide_id", "uri"]]
     service.put("slides/broken.tif", b"II*\0" + bytes(range(256)) * 40)
-    bad = pd.DataFrame({"slide_id": ["broken", "missing"], "uri": ["slides/broken.tif", "slides/missing.tif"]})
+    glass = io.BytesIO()
+    tifffile.imwrite(glass, np.full((1024, 1024, 3), 244, np.uint8), tile=(256, 256), metadata=None)
+    service.put("slides/blank.tif", glass.getvalue())
+    names = ["broken", "missing", "blank"]
+    bad = pd.DataFrame({"slide_id": names, "uri": [f"slides/{name}.tif" for name in names]})
     frame = pd.concat([frame.iloc[:5], bad, frame.iloc[5:]], ignore_index=True)
     text = io.StringIO()
     frame.to_csv(text, index=False)

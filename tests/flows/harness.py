@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,7 +135,11 @@ class Cluster:
 
     def kill_train_worker(self) -> None:
         """The only one, with SIGKILL."""
-        [worker] = [one for one in self.processes() if "ray::RayTrainWorker" in " ".join(one.cmdline())]
+        self.kill_worker("ray::RayTrainWorker")
+
+    def kill_worker(self, title: str) -> None:
+        """The only process of Ray's whose title holds this, with SIGKILL."""
+        [worker] = [one for one in self.processes() if title in " ".join(one.cmdline())]
         worker.kill()
 
     @contextmanager
@@ -219,9 +224,9 @@ class Service:
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
         return boto3.client("s3", endpoint_url=self.node["AWS_ENDPOINT_URL"], **keys)
 
-    def slide_reads(self) -> int:
-        """Requests for slides that the store has answered so far."""
-        return len(re.findall(rf'"GET /{BUCKET}/slides/', self.store_log.read_text()))
+    def slide_reads(self) -> Counter[str]:
+        """Requests for each slide, by its id, that the store has answered so far."""
+        return Counter(re.findall(rf'"GET /{BUCKET}/slides/(\w+)', self.store_log.read_text()))
 
 
 def answers(url: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -110,7 +109,10 @@ def test_scores_hold_one_row_per_slide_of_the_manifest(
     frame = scores(out).to_pandas().set_index("slide_id")
     assert list(frame.index) == list(new_manifest[1]["slide_id"])
     failed = frame[frame["status"] == "failed"]
-    assert (frame["status"] == "scored").sum() + len(failed) == len(frame)
+    refused = frame[frame["status"] == "refused"]
+    assert (frame["status"] == "scored").sum() + len(refused) + len(failed) == len(frame)
+    assert list(refused.index) == ["blank"]
+    assert "blank: no tissue found" in refused["reason"].iloc[0]
     assert list(failed.index) == ["broken", "missing"]
     for slide_id, row in failed.iterrows():
         assert f"s3://cohort/slides/{slide_id}.tif" in row["reason"]
@@ -120,14 +122,23 @@ def test_scores_hold_one_row_per_slide_of_the_manifest(
     assert (good["num_regions"] == 1 + 2 + 4).all()
     assert (good["bytes_read"] > 0).all()
     assert (good["model_version"] == "1").all()
-    assert "18 slides: 16 scored, 2 failed" in command.output
+    assert "19 slides: 16 scored, 1 refused, 2 failed" in command.output
+    patients = pd.read_csv(out / "patients.csv")
+    assert patients[["scored", "refused", "failed"]].sum().tolist() == [16, 1, 2]
 
 
 def test_scores_come_with_a_picture_for_each_scored_slide(scored: tuple[Command, Path]) -> None:
     frame = scores(scored[1]).to_pandas()
     good = frame[frame["status"] == "scored"]
     assert {path.stem for path in (scored[1] / "pictures").iterdir()} == set(good["slide_id"])
-    assert all(storage.read_bytes(uri).startswith(b"\x89PNG") for uri in good["picture"])
+    for column in ("picture", "overlay"):
+        assert all(storage.read_bytes(uri).startswith(b"\xff\xd8\xff") for uri in good[column])
+    for slide_id, uri, num in zip(good["slide_id"], good["geojson"], good["num_regions"], strict=True):
+        collection = json.loads(storage.read_bytes(uri))
+        assert (collection["slide_id"], len(collection["features"])) == (slide_id, num - 1)
+    report = (scored[1] / "report.html").read_text()
+    assert report.count("data:image/jpeg") == len(good)
+    assert "s3://cohort/slides/missing.tif" in report
 
 
 def test_scores_are_the_same_in_csv_and_parquet(scored: tuple[Command, Path]) -> None:
@@ -166,6 +177,43 @@ def test_two_workers_score_as_one_does(
     assert result(tmp_path) == result(scored[1])
 
 
+def test_whoever_is_killed_each_slide_is_scored_once_and_no_finished_one_is_read_again(
+    service: Service,
+    trained: Trained,
+    scored: tuple[Command, Path],
+    new_manifest: tuple[str, pd.DataFrame],
+    tmp_path: Path,
+) -> None:
+    """The actor, then the driver; then the same command."""
+    words = ["ray_jobs/score.py", "--manifest", new_manifest[0], "--model", MODEL, "--storage", trained.storage]
+    words += ["--out", tmp_path, "--set", "compute.slides_in_flight=1"]
+
+    def finished(parts: int) -> set[str]:
+        found = list((tmp_path / "parts").glob("*.parquet"))
+        if len(found) < parts:
+            return set()
+        return {slide_id for path in found for slide_id in pq.read_table(path)["slide_id"].to_pylist()}
+
+    with service.driver(*words) as driver:
+        driver.wait_for(lambda: finished(1))
+        first, reads = finished(1), service.slide_reads()
+        service.cluster.kill_worker("ScoreBlock")
+        driver.wait_for(lambda: finished(2))
+        second = finished(2)
+        driver.process.kill()
+        driver.process.wait()
+    assert not (tmp_path / "scores.parquet").exists()
+    after_driver = service.slide_reads()
+    assert all(after_driver[slide_id] == reads[slide_id] for slide_id in first)
+    again = score(service, trained, new_manifest[0], tmp_path, "--set", "compute.slides_in_flight=1")
+    assert again.status == 3, again.output
+    assert f"{len(second)} of 19 slides are done already" in again.output
+    assert all(service.slide_reads()[slide_id] == after_driver[slide_id] for slide_id in second)
+    parts = [pq.read_table(path)["slide_id"].to_pylist() for path in (tmp_path / "parts").iterdir()]
+    assert Counter(slide_id for part in parts for slide_id in part) == Counter(new_manifest[1]["slide_id"])
+    assert result(tmp_path) == result(scored[1])
+
+
 def result(out: Path) -> list[dict[str, Any]]:
     """What of a table depends on the slides and the model alone."""
     return scores(out).select(["slide_id", "status", "reason", "probability", "running", "regions", "call"]).to_pylist()
@@ -174,22 +222,3 @@ def result(out: Path) -> list[dict[str, Any]]:
 def storage_object(service: Service, key: str) -> bytes:
     body: bytes = service.s3().get_object(Bucket="cohort", Key=key)["Body"].read()
     return body
-
-
-def test_a_killed_scoring_goes_on_with_the_slides_that_have_no_row_yet(
-    service: Service, trained: Trained, new_manifest: tuple[str, pd.DataFrame], tmp_path: Path
-) -> None:
-    words = ["ray_jobs/score.py", "--manifest", new_manifest[0], "--model", "models:/magnet@challenger"]
-    words += ["--storage", str(trained.storage), "--out", str(tmp_path), "--no-pictures"]
-    with service.driver(*words) as first:
-        first.wait_for(lambda: list(tmp_path.glob("parts/*.parquet")))
-        first.process.kill()
-    assert not (tmp_path / "scores.parquet").exists()
-
-    second = service.run(*words)
-    assert second.status == 3, second.output
-    [done] = re.findall(r": (\d+) of 18 slides are done already", second.output)
-    assert 0 < int(done) < 18
-    parts = [pq.read_table(path)["slide_id"].to_pylist() for path in tmp_path.glob("parts/*.parquet")]
-    assert Counter(slide_id for part in parts for slide_id in part) == Counter(new_manifest[1]["slide_id"])
-    assert pq.read_table(tmp_path / "scores.parquet")["slide_id"].to_pylist() == list(new_manifest[1]["slide_id"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import tifffile
 import torch
 
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, ZoomConfig
+from magnet.windows import drive, in_frames
 from magnet.zoom import MagNet
 from ray_jobs.rows import Scored, score_slides
 from service.manifest import Slide
 from service.reader import RegionReader
+from service.score_settings import ZoomSettings
 from service.scores import SCHEMA
 
 BAD = ("empty.svs", "header-only.svs", "random-bytes.svs", "tile-not-decodable.svs", "truncated-half.svs")
@@ -53,14 +56,18 @@ def as_slide(number: int, path: Path) -> Slide:
     return Slide(row=number, slide_id=path.stem, uri=str(path), patient_id=f"p{number}", label=number % 2)
 
 
-def score(model: MagNet, slides: list[Slide], **options: Any) -> list[Scored]:
+UNJUDGED = ZoomSettings(gate=None)
+"""Noise is no tissue."""
+
+
+def score(model: MagNet, slides: list[Slide], settings: ZoomSettings = UNJUDGED, **options: Any) -> list[Scored]:
     with RegionReader(num_threads=4) as reader:
-        return list(score_slides(model, slides, reader, **options))
+        return list(score_slides(model, slides, reader, settings, **options))
 
 
 def lasting(one: Scored) -> dict[str, Any]:
     """A row without its times."""
-    return {name: value for name, value in one.row.items() if name not in ("read_s", "total_s")}
+    return {name: value for name, value in one.row.items() if name not in ("read_s", "compute_s", "total_s")}
 
 
 def test_a_row_tells_all_of_a_score(model: MagNet, tmp_path: Path) -> None:
@@ -82,15 +89,21 @@ def test_a_row_tells_all_of_a_score(model: MagNet, tmp_path: Path) -> None:
     assert row["requests"] > 0
     assert row["etag"]
     assert 0 <= row["read_s"] <= row["total_s"] + 1
-    assert one.trace is not None
-    assert one.trace.views == []
+    assert (row["ended"], row["frames"], row["flags"]) == ("complete", 1, ["no_pixel_size"])
+    assert [region["parent"] for region in row["regions"]] == [None, 0, 0, 1, 1, 2, 2]
+    assert [region["running_probability"] for region in row["regions"]] == [None] * 3 + row["running"]
+    assert row["regions"][0]["level"] == 2
+    assert root["x_um"] is None
+    assert row["windows"] == 7
+    assert one.zoomed is not None
+    assert one.zoomed.trace.views == []
 
 
 def test_views_are_kept_for_pictures_only_when_asked_for(model: MagNet, tmp_path: Path) -> None:
     (one,) = score(model, cohort(tmp_path, 1), keep_views=True)
-    assert one.trace is not None
-    assert one.trace.views[-1].shape == (1, 4, 32, 32, 3)
-    assert one.trace.views[-1].std() > 1
+    assert one.zoomed is not None
+    assert one.zoomed.trace.views[-1].shape == (1, 4, 32, 32, 3)
+    assert one.zoomed.trace.views[-1].std() > 1
 
 
 def test_rows_do_not_depend_on_what_is_in_flight(model: MagNet, tmp_path: Path) -> None:
@@ -116,7 +129,7 @@ def test_a_slide_that_cannot_be_read_is_a_row_with_a_reason_and_harms_no_other(
             assert row["status"] == "failed"
             assert slide.uri in row["reason"]
             assert row["probability"] is row["regions"] is row["running"] is None
-            assert found[slide.slide_id].trace is None
+            assert found[slide.slide_id].zoomed is None
         for alone, slide in zip(score(model, good), good, strict=True):
             assert lasting(found[slide.slide_id]) == lasting(alone)
 
@@ -127,12 +140,12 @@ def test_errors_that_are_no_slides_stop_the_scoring(model: MagNet, tmp_path: Pat
             raise ZeroDivisionError
 
     with Broken() as reader, pytest.raises(ZeroDivisionError):
-        list(score_slides(model, cohort(tmp_path, 1), reader))
+        list(score_slides(model, cohort(tmp_path, 1), reader, UNJUDGED))
 
 
 def test_who_consumes_rows_can_train_between_them(model: MagNet, tmp_path: Path) -> None:
     with RegionReader(num_threads=2) as reader:
-        for one in score_slides(model, cohort(tmp_path, 2), reader, in_flight=2):
+        for one in score_slides(model, cohort(tmp_path, 2), reader, UNJUDGED, in_flight=2):
             assert one.row["status"] == "scored"
             assert torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
@@ -140,11 +153,76 @@ def test_who_consumes_rows_can_train_between_them(model: MagNet, tmp_path: Path)
 
 def test_a_scoring_that_is_given_up_leaves_no_threads(model: MagNet, tmp_path: Path) -> None:
     with RegionReader(num_threads=2) as reader:
-        rows = score_slides(model, cohort(tmp_path, 5), reader, in_flight=2)
+        rows = score_slides(model, cohort(tmp_path, 5), reader, UNJUDGED, in_flight=2)
         next(rows)
         rows.close()  # type: ignore[attr-defined]  # it is a generator
-        assert next(score_slides(model, cohort(tmp_path, 1), reader)).row["status"] == "scored"
+        assert next(score_slides(model, cohort(tmp_path, 1), reader, UNJUDGED)).row["status"] == "scored"
 
 
 def test_no_slides_no_rows(model: MagNet) -> None:
     assert score(model, []) == []
+
+
+def test_slides_unfit_to_be_scored_are_refused_and_cost_no_zoom(model: MagNet, tmp_path: Path) -> None:
+    slides = cohort(tmp_path, 2)
+    for one in score(model, slides, ZoomSettings()):
+        assert one.row["status"] == "refused"
+        assert "(gate." in one.row["reason"]
+        assert one.row["probability"] is None
+        assert one.row["etag"]
+        assert one.row["windows"] == 0
+
+
+def test_micrometres_follow_the_slides_pixel_size(model: MagNet, test_data: Path) -> None:
+    slide = as_slide(0, test_data / "slides" / "cmu-1-small-region-pyramid.svs")
+    (one,) = score(model, [slide], ZoomSettings())
+    assert (one.row["status"], one.row["flags"]) == ("scored", [])
+    assert one.row["mpp_x"] == 0.499
+    for region in one.row["regions"]:
+        assert region["x_um"] == pytest.approx(region["x_l0"] * 0.499)
+        assert region["height_um"] == pytest.approx(region["side_l0"] * 0.499)
+    assert one.row["sharpness"] > 0.9
+    assert 0.3 < one.row["tissue"] < 0.4
+
+
+def test_eight_frames_are_eight_zooms_whose_mean_counts(model: MagNet, tmp_path: Path) -> None:
+    (slide,) = cohort(tmp_path, 1)
+    (one,), (eight,) = (score(model, [slide], ZoomSettings(gate=None, frames=n)) for n in (1, 8))
+    with RegionReader(num_threads=1) as reader, torch.inference_mode():
+        batch = reader.batch([slide.uri])
+        alone = [
+            drive(model.zoom(batch.side_px), in_frames(batch.fetch, np.array([frame])))
+            .logit_B.double()
+            .sigmoid()
+            .item()
+            for frame in range(8)
+        ]
+    assert eight.row["probability"] == pytest.approx(np.mean(alone), abs=1e-6)
+    assert one.row["probability"] == pytest.approx(alone[0], abs=1e-6)
+    assert eight.row["frames"] == 8
+    assert eight.row["windows"] == 8 * one.row["windows"]
+    boxes = [[(r["x_l0"], r["y_l0"], r["side_l0"]) for r in each.row["regions"]] for each in (one, eight)]
+    assert np.allclose(*boxes)
+
+
+def test_a_settled_slide_ends_early_on_the_numbers_of_the_whole(model: MagNet, tmp_path: Path) -> None:
+    deep = MagNet(replace(model.config, zoom=replace(model.config.zoom, schedule=(3, 3))), to_be_loaded=True).eval()
+    slides = cohort(tmp_path, 2)
+    whole, settled, never = (
+        score(deep, slides, ZoomSettings(gate=None, stop_when_settled=eps)) for eps in (None, 0.999, 0.0)
+    )
+    for full, early, late in zip(whole, settled, never, strict=True):
+        assert early.row["ended"] == "settled"
+        assert early.row["running"] == pytest.approx(full.row["running"][:4])
+        assert early.row["probability"] == early.row["running"][-1]
+        assert early.row["num_regions"] == 1 + 3 + 4
+        assert early.row["windows"] == 1 + 3 + 4
+        assert late.row["ended"] == "complete"
+        assert late.row["running"] == pytest.approx(full.row["running"])
+
+
+def test_a_bound_on_bytes_ends_a_slide_after_some_patches(model: MagNet, tmp_path: Path) -> None:
+    deep = MagNet(replace(model.config, zoom=replace(model.config.zoom, schedule=(3, 3))), to_be_loaded=True).eval()
+    (one,) = score(deep, cohort(tmp_path, 1), ZoomSettings(gate=None, max_bytes_per_slide=1))
+    assert (one.row["ended"], len(one.row["running"])) == ("bytes", 4)
+    assert one.row["status"] == "scored"

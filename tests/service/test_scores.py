@@ -13,7 +13,18 @@ import pytest
 from service import storage
 from service.fake_store import HttpStore
 from service.manifest import Slide
-from service.scores import SCHEMA, ScoresError, empty_row, finish, read_parts, write_part
+from service.scores import (
+    REGION,
+    SCHEMA,
+    ScoresError,
+    documentation,
+    empty_row,
+    finish,
+    read_part,
+    read_parts,
+    write_part,
+    write_table,
+)
 
 
 def slide(slide_id: str, label: int | None = 1) -> Slide:
@@ -22,6 +33,7 @@ def slide(slide_id: str, label: int | None = 1) -> Slide:
 
 def scored(one: Slide, probability: float = 0.25) -> dict[str, Any]:
     regions = [{"layer": 0, "x_l0": -1.5, "y_l0": 0.0, "side_l0": 100.0, "downsample": 4.0}]
+    regions[0] |= {"level": 1, "tissue": 0.5}
     known = {"status": "scored", "probability": probability, "running": [0.5, probability], "call": 0}
     return empty_row(one) | known | {"regions": regions, "num_regions": 1, "bytes_read": 1234, "requests": 5}
 
@@ -45,7 +57,10 @@ def test_a_row_knows_its_slide_and_nothing_else() -> None:
 
 
 def test_every_column_says_what_it_is() -> None:
-    assert all(field.metadata[b"what"] for field in SCHEMA)
+    assert all(field.metadata[b"what"] for field in [*SCHEMA, *REGION])
+    text = documentation()
+    assert text.startswith("Version 2 ")
+    assert all(f"| `{field.name}` |" in text for field in [*SCHEMA, *REGION])
 
 
 def test_parts_become_one_table_in_the_manifests_order(tmp_path: Path) -> None:
@@ -58,7 +73,7 @@ def test_parts_become_one_table_in_the_manifests_order(tmp_path: Path) -> None:
     assert table["probability"].to_pylist() == [None, 0.1, 0.3, 0.4]
     read_back = pq.read_table(tmp_path / "scores.parquet")
     assert read_back.equals(table)
-    assert read_back.schema.metadata[b"magnet_scores_version"] == b"1"
+    assert read_back.schema.metadata[b"magnet_scores_version"] == b"2"
     assert all(field.metadata[b"what"] for field in read_back.schema)
 
 
@@ -125,3 +140,27 @@ def test_other_files_among_the_parts_are_left_alone(tmp_path: Path) -> None:
     write_part(str(tmp_path), [scored(slide("a"))])
     (tmp_path / "parts" / "notes.txt").write_text("mine")
     assert len(read_parts(str(tmp_path))) == 1
+
+
+def test_a_part_is_found_by_its_slides(tmp_path: Path) -> None:
+    slides, out = [slide("a"), slide("b")], str(tmp_path)
+    assert read_part(out, ["a", "b"]) is None
+    write_part(out, [scored(one) for one in slides])
+    part = read_part(out, ["a", "b"])
+    assert part is not None
+    assert part["slide_id"].to_pylist() == ["a", "b"]
+    assert read_part(out, ["a"]) is None
+
+
+def test_slides_in_are_slides_scored_refused_and_failed(tmp_path: Path) -> None:
+    slides, out = [slide("a"), slide("b")], str(tmp_path)
+    write_part(out, [scored(slides[0]), empty_row(slides[1]) | {"status": "lost"}])
+    with pytest.raises(ScoresError, match=r"2 slides, but .*another status"):
+        finish(out, slides)
+
+
+def test_rows_of_another_version_are_not_mixed_in(tmp_path: Path) -> None:
+    old = SCHEMA.empty_table().replace_schema_metadata({"magnet_scores_version": "1"})
+    write_table(str(tmp_path / "parts" / "0.parquet"), old)
+    with pytest.raises(ScoresError, match="version 1, this is version 2; take a new folder"):
+        read_parts(str(tmp_path))

@@ -1,0 +1,75 @@
+"""The evidence of a score, drawn from the pass that scored: zoom tree, overlay, GeoJSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from magnet.zoom import Trace
+from ray_jobs.rows import Scored
+from service import storage
+from service.errors import MagnetError
+from service.geojson import to_geojson
+from service.pictures import overlay_picture
+from service.quality import THUMBNAIL_PX
+from service.reader import RegionReader
+from service.slides import SlideInfo
+from service.zoom_tree import Layer, zoom_tree_picture
+
+
+def publish(scored: Scored, reader: RegionReader, out: str) -> dict[str, Any]:
+    """Draw a scored slide and write what was drawn.
+
+    Args:
+        scored: with a trace that kept its views.
+        reader: of the thumbnail, where the quality gate did not read it.
+        out: folder of the scoring.
+
+    Returns:
+        Columns of the row.
+    """
+    assert scored.zoomed is not None
+    assert scored.batch is not None
+    row, trace, info = scored.row, scored.zoomed.trace, scored.batch.info[0]
+    mpp = None if info.mpp_xy is None else float(np.mean(info.mpp_xy))
+    verdict = f"{'positive' if row['call'] else 'negative'}, threshold {row['threshold']:.3f}"
+    title = f"{row['slide_id']}: probability {row['probability']:.3f} ({verdict})"
+    tree = zoom_tree_picture(
+        _layers(trace, info, mpp),
+        row["running"],
+        [int(word) for word in row["schedule"].split(",")],
+        title=title,
+        note=f"{row['model']} {row['model_version']}, weights {row['model_sha256'][:12]}; research use only",
+    )
+    files = {"picture": ("pictures", "jpg", tree), "geojson": ("geojson", "geojson", to_geojson(row))}
+    found: dict[str, Any] = {}
+    try:
+        if scored.quality is not None:
+            thumbnail = scored.quality.thumbnail
+        else:
+            thumbnail = reader.thumbnail(row["uri"], THUMBNAIL_PX, scored.batch.counters[0])
+    except MagnetError:  # the score stands without it
+        found["flags"] = [*row["flags"], "no_overlay"]
+    else:
+        regions = [region_BN3[0] for region_BN3 in trace.regions]
+        overlay = overlay_picture(thumbnail, info.size_px, regions, title=f"{title}; research use only", mpp=mpp)
+        files["overlay"] = ("overlays", "jpg", overlay)
+    for column, (folder, suffix, data) in files.items():
+        found[column] = storage.join(out, f"{folder}/{row['slide_id']}.{suffix}")
+        storage.write_bytes(found[column], data)
+    return found
+
+
+def _layers(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:
+    half_px = max(info.size_px) / 2
+    return [
+        Layer(
+            views=views_BNHWC[0],
+            regions=region_BN3[0],
+            um_per_px=None
+            if mpp is None
+            else float(np.mean(region_BN3[0, :, 0])) * 2 * half_px / views_BNHWC.shape[2] * mpp,
+        )
+        for views_BNHWC, region_BN3 in zip(trace.views, trace.regions, strict=True)
+    ]
