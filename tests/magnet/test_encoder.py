@@ -53,6 +53,7 @@ def test_features_are_those_of_timms_model_on_normalised_pixels(tmp_path: Path) 
     torch.testing.assert_close(encoder(view), expected)
 
 
+@pytest.mark.slow
 def test_published_inception_files_load_although_they_hold_two_classifiers(tmp_path: Path) -> None:
     _, path = saved("inception_v3", tmp_path, aux_logits=True)
     assert any(k.startswith("AuxLogits.") for k in safetensors.torch.load_file(path))
@@ -113,6 +114,7 @@ def test_checkpointing_changes_memory_and_nothing_else(name: str, side: int) -> 
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_copies_and_pickles_of_a_checkpointed_encoder_have_weights_of_their_own() -> None:
     encoder = make_encoder("resnet10t", checkpointing=True).eval()
     expected = encoder(views(1, 64))

@@ -261,6 +261,7 @@ def pink(num: int, side: int, generator: torch.Generator) -> torch.Tensor:
     return torch.fft.irfft2(spectrum / radius, s=(side, side))
 
 
+@pytest.mark.slow
 def test_lms_points_to_the_target_where_bilinear_loses_its_way() -> None:
     side, out_px, scale, num = 370, 56, 0.3, 48  # 1.98 window pixels per output pixel, the most a window has
     generator = seeded(0)

@@ -14,6 +14,7 @@ from magnet import torchvision_schemas
 PACKAGE = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_broken_torchvision_gets_its_schemas_once(tmp_path: Path) -> None:
     broken = tmp_path / "torchvision"
     broken.mkdir()

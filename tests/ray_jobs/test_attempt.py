@@ -202,6 +202,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[FakeTracker, dict[s
 SLOW = pytest.mark.slow  # together, they train some twenty networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deaths", [(1,), pytest.param((2,), marks=SLOW), pytest.param((1, 1, 2), marks=SLOW)], ids=str)
 def test_after_any_death_each_step_and_epoch_is_as_without_one(
     whole: Any, tmp_path: Path, deaths: Sequence[int]
@@ -246,6 +247,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert rest.epochs() == whole[0].epochs()
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_checkpoint_and_not_the_training(
     whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

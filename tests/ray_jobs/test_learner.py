@@ -24,6 +24,11 @@ assert _spec is not None
 worker: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(worker)  # type: ignore[union-attr]  # a file has a loader
 
+EACH_PRESET = pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[pytest.mark.slow] if name == "paper" else []) for name in sorted(PRESETS)]
+)
+"""The paper's preset has the larger network of the two."""
+
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ThreadPoolExecutor]:
@@ -70,7 +75,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@EACH_PRESET
 def test_losses_of_two_workers_add_up_to_those_of_one(group: Any, preset: str) -> None:
     alone, both = group[0][preset], [one[preset] for one in group[1]]
     for step in range(worker.NUM_STEPS):
@@ -84,7 +89,7 @@ def test_losses_of_two_workers_add_up_to_those_of_one(group: Any, preset: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@EACH_PRESET
 def test_two_workers_have_the_gradients_of_one(group: Any, preset: str) -> None:
     alone, both = group[0][preset], [one[preset] for one in group[1]]
     largest = max(float(gradient.abs().max()) for gradient in alone["gradients"][0].values())
@@ -96,7 +101,7 @@ def test_two_workers_have_the_gradients_of_one(group: Any, preset: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@EACH_PRESET
 def test_two_workers_have_the_same_weights_and_those_of_one(group: Any, preset: str) -> None:
     alone, both = group[0][preset], [one[preset] for one in group[1]]
     for step in range(worker.NUM_STEPS):
@@ -117,7 +122,7 @@ def test_two_workers_calibrate_on_the_negative_slides_of_both(group: Any) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@EACH_PRESET
 def test_statistics_are_averaged_over_the_workers(group: Any, preset: str) -> None:
     both = [one[preset] for one in group[1]]
     differ = 0
@@ -132,7 +137,7 @@ def test_statistics_are_averaged_over_the_workers(group: Any, preset: str) -> No
 # -------------------------------------------------------------------------------------------------------- one process
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@EACH_PRESET
 def test_same_seed_same_losses_and_weights(preset: str, pool: ThreadPoolExecutor) -> None:
     first, again, other = (worker.learner(preset, seed=seed) for seed in (1, 1, 2))
     losses = train(first, pool, 0, 3)
@@ -142,6 +147,7 @@ def test_same_seed_same_losses_and_weights(preset: str, pool: ThreadPoolExecutor
         assert torch.equal(weight, weights(again)[name]), name
 
 
+@pytest.mark.slow
 def test_a_step_goes_downhill(pool: ThreadPoolExecutor) -> None:
     learner = worker.learner("paper", learning_rate=1e-3, theta_gradient="off")
     fixed = [worker.micro_batch(0, i) for i in range(worker.MICRO_BATCHES)]
@@ -180,7 +186,7 @@ def _part(whole: Any, first: int, size: int) -> Any:
     return first, sides[chosen], fetch_part, label_B[chosen]
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@EACH_PRESET
 def test_a_loss_that_is_no_number_leaves_everything_as_it_was(preset: str, pool: ThreadPoolExecutor) -> None:
     spoilt, straight = worker.learner(preset), worker.learner(preset)
     for learner in (spoilt, straight):
@@ -221,6 +227,7 @@ def test_locators_and_the_rest_are_clipped_apart(pool: ThreadPoolExecutor) -> No
     assert min(told["gradient_norm_locators"], told["gradient_norm_rest"]) > 1e-3  # before clipping
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_its_state(pool: ThreadPoolExecutor) -> None:
     whole, first = worker.learner("evidence"), worker.learner("evidence")
     losses = train(whole, pool, 0, 3)

@@ -111,6 +111,7 @@ def test_crops_of_one_texture_become_neighbours(pretrained: tuple[Encoder, Progr
 # ------------------------------------------------------------------------------------------------------ what it leaves
 
 
+@pytest.mark.slow
 def test_the_file_loads_as_an_encoders_weights(
     pretrained: tuple[Encoder, Progress], settings: TrainSettings, tmp_path: Path
 ) -> None:

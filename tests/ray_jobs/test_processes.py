@@ -69,6 +69,7 @@ def test_children_and_grandchildren_end_with_the_context(tmp_path: Path) -> None
     assert process.returncode is not None
 
 
+@pytest.mark.slow
 def test_they_end_with_an_error_too(tmp_path: Path) -> None:
     ids: list[int] = []
 
@@ -118,6 +119,7 @@ def test_a_free_port_can_be_listened_on() -> None:
         listener.bind(("127.0.0.1", free_port()))
 
 
+@pytest.mark.slow
 def test_orphans_of_a_process_that_ended_by_itself_are_found_by_its_session(tmp_path: Path) -> None:
     with started(family(tmp_path), log=None) as process:
         ids = family_ids(tmp_path)

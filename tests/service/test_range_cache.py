@@ -109,6 +109,7 @@ def test_local_files_are_not_copied(store: HttpStore) -> None:
     assert read(str(store.folder / "x.tif"))[1].disk_hits == 0
 
 
+@pytest.mark.slow
 def test_processes_share_a_folder(store: HttpStore) -> None:
     uri = noisy_slide(store.folder / "x.tif")
 

@@ -235,6 +235,7 @@ for _ in range(150):
 """
 
 
+@pytest.mark.slow
 def test_a_damaged_dicom_file_read_by_threads_does_not_crash_the_process(test_data: Path) -> None:
     command = [sys.executable, "-c", READ_OFTEN, str(test_data / "bad" / "truncated-half.dcm")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
@@ -397,11 +398,10 @@ def test_mutated_headers_never_crash_hang_or_eat_memory(tmp_path: Path, seed: in
     assert all(str(tmp_path) in message for message in refused)
 
 
-@pytest.mark.parametrize(
-    ("num_slides", "num_regions"),
-    [(60, 3_000), pytest.param(200, 20_000, marks=pytest.mark.slow)],  # benchmarks/soak_reader.py goes to 200,000
-)
-def test_a_soak_keeps_memory_and_open_files_flat(tmp_path: Path, num_slides: int, num_regions: int) -> None:
+@pytest.mark.slow
+def test_a_soak_keeps_memory_and_open_files_flat(tmp_path: Path) -> None:
+    """`benchmarks/soak_reader.py` goes to 200,000 regions."""
+    num_slides, num_regions = 200, 20_000
     paths = [str(position_slide(tmp_path / f"{n}.tif", (400, 300), [1, 2])) for n in range(num_slides)]
     rng, batch_size, per_batch = np.random.default_rng(0), 20, 40
     used = []

@@ -110,6 +110,7 @@ class TestFiles:
         assert slide.level_dimensions == ((2301, 2301), (1151, 1151), (576, 576))
         assert level_pixels(slide, 2)[-1, -1].min() > 230  # glass, not padding
 
+    @pytest.mark.slow
     def test_a_hundred_thousand_pixels_take_megabytes(self, tmp_path: Path) -> None:
         path = tmp_path / "s.tif"
         write_slide(spec(side_px=100_000), path)
@@ -124,6 +125,7 @@ class TestFiles:
         assert slide.level_dimensions[-1] == (782, 782)
         assert rgb(slide, np.array([99_700, 99_700]), 0, 300).min() > 230
 
+    @pytest.mark.slow
     def test_same_arguments_give_same_bytes_whatever_the_jobs(self, tmp_path: Path) -> None:
         settings = CohortSettings(**SMALLEST)
         make_cohort(tmp_path / "one", settings)
@@ -135,6 +137,7 @@ class TestFiles:
         ]
         assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
 
+    @pytest.mark.slow
     def test_another_seed_gives_another_slide(self, tmp_path: Path) -> None:
         write_slide(spec(seed=(0, 0)), tmp_path / "a.tif")
         write_slide(spec(seed=(0, 1)), tmp_path / "b.tif")
