@@ -357,6 +357,10 @@ def _costs(batches: list[SlideBatch]) -> Sums:
         "read_s_per_slide": sum(c.wait_s for c in counters),
         "bytes_per_slide": sum(c.bytes for c in counters),
         "requests_per_slide": sum(c.requests for c in counters),
+        "decode_s_per_slide": sum(c.decode_s for c in counters),
+        "tiles_per_slide": sum(c.tiles for c in counters),
+        "cache_hits_per_slide": sum(c.cache_hits for c in counters),
+        "disk_hits_per_slide": sum(c.disk_hits for c in counters),
     }
 
 

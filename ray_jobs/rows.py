@@ -157,7 +157,8 @@ def _fill(scored: Scored, end: Zoomed | MagnetError, model: MagNet, settings: Zo
     row["total_s"] = time.perf_counter() - scored.started_s
     if scored.batch is not None:
         row |= _slide_columns(scored.batch.info[0])
-        totals = {"bytes_read": "bytes", "requests": "requests", "read_s": "wait_s", "windows": "windows"}
+        totals = {"bytes_read": "bytes", "read_s": "wait_s"}
+        totals |= {name: name for name in ("requests", "windows", "tiles", "cache_hits", "disk_hits", "decode_s")}
         row |= {column: _total(scored, scored.batch, name) for column, name in totals.items()}
     if scored.quality is not None:
         row |= {name: getattr(scored.quality, name) for name in ("tissue", "stain", "pen", "sharpness")}

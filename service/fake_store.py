@@ -1,7 +1,8 @@
 """A small object store over real HTTP, slow and faulty on demand, with a log of requests.
 
 For tests, benchmarks and the demo. It serves the files of a folder as ``http://HOST/BUCKET/KEY``, which is at once a
-plain web server and the path style of S3: ranges, HEAD, PUT, DELETE and listings. As a process of its own:
+plain web server, the path style of S3 and of Google's XML API, and Azure's blobs: ranges, HEAD, PUT, DELETE and
+listings. As a process of its own:
 
     python -m service.fake_store FOLDER [--port P] [--latency-ms L] [--bucket B]
 
@@ -25,6 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 BUCKET = "bucket"
+MODIFIED = "Wed, 01 Jan 2025 00:00:00 GMT"
 STALL_S = 1.5
 """How long a stalled answer takes."""
 
@@ -133,6 +135,8 @@ class HttpStore:
         start, stop = None, None
         if method == "GET" and "list-type" in query:
             answer = self._list(query.get("prefix", [""])[0])
+        elif method == "GET" and query.get("comp") == ["list"]:
+            answer = self._list_blobs(query.get("prefix", [""])[0])
         elif method == "GET":
             start, stop = _range(headers.get("range"))
             answer = self._get(self.folder / key, key, start, stop)
@@ -190,20 +194,31 @@ class HttpStore:
         return _Answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
 
     def _list(self, prefix: str) -> _Answer:
-        keys = sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
         items = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
             f"<ETag>x</ETag><Size>{(self.folder / key).stat().st_size}</Size></Contents>"
-            for key in keys
-            if key.startswith(prefix)
+            for key in self._keys(prefix)
         )
         listing = f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>"
         return _Answer(200, listing.encode())
 
+    def _list_blobs(self, prefix: str) -> _Answer:
+        items = "".join(
+            f"<Blob><Name>{escape(key)}</Name><Properties><Last-Modified>{MODIFIED}</Last-Modified><Etag>x</Etag>"
+            f"<Content-Length>{(self.folder / key).stat().st_size}</Content-Length>"
+            "<Content-Type>application/octet-stream</Content-Type></Properties></Blob>"
+            for key in self._keys(prefix)
+        )
+        return _Answer(200, f"<EnumerationResults><Blobs>{items}</Blobs></EnumerationResults>".encode())
+
+    def _keys(self, prefix: str) -> list[str]:
+        keys = sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
+        return [key for key in keys if key.startswith(prefix)]
+
     def _describe(self, path: Path, key: str) -> dict[str, str]:
         status = path.stat()
         etag = self.etags.get(key, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
-        return {"ETag": etag, "Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT", "Accept-Ranges": "bytes"}
+        return {"ETag": etag, "Last-Modified": MODIFIED, "Accept-Ranges": "bytes"}
 
 
 class _Connection(asyncio.Protocol):

@@ -104,7 +104,7 @@ class FakeTracker:
 
     def epochs(self) -> dict[int, dict[str, float]]:
         """All that follows from the slides and the seed, for each epoch."""
-        clocked = ("train/slides_per_s", "train/wait_share", "train/read_s_per_slide")
+        clocked = ("train/slides_per_s", "train/wait_share", "train/read_s_per_slide", "train/decode_s_per_slide")
         return {
             step: {name: value for name, value in values.items() if name not in clocked}
             for step, values in self.points

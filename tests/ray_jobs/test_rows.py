@@ -67,7 +67,8 @@ def score(model: MagNet, slides: list[Slide], settings: ZoomSettings = UNJUDGED,
 
 def lasting(one: Scored) -> dict[str, Any]:
     """A row without its times."""
-    return {name: value for name, value in one.row.items() if name not in ("read_s", "compute_s", "total_s")}
+    times = ("read_s", "decode_s", "compute_s", "total_s")
+    return {name: value for name, value in one.row.items() if name not in times}
 
 
 def test_a_row_tells_all_of_a_score(model: MagNet, tmp_path: Path) -> None:
@@ -87,6 +88,10 @@ def test_a_row_tells_all_of_a_score(model: MagNet, tmp_path: Path) -> None:
     assert row["size_bytes"] == Path(slide.uri).stat().st_size
     assert row["bytes_read"] > 0
     assert row["requests"] > 0
+    assert row["tiles"] > 0
+    assert row["decode_s"] > 0
+    assert row["cache_hits"] > 0  # the thumbnail's tiles serve the gate and the zoom
+    assert row["disk_hits"] == 0
     assert row["etag"]
     assert 0 <= row["read_s"] <= row["total_s"] + 1
     assert (row["ended"], row["frames"], row["flags"]) == ("complete", 1, ["no_pixel_size"])

@@ -26,6 +26,7 @@ def scored_row(slide_id: str, probability: float, label: int | None = None, **mo
     known = {"status": "scored", "probability": probability, "running": [0.5, probability], "regions": regions}
     known |= {"schedule": "2,1", "threshold": 0.5, "call": int(probability >= 0.5), "num_regions": 5, "windows": 10}
     known |= {"bytes_read": 1_000_000, "requests": 12, "size_bytes": 50_000_000, "read_s": 0.5, "compute_s": 0.25}
+    known |= {"tiles": 40, "decode_s": 0.05, "cache_hits": 8, "disk_hits": 0}
     known |= {"mpp_x": 0.5, "mpp_y": 0.5, "width_l0": 1000, "height_l0": 800, "ended": "complete", "flags": []}
     known |= {"model": "models:/magnet@champion", "model_version": "3", "model_sha256": "ab" * 32, "frames": 1}
     return empty_row(slide) | known | {"software": "torch 2"} | more

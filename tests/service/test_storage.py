@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -12,15 +13,31 @@ from service import storage
 from service.counters import ReadCounters
 from service.errors import AccessError, NotFoundError, SlideChangedError, SlideError, StorageError, UsageError
 from service.fake_store import HttpStore
+from service.storage import stores
 from service.storage.ranges import OpenFiles, open_source
 from service.storage.uri import Location, parse
 
 DATA = bytes(range(256)) * 64
 
 
-@pytest.mark.parametrize("scheme", ["file", "plain", "s3"])
+@pytest.fixture
+def other_clouds(store: HttpStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``gs://bucket`` and ``az://bucket`` lie in the store too."""
+    account = {"gcs_base_url": store.endpoint, "disable_oauth": True}
+    account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    (tmp_path / "account.json").write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", store.endpoint)
+    monkeypatch.setenv("AZURE_SKIP_SIGNATURE", "true")
+    stores.forget_stores()
+
+
+@pytest.mark.usefixtures("other_clouds")
+@pytest.mark.parametrize("scheme", ["file", "plain", "s3", "gs"])
 def test_objects_are_written_listed_read_and_deleted(store: HttpStore, tmp_path: Path, scheme: str) -> None:
-    root = {"file": f"file://{tmp_path}/files", "plain": f"{tmp_path}/files", "s3": "s3://bucket/cohort"}[scheme]
+    folders = {"file": f"file://{tmp_path}/files", "plain": f"{tmp_path}/files"}
+    root = folders.get(scheme, f"{scheme}://bucket/cohort")
     uris = [storage.join(root, name) for name in ("a b#c.csv", "deep/d\u00e9.png")]
     for uri in uris:
         storage.write_bytes(uri, DATA)
@@ -32,6 +49,16 @@ def test_objects_are_written_listed_read_and_deleted(store: HttpStore, tmp_path:
     assert [storage.exists(uri) for uri in uris] == [False, True]
     with pytest.raises(NotFoundError, match="a b#c"):
         storage.read_bytes(uris[0])
+
+
+@pytest.mark.usefixtures("other_clouds")
+def test_azure_is_read_written_and_listed() -> None:
+    """Deleting goes by its batch requests, which the store here does not know."""
+    storage.write_bytes("az://bucket/cohort/a b.svs", DATA)
+    assert storage.list_uris("az://bucket/cohort") == ["az://bucket/cohort/a b.svs"]
+    assert storage.stat("az://bucket/cohort/a b.svs")[0] == len(DATA)
+    assert open_source("az://bucket/cohort/a b.svs", OpenFiles()).read(100, 50, ReadCounters()) == DATA[100:150]
+    assert not storage.exists("az://bucket/cohort/b.svs")
 
 
 def test_a_web_server_is_read_but_neither_written_nor_listed(store: HttpStore) -> None:
@@ -129,6 +156,21 @@ def test_the_endpoint_of_an_aws_profile_is_used(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert storage.read_bytes("s3://bucket/x") == DATA
+
+
+def test_a_bucket_may_stand_in_the_host_name(store: HttpStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store takes the place of the proxy that knows the host; a bucket in the path would be a folder there."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://s3.example")
+    monkeypatch.setenv("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true")
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, store.endpoint)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    store.bucket = ""
+    storage.write_bytes("s3://slides/a.svs", DATA)
+    assert (store.folder / "a.svs").read_bytes() == DATA
+    assert storage.read_bytes("s3://slides/a.svs") == DATA
+    assert storage.list_uris("s3://slides") == ["s3://slides/a.svs"]
 
 
 @pytest.mark.parametrize("place", ["file", "s3"])
