@@ -84,6 +84,7 @@ def main(arguments: list[str]) -> int:
         _compare(scores, bucket / "unseen" / "lesions.geojson", endpoint)
     minutes = (time.monotonic() - started_s) / 60
     print(f"\nDone in {minutes:.1f} minutes. The slides are generated: the score says nothing about finding cancer.")
+    print(f"  report     {scores}/report.html")
     print(f"  pictures   {scores}/pictures/")
     print(f"  table      {scores}/scores.csv")
     print(f"  runs       {ui_command(f'sqlite:///{runs}/mlflow.db')}")

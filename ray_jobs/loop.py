@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from typing import Any
 
 import ray.train
@@ -23,13 +24,13 @@ __all__ = ["Task", "train"]
 
 
 def train(config: dict[str, Any]) -> str | None:
-    """Train the ``config["task"]``, as one worker of the group.
+    """Train the pickled ``config["task"]``, as one worker of the group.
 
     Returns:
         Why the training cannot go on, where trying again would end alike: Ray starts anew whoever raises an error.
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train lets every library speak at INFO
-    task: Task = config["task"]
+    task: Task = pickle.loads(config["task"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     settings, order = task.settings, task.order

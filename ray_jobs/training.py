@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -116,7 +117,8 @@ def _fit(task: loop.Task, name: str, storage: str) -> None:
     # Ray's annotations are still those of Train V1, which knows neither what a loop returns nor preemptions.
     trainer = TorchTrainer(
         loop.train,  # type: ignore[arg-type]
-        train_loop_config={"task": task},
+        # As bytes: Ray's controller unpickles what it is given and would import torch and all of this for it (9 s).
+        train_loop_config={"task": pickle.dumps(task)},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
             use_gpu=bool(compute.gpus_per_worker),

@@ -42,9 +42,12 @@ CONFIG = {
         "zoom": {"schedule": [2, 2], "map_px": 28, "view_px": 56, "patch_px": 32},
         "classifier": {"encoder": "test_resnet"},
     },
-    "recipe": {"epochs": 2, "batch": 4, "micro_batch": 2, "seed": 1},
+    "recipe": {"epochs": 4, "batch": 2, "micro_batch": 2, "seed": 1},
 }
 """The smallest network that zooms twice."""
+EPOCHS, STEPS_PER_EPOCH = 4, 4
+SAME = ("train/loss", "val/loss", "val/auroc", "val/selection", "train/gradient_norm_rest", "roi/layer1_moved")
+"""Metrics of an epoch that follow from slides and seed alone."""
 
 SHELL = {
     "RAY_AUTH_MODE": "disabled",
@@ -160,9 +163,11 @@ def ray_cluster(node: Mapping[str, str], log: Path) -> Iterator[Cluster]:
         f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} --object-store-memory=300000000 "
         f"--temp-dir={temporary}"
     )
+    url = "http://127.0.0.1:{}"
+    # Without it Ray Train asks whichever cluster it finds on this machine about its own actors, and waits in vain.
+    own = {"RAY_API_SERVER_ADDRESS": url.format(jobs_port)}
     try:
-        with running(words, node, log) as command:
-            url = "http://127.0.0.1:{}"
+        with running(words, own | dict(node), log) as command:
             yield Cluster(command, dict(node), url.format(jobs_port), f"127.0.0.1:{gcs_port}", url.format(agent_port))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -92,6 +92,8 @@ def test_the_demo_trains_scores_and_tells_where_everything_is(
         assert re.search(told, output), told
     assert not re.search(r"INFO|SUCC|Warning|core_worker|pid=|State API", output), output
     [pictures] = re.findall(r"pictures   (\S+)", output)
+    [report] = re.findall(r"report     (\S+)", output)
+    assert Path(report).read_text().startswith("<!doctype html>")
     [table] = re.findall(r"table      (\S+)", output)
     rows = list(csv.DictReader(Path(table).read_text().splitlines()))
     assert len(rows) == len(list(Path(pictures).glob("*.jpg"))) >= 4

@@ -1,7 +1,7 @@
 """What a training or a scoring stands on dies in the midst of it, and the same command goes on to the same result.
 
-Each training is one job in one folder. Its slides are local files, its steps take a fraction of a second, and each
-ends with a checkpoint, so that processes die within epochs.
+Each training is one job in one folder. Its steps take a fraction of a second, and each ends with a checkpoint, so that
+processes die within epochs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,23 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from ray_jobs.processes import free_port
-from tests.flows.harness import FLOW, Cluster, Command, answers, ray_cluster, running
+from tests.flows.harness import (
+    BUCKET,
+    EPOCHS,
+    FLOW,
+    MANIFEST,
+    SAME,
+    STEPS_PER_EPOCH,
+    Cluster,
+    Command,
+    Service,
+    Trained,
+    answers,
+    ray_cluster,
+    running,
+)
 
 pytestmark = FLOW
-
-EPOCHS, STEPS_PER_EPOCH, BATCH = 4, 4, 2
-SAME = ("train/loss", "val/loss", "val/auroc", "val/selection", "train/gradient_norm_rest", "roi/layer1_moved")
-"""Metrics of an epoch that follow from slides and seed alone."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +47,14 @@ class Job:
     """A training in a folder of its own."""
 
     folder: Path
-    manifest: Path
     config: Path
+    manifest: str = MANIFEST
     tracking_uri: str | None = None
 
     def words(self, *more: str) -> list[str | Path]:
         """Its command, the same for every attempt."""
         words = ["ray_jobs/train.py", "--manifest", self.manifest, "--config", self.config, "--storage", self.folder]
-        words += ["--name", "mine", "--epochs", str(EPOCHS), "--set", f"recipe.batch={BATCH}", "--set"]
-        return [*words, "compute.checkpoint_minutes=1e-6", *more]
+        return [*words, "--name", "mine", "--set", "compute.checkpoint_minutes=1e-6", *more]
 
     @contextmanager
     def attempt(self, cluster: Cluster, *more: str) -> Iterator[Command]:
@@ -103,31 +112,26 @@ class Job:
             assert self.history(name) == whole.history(name), name
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of two CPUs that outlives its jobs."""
-    with ray_cluster({"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}, tmp_path_factory.mktemp("ray") / "log") as one:
-        one.wait()
-        yield one
+@pytest.fixture
+def cluster(service: Service) -> Cluster:
+    """One that outlives the jobs."""
+    return service.cluster
 
 
-@pytest.fixture(scope="module")
-def whole(cluster: Cluster, cohort: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+@pytest.fixture
+def whole(trained: Trained, config: Path) -> Job:
     """A training that nothing befell."""
-    job = Job(tmp_path_factory.mktemp("whole"), cohort / "manifest.csv", config)
-    command = job.finish(cluster)
-    assert command.status == 0, command.output
-    return job
+    return Job(trained.storage, config)
 
 
 def test_whoever_is_killed_the_same_command_ends_as_if_nobody_had_been(
     cluster: Cluster, whole: Job, tmp_path: Path
 ) -> None:
-    """A training worker, the driver, and every process of the cluster at once, each within an epoch.
+    """A training worker, the driver, the driver by Ctrl-C, and every process of the cluster at once, within an epoch.
 
     With ``-rP`` pytest shows how long it took until the next step was done: the table of faults in RESULTS.md.
     """
-    job = Job(tmp_path / "runs", whole.manifest, whole.config)
+    job = Job(tmp_path / "runs", whole.config)
     with ray_cluster(cluster.node, tmp_path / "ray.log") as doomed:
         doomed.wait()
         with job.attempt(doomed) as command:
@@ -139,26 +143,20 @@ def test_whoever_is_killed_the_same_command_ends_as_if_nobody_had_been(
         with job.attempt(doomed) as command:
             with job.going_on("driver", command):
                 command.wait_for(r"going on from the checkpoint after step [1-9]")
+            command.process.send_signal(signal.SIGINT)
+            assert command.finish(60).status == 130, command.output
+        assert "the same command with the same --name goes on" in command.output
+        assert not re.search(r"^Traceback", command.output, re.MULTILINE)  # Ray's controller may stumble in its own
+        assert job.run().info.status == "KILLED"
+        with job.attempt(doomed) as command:
+            with job.going_on("driver by Ctrl-C", command):
+                command.wait_for(r"going on from the checkpoint after step [1-9]")
             doomed.kill()
     assert 2 < job.saved_step() < EPOCHS * STEPS_PER_EPOCH
     with job.attempt(cluster) as command:
         with job.going_on("cluster", command):
             command.wait_for(r"going on from the checkpoint after step [1-9]")
         assert command.finish().status == 0, command.output
-    job.assert_as(whole)
-
-
-def test_ctrl_c_is_no_failure_and_the_same_command_goes_on(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    job = Job(tmp_path / "runs", whole.manifest, whole.config)
-    with job.attempt(cluster) as command:
-        job.reach(command, 2)
-        command.process.send_signal(signal.SIGINT)
-        assert command.finish(60).status == 130, command.output
-    assert "the same command with the same --name goes on" in command.output
-    assert not re.search(r"^Traceback", command.output, re.MULTILINE)  # Ray's controller may stumble in its own lines
-    assert job.run().info.status == "KILLED"
-    last = job.finish(cluster)
-    assert last.status == 0, last.output
     job.assert_as(whole)
 
 
@@ -176,7 +174,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[Command]:
 
 def test_a_training_does_without_mlflow_until_it_is_back(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
     port = free_port()
-    job = Job(tmp_path / "runs", whole.manifest, whole.config, f"http://127.0.0.1:{port}")
+    job = Job(tmp_path / "runs", whole.config, tracking_uri=f"http://127.0.0.1:{port}")
     with mlflow_server(tmp_path, port) as server, job.attempt(cluster) as command:
         job.reach(command, 2)
         os.killpg(server.process.pid, signal.SIGKILL)  # with the processes that do its work
@@ -189,15 +187,17 @@ def test_a_training_does_without_mlflow_until_it_is_back(cluster: Cluster, whole
             assert not (job.folder / "mine" / "unsent-metrics.jsonl").exists()
 
 
-def test_a_slide_that_goes_in_mid_run_is_left_out_and_named(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    frame = pd.read_csv(whole.manifest)
-    frame["uri"] = [str(whole.manifest.parent / uri) for uri in frame["uri"]]
+def test_a_slide_that_goes_in_mid_run_is_left_out_and_named(
+    cluster: Cluster, cohort: Path, whole: Job, tmp_path: Path
+) -> None:
+    frame = pd.read_csv(cohort / "manifest.csv")
     row = frame.index[frame["split"] == "train"][0]
     slide = tmp_path / "slide.tif"
-    slide.write_bytes(Path(frame.loc[row, "uri"]).read_bytes())
+    slide.write_bytes((cohort / frame.loc[row, "uri"]).read_bytes())
+    frame["uri"] = [f"s3://{BUCKET}/{uri}" for uri in frame["uri"]]
     frame.loc[row, "uri"] = str(slide)
     frame.to_csv(tmp_path / "manifest.csv", index=False)
-    job = Job(tmp_path / "runs", tmp_path / "manifest.csv", whole.config)
+    job = Job(tmp_path / "runs", whole.config, str(tmp_path / "manifest.csv"))
     with job.attempt(cluster) as command:
         job.reach(command, 2)
         slide.unlink()
@@ -209,27 +209,9 @@ def test_a_slide_that_goes_in_mid_run_is_left_out_and_named(cluster: Cluster, wh
 
 
 def test_a_loss_that_is_no_number_ends_the_job_at_once(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    job = Job(tmp_path / "runs", whole.manifest, whole.config)
+    job = Job(tmp_path / "runs", whole.config)
     command = job.finish(cluster, "--set", "recipe.learning_rate=1e30", "--set", "recipe.locator_learning_rate=1e30")
     assert command.status == 1, command.output
     assert re.search(r"error: step \d+: loss .*; the weights are as before this step", command.output)
     assert "going on from" not in command.output  # it would end alike
     assert job.run().info.status == "FAILED"
-
-
-def test_a_run_is_repeated_from_what_mlflow_holds_of_it(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    words = ["ray_jobs/train.py", "--rerun", whole.run().info.run_id, "--storage", str(whole.folder), "--name", "again"]
-    with cluster.driver(*words, log=tmp_path / "log") as command:
-        assert command.finish().status == 0, command.output
-    client = whole.client
-    runs = {
-        run.info.run_name: run for run in client.search_runs([e.experiment_id for e in client.search_experiments()])
-    }
-    assert runs["again"].data.tags["rerun_of"] == runs["mine"].info.run_id
-    assert runs["again"].data.params == runs["mine"].data.params
-    for name in SAME:
-        first, second = (
-            [(p.step, p.value) for p in client.get_metric_history(runs[one].info.run_id, name)]
-            for one in ("mine", "again")
-        )
-        assert first == second, name

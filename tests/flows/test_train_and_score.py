@@ -17,7 +17,20 @@ import pytest
 import yaml
 
 from service import storage
-from tests.flows.harness import CONFIG, FLOW, MANIFEST, ROOT, Command, Service, Trained, mlflow_client, the_run
+from tests.flows.harness import (
+    CONFIG,
+    EPOCHS,
+    FLOW,
+    MANIFEST,
+    ROOT,
+    SAME,
+    STEPS_PER_EPOCH,
+    Command,
+    Service,
+    Trained,
+    mlflow_client,
+    the_run,
+)
 
 pytestmark = FLOW
 
@@ -65,7 +78,7 @@ def test_training_logs_each_epoch_once(trained: Trained) -> None:
     run, client = the_run(trained.storage), mlflow_client(trained.storage)
     for name in ("train/loss", "train/bytes_per_slide", "val/loss", "val/auroc", "val/auroc_low"):
         points = client.get_metric_history(run.info.run_id, name)
-        assert [point.step for point in points] == [1, 2], name
+        assert [point.step for point in points] == list(range(1, EPOCHS + 1)), name
     assert "system/cpu_utilization_percentage" in run.data.metrics
 
 
@@ -85,19 +98,20 @@ def test_training_registers_its_best_model_and_keeps_its_checkpoints(trained: Tr
     run, client = the_run(trained.storage), mlflow_client(trained.storage)
     version = client.get_model_version_by_alias("magnet", "challenger")
     assert version.run_id == run.info.run_id
-    checkpoints = [path.parent for path in trained.storage.glob(f"{run.info.run_name}/*/model.safetensors")]
-    assert len(checkpoints) == 2  # one an epoch
-    assert all((folder / "training.pt").is_file() for folder in checkpoints)
     mlflow.set_tracking_uri(f"sqlite:///{trained.storage}/mlflow.db")
     model = Path(mlflow.artifacts.download_artifacts(MODEL))
     best = max(client.get_metric_history(run.info.run_id, "val/selection"), key=lambda point: point.value)
+    checkpoints = [path.parent for path in trained.storage.glob(f"{run.info.run_name}/*/model.safetensors")]
+    steps = {STEPS_PER_EPOCH * epoch for epoch in (EPOCHS - 1, EPOCHS, best.step)}  # the newest two and the best
+    assert {folder.name for folder in checkpoints} == {f"checkpoint-{step:08d}" for step in steps}
+    assert all((folder / "training.pt").is_file() for folder in checkpoints)
     [about] = [json.loads(path.read_text()) for path in model.rglob("settings.json")]
     assert about["metrics"]["val/selection"] == pytest.approx(best.value)
 
 
 def test_output_of_a_training_is_the_job_s_own(trained: Trained) -> None:
     output = trained.command.output
-    assert "epoch 2/2" in output
+    assert f"epoch {EPOCHS}/{EPOCHS}" in output
     for chatter in ("Reporting training result", "UserWarning", "Found credentials", "Progress bars disabled"):
         assert chatter not in output
 
@@ -212,6 +226,21 @@ def test_whoever_is_killed_each_slide_is_scored_once_and_no_finished_one_is_read
     parts = [pq.read_table(path)["slide_id"].to_pylist() for path in (tmp_path / "parts").iterdir()]
     assert Counter(slide_id for part in parts for slide_id in part) == Counter(new_manifest[1]["slide_id"])
     assert result(tmp_path) == result(scored[1])
+
+
+def test_a_run_is_repeated_from_what_mlflow_holds_of_it(service: Service, trained: Trained) -> None:
+    """The last test: it registers another version of the model."""
+    first = the_run(trained.storage)
+    words = ["ray_jobs/train.py", "--rerun", first.info.run_id, "--storage", trained.storage, "--name", "again"]
+    command = service.run(*words)
+    assert command.status == 0, command.output
+    client = mlflow_client(trained.storage)
+    [second] = client.search_runs([first.info.experiment_id], "attributes.run_name = 'again'")
+    assert second.data.tags["rerun_of"] == first.info.run_id
+    assert second.data.params == first.data.params
+    for name in SAME:
+        points = [client.get_metric_history(run.info.run_id, name) for run in (first, second)]
+        assert [(p.step, p.value) for p in points[0]] == [(p.step, p.value) for p in points[1]], name
 
 
 def result(out: Path) -> list[dict[str, Any]]:
