@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,8 @@ class Cluster:
     def kill(self) -> None:
         """All of its processes at once, as when the machine's power fails."""
         for process in self.processes():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def processes(self) -> list[psutil.Process]:
         """The head's own, its workers, and what those left behind."""
@@ -168,7 +169,10 @@ def ray_cluster(node: Mapping[str, str], log: Path) -> Iterator[Cluster]:
     own = {"RAY_API_SERVER_ADDRESS": url.format(jobs_port)}
     try:
         with running(words, own | dict(node), log) as command:
-            yield Cluster(command, dict(node), url.format(jobs_port), f"127.0.0.1:{gcs_port}", url.format(agent_port))
+            ports = url.format(jobs_port), f"127.0.0.1:{gcs_port}", url.format(agent_port)
+            cluster = Cluster(command, dict(node), *ports)
+            yield cluster
+            cluster.kill()  # in order it takes up to 20 s
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -102,7 +102,7 @@ def test_an_unknown_model_is_refused(trained: Trained, cohort: Path, tmp_path: P
 
 def test_a_job_that_the_cluster_cannot_hold_is_refused(service: Service, config: Path, tmp_path: Path) -> None:
     words = ["ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", tmp_path / "runs"]
-    command = service.run(*words, "--num-workers", "2")
+    command = service.run(*words, "--num-workers", "2", "--set", "recipe.micro_batch=1")
     assert command.status == 2
     assert "the cluster has 2 CPU, this job needs 3: 2 training worker(s)" in command.output
     assert "Traceback" not in command.output
