@@ -9,7 +9,6 @@ and which of them a card of this size would train with.
 from __future__ import annotations
 
 import argparse
-import re
 
 import torch
 
@@ -31,8 +30,8 @@ def main(arguments: list[str]) -> int:
     settings = train_settings(options.config, [*options.set, *schedule_override(options.schedule)])
     if options.slides_per_second is not None and not options.slides_per_second > 0:
         raise UsageError(f"--slides-per-second {options.slides_per_second}: must be above 0")
-    gigabytes = settings.compute.gpu_memory_gb if options.gpu_memory is None else gpu_memory_gb(options.gpu_memory)
-    card_bytes = gigabytes * 1e9 if gigabytes else own_card_bytes()
+    card_gb = settings.compute.gpu_memory_gb if options.gpu_memory is None else command.gigabytes(options.gpu_memory)
+    card_bytes = card_gb * 1e9 if card_gb else own_card_bytes()
     _tell_tree(settings, options.config)
     if options.slides_per_second:
         hours = 1000 / options.slides_per_second / 3600
@@ -45,18 +44,6 @@ def main(arguments: list[str]) -> int:
         return 0
     _tell_choice(settings, card_bytes)
     return 0
-
-
-def gpu_memory_gb(text: str) -> float:
-    """Gigabytes (10^9 bytes) from words such as 24GB or 40.
-
-    Raises:
-        UsageError: it is no such word.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]) > 0:
-        raise UsageError(f"--gpu-memory {text!r}: want gigabytes, for example 24GB")
-    return float(found[1])
 
 
 def schedule_override(schedule: str | None) -> list[str]:

@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
             overrides.append(f"{key}={getattr(options, flag)}")
     if options.schedule:
         overrides.append(f"model.zoom.schedule=[{options.schedule}]")
+    if options.gpu_memory:
+        overrides.append(f"compute.gpu_memory_gb={command.gigabytes(options.gpu_memory)}")
     storage = command.storage_folder(options.storage)
     name = command.job_name(options.name) if options.name else command.new_name("train")
     if options.rerun:
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, help="passes over the training slides")
     add("--seed", type=int, help="of everything random")
     add("--num-workers", type=int, help="training processes")
+    add("--gpu-memory", metavar="24GB", help="choose the micro-batch for it (default: the GPU's own memory)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. recipe.learning_rate=1e-4")
     return parser
 
