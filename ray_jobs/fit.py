@@ -35,9 +35,9 @@ def ways(settings: TrainSettings) -> list[Cut]:
     return cuts(settings.recipe.batch, settings.compute.num_workers)
 
 
-def fits(memory: Memory, card_bytes: float) -> bool:
+def fits(peak_bytes: float, card_bytes: float) -> bool:
     """Whether a step leaves the card what it needs for itself."""
-    return memory.peak_bytes <= USABLE_SHARE * card_bytes
+    return peak_bytes <= USABLE_SHARE * card_bytes
 
 
 def chosen(settings: TrainSettings, card_bytes: float) -> Memory:
@@ -48,7 +48,7 @@ def chosen(settings: TrainSettings, card_bytes: float) -> Memory:
     """
 
     def fitting(cut: Cut) -> bool:
-        return fits(predicted(settings, cut), card_bytes)
+        return fits(predicted(settings, cut).peak_bytes, card_bytes)
 
     options = ways(settings)
     cut = largest_that_fits(options, fitting, IN_FLIGHT)

@@ -99,7 +99,7 @@ def _tell_memory(settings: TrainSettings, card_bytes: float | None) -> None:
     for cut in ways(settings):
         memory = predicted(settings, cut)
         numbers = " ".join(f"{memory.parts[name] / 1e9:>{_width(name)}.2f}" for name in PARTS)
-        verdict = "" if card_bytes is None else "  fits" if fits(memory, card_bytes) else "  too large"
+        verdict = "" if card_bytes is None else "  fits" if fits(memory.peak_bytes, card_bytes) else "  too large"
         print(
             f"{cut.micro_batch:>11} {cut.per_worker:>6} {numbers} {memory.peak_bytes / 1e9:>7.2f}{verdict}", flush=True
         )
