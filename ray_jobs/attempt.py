@@ -21,13 +21,15 @@ from typing import Any
 import torch
 
 from magnet.health import Looked, complaints, health, movement
+from magnet.plan import smaller
 from magnet.windows import Ask, Windows, in_frames
 from ray_jobs import checkpoints
 from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.epoch_sums import Sums, added, epoch_metrics, of_all_workers
 from ray_jobs.evaluate import Evaluation, evaluate
+from ray_jobs.fit import DoesNotFitError
 from ray_jobs.group import gathered
-from ray_jobs.learner import IN_FLIGHT, Learner, NotFiniteError, Portion
+from ray_jobs.learner import IN_FLIGHT, Learner, NotFiniteError, Portion, TooLargeError
 from ray_jobs.order import Order
 from ray_jobs.progress import Progress, say
 from ray_jobs.quarantine import Quarantine, SlideLostError, losses_of, watched
@@ -40,6 +42,9 @@ from service.reader import RegionReader, SlideBatch
 from service.settings import TrainSettings
 
 log = logging.getLogger(__name__)
+
+STEPS_TO_PEAK = 2
+"""Steps after which a training has had its fullest moment: the optimizer's state is there from the second on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ class Opened:
 
     micro: MicroBatch
     batch: SlideBatch
+    whole: MicroBatch
+    """As it was streamed."""
     lost: dict[str, str] = field(default_factory=dict)
     """Slides that could not be read any more and are not in it, and why, by URI."""
 
@@ -100,6 +107,7 @@ class Attempt:
         num_workers: of the group.
         tracker: the first worker's.
         report: is told each epoch's metrics, on every worker.
+        predicted_bytes: peak memory of a step, by the planner; compared with what the first steps take.
     """
 
     def __init__(
@@ -112,10 +120,13 @@ class Attempt:
         num_workers: int = 1,
         tracker: Tracker | None = None,
         report: Callable[[dict[str, float]], None] | None = None,
+        predicted_bytes: int | None = None,
     ) -> None:
         self.task, self.learner, self.reader, self.order = task, learner, reader, task.order
         self.rank, self.num_workers = rank, num_workers
-        self.tracker, self.report = tracker, report
+        self.tracker, self.report, self.predicted_bytes = tracker, report, predicted_bytes
+        self.micro_batch = task.settings.recipe.micro_batch
+        """Slides that are computed at once: fewer than are streamed together once these ran out of memory."""
         self.store = CheckpointStore(task.folder)
         self.uris = [slide.uri for slide in task.train]
         self.step = 0
@@ -132,7 +143,7 @@ class Attempt:
             stream: this worker's micro-batches from a step on.
 
         Raises:
-            NotFiniteError, QuarantineError: on all workers alike; trying again would end alike.
+            NotFiniteError, QuarantineError, DoesNotFitError: on all workers alike; trying again would end alike.
         """
         self._restore()
         first, progress = self.step, Progress(self.step, self.order.num_steps)
@@ -146,6 +157,8 @@ class Attempt:
                 news = self._tell(done, lost)
                 if self.tracker is not None:
                     progress.tell(self.step, self.sums)
+                    if self.step == first + STEPS_TO_PEAK:
+                        self._compare_memory(self.tracker)
                 if self.order.epochs_done(self.step) > self.order.epochs_done(self.step - 1):
                     self._end_epoch()
                 elif news.checkpoint:
@@ -163,14 +176,15 @@ class Attempt:
         """This worker's micro-batches, step by step. Steps are counted: each has its turn, also one without any."""
         coming = next(batches, None)
         for step in range(first, self.order.num_steps):
-            mine = []
+            mine: list[Opened] = []
             while coming is not None and coming.step == step:
-                mine.append(self._open(coming))
+                mine.extend(self._open(piece) for piece in coming.pieces(self.micro_batch))
                 coming = next(batches, None)
             yield mine
 
     def _open(self, micro: MicroBatch) -> Opened:
         """Open the slides of a micro-batch, but for those that are lost or turn out to be."""
+        whole = micro
         lost = {self.uris[i]: reason for i, reason in micro.lost.items()}
         while True:
             gone = lost.keys() | self.quarantine.lost.keys()
@@ -178,13 +192,43 @@ class Attempt:
             uris = [self.uris[i] for i in micro.slides]
             try:
                 with losses_of(uris):
-                    return Opened(micro, self.reader.batch(uris), lost)
+                    return Opened(micro, self.reader.batch(uris), whole, lost)
             except SlideLostError as error:
                 lost[error.uri] = error.reason
 
     def _train(self, work: list[Opened], pool: FetchPool) -> tuple[Sums, dict[str, str]]:
-        """One step; this worker's sums, and the slides that it lost."""
-        opened = {one.micro.index: self._without_lost(one) for one in work}
+        """One step, in as small micro-batches as it takes; this worker's sums, and the slides that it lost."""
+        while True:
+            work = [small for one in work for small in self._cut(one)]
+            try:
+                return self._take_step(work, pool)
+            except TooLargeError as error:
+                self._make_smaller(error)
+
+    def _cut(self, one: Opened) -> list[Opened]:
+        """A micro-batch that was opened ahead, in pieces that fit, without the slides that were lost since."""
+        if len(one.whole.slides) > self.micro_batch:
+            return [self._open(piece) for piece in one.whole.pieces(self.micro_batch)]
+        if any(self.uris[i] in self.quarantine.lost for i in one.micro.slides):
+            return [self._open(one.micro)]
+        return [one]
+
+    def _make_smaller(self, error: TooLargeError) -> None:
+        """Halve the micro-batch, for good. Batch, learning rate and order of the slides stay as they are."""
+        size = smaller(self.micro_batch)
+        if size is None:
+            raise DoesNotFitError(
+                f"{error}, although it has one slide. Take fewer regions per parent (model.zoom.schedule), a smaller "
+                f"encoder, model.classifier.checkpointing=true or recipe.precision=bf16"
+            ) from error
+        if self.tracker is not None:
+            say(f"warning: {error}: micro-batches of {size} slides from now on instead of {self.micro_batch}")
+            self.tracker.note_tags({"memory.micro_batch": f"{size}, out of memory with {self.micro_batch}"})
+        self.micro_batch = size
+
+    def _take_step(self, work: list[Opened], pool: FetchPool) -> tuple[Sums, dict[str, str]]:
+        """One step of the learner; this worker's sums, and the slides that it lost."""
+        opened = {one.micro.index: one for one in work}
         batches = [one.batch for one in opened.values()]
         lost = {uri: reason for one in work for uri, reason in one.lost.items()}
 
@@ -202,12 +246,6 @@ class Attempt:
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}. {self._advice()}") from error
         return added(sums, _costs(batches), {"steps": 1}), lost
-
-    def _without_lost(self, one: Opened) -> Opened:
-        """A micro-batch that was opened ahead, without the slides that were lost since."""
-        if any(self.uris[i] in self.quarantine.lost for i in one.micro.slides):
-            return self._open(one.micro)
-        return one
 
     def _portion(self, one: Opened) -> Portion | None:
         """What the learner wants to know of a micro-batch. The first answer is at hand, the others are read."""
@@ -301,6 +339,18 @@ class Attempt:
             for sentence in complaints(figures, model.zoom.schedule):
                 say(f"warning: {sentence}; see roi/ in MLflow")
         return {f"roi/{name}": value for name, value in figures.items()}
+
+    def _compare_memory(self, tracker: Tracker) -> None:
+        """Say what the planner predicted and what the card's fullest moment was."""
+        if self.predicted_bytes is None:
+            return
+        taken = torch.cuda.max_memory_allocated(self.learner.model.device)
+        say(
+            f"memory: {taken / 1e9:.2f} GB at most in the first steps, {self.predicted_bytes / 1e9:.2f} GB predicted "
+            f"for micro-batches of {self.task.settings.recipe.micro_batch}"
+        )
+        gigabytes = {"predicted": self.predicted_bytes / 1e9, "measured": taken / 1e9}
+        tracker.note_tags({f"memory.{name}_gb": f"{value:.3f}" for name, value in gigabytes.items()})
 
     def _peak_memory(self) -> dict[str, float]:
         """Of the fullest GPU, since the training began."""

@@ -60,6 +60,18 @@ def job_name(text: str) -> str:
     return text
 
 
+def gigabytes(text: str) -> float:
+    """The value of --gpu-memory in gigabytes (10^9 bytes), from words such as 24GB or 40.
+
+    Raises:
+        UsageError: it is no such word.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]) > 0:
+        raise UsageError(f"--gpu-memory {text!r}: want gigabytes above 0, for example 24GB")
+    return float(found[1])
+
+
 def new_name(kind: str) -> str:
     """A name for a job that was given none: unique, sortable by time."""
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"

@@ -40,6 +40,13 @@ class NotFiniteError(RuntimeError):
     """The loss or its gradient is not a number. Training stops before the optimizer takes it in."""
 
 
+class TooLargeError(RuntimeError):
+    """A worker's card has no room for a micro-batch. Raised on all workers alike, with the weights as before the step.
+
+    Running statistics of normalisation layers have seen the micro-batches that did fit.
+    """
+
+
 class Learner:
     """A model with its optimizer and its calibration on negative slides.
 
@@ -71,18 +78,24 @@ class Learner:
             Sums over this worker's slides: `loss`, its parts, `slides`; and the gradient norms, the same everywhere.
 
         Raises:
-            NotFiniteError: before weights and optimizer were changed, on all workers alike.
+            NotFiniteError, TooLargeError: before weights and optimizer were changed, on all workers alike.
         """
         self.model.train()
         self._set_learning_rates(step / self.num_steps)
         # Nothing here draws from it; an encoder with dropout would, and must not depend on what came before.
         torch.manual_seed(self.recipe.seed * 1_000_003 + step)
         sums: dict[str, float] = {"slides": 0.0}
-        found = []
-        with autocast(self.recipe.precision, self.model.device):
-            for label_B, zoomed in self._zoomed(step, micro_batches, pool, mend):
-                found.append(self._backward(zoomed, label_B.to(self.model.device), sums))
-        loss = self._sum_gradients(sums.get("loss", 0.0))
+        found, too_large = [], False
+        try:
+            with autocast(self.recipe.precision, self.model.device):
+                for label_B, zoomed in self._zoomed(step, micro_batches, pool, mend):
+                    found.append(self._backward(zoomed, label_B.to(self.model.device), sums))
+        except torch.OutOfMemoryError:  # told below, to all at once: the other workers wait for these gradients
+            too_large = True
+        loss, too_large = self._sum_gradients(sums.get("loss", 0.0), too_large)
+        if too_large:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise TooLargeError(f"step {step}: a micro-batch does not fit the memory of a worker's card")
         norms = self._clip()
         if not all(map(math.isfinite, (loss, *norms.values()))):  # both are sums over all workers, who thus agree
             self.optimizer.zero_grad(set_to_none=True)
@@ -152,8 +165,10 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * progress)) / 2
 
-    def _sum_gradients(self, loss: float) -> float:
-        """Sum every worker's gradients, each loss was divided by the whole step's batch already; the losses' sum.
+    def _sum_gradients(self, loss: float, too_large: bool) -> tuple[float, bool]:
+        """Sum every worker's gradients, each loss was divided by the whole step's batch already.
+
+        Returns the losses' sum, and whether any worker ran out of memory.
 
         One flat all-reduce per step instead of DistributedDataParallel: its hooks expect one backward after each
         forward, here several zooms are in flight; and a worker without a micro-batch takes part with zeros.
@@ -163,19 +178,19 @@ class Learner:
             if parameter.grad is None:  # zeros on one worker too: the optimizer counts the steps that it takes part in
                 parameter.grad = torch.zeros_like(parameter)
         if self.num_workers == 1:
-            return loss
+            return loss, too_large
         # The loss goes along: some gradients are finite where it is not (that of logcumsumexp is zero).
         flat = torch.cat(
             [
                 *(p.grad.flatten() for p in parameters if p.grad is not None),
-                torch.tensor([loss], device=self.model.device),
+                torch.tensor([loss, float(too_large)], device=self.model.device),
             ]
         )
         distributed.all_reduce(flat)
-        *parts, total = flat.split([*(p.numel() for p in parameters), 1])
+        *parts, total, num_too_large = flat.split([*(p.numel() for p in parameters), 1, 1])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
-        return float(total)
+        return float(total), bool(num_too_large)
 
     def _clip(self) -> dict[str, float]:
         """Gradient norms by group, each clipped by itself: a locator's can be a thousand times the encoder's."""

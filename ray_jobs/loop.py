@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -12,6 +14,8 @@ import torch
 
 from magnet.zoom import MagNet
 from ray_jobs.attempt import Attempt, Task
+from ray_jobs.fit import DoesNotFitError, chosen
+from ray_jobs.group import gathered
 from ray_jobs.learner import Learner, NotFiniteError
 from ray_jobs.provenance import hardware_tags
 from ray_jobs.quarantine import QuarantineError
@@ -19,6 +23,7 @@ from ray_jobs.stream import store_patience_s, stream
 from ray_jobs.tracking import Tracker
 from service import storage
 from service.reader import RegionReader
+from service.settings import TrainSettings
 
 __all__ = ["Task", "train"]
 
@@ -33,11 +38,16 @@ def train(config: dict[str, Any]) -> str | None:
     task: Task = pickle.loads(config["task"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(task.settings.compute.cpus_per_worker)
+    try:
+        task, predicted_bytes = fitted(task, gathered(card_bytes(task.settings, device), num_workers), num_workers)
+    except DoesNotFitError as error:
+        return str(error)
     settings, order = task.settings, task.order
     compute = settings.compute
-    torch.set_num_threads(compute.cpus_per_worker)
     torch.manual_seed(settings.recipe.seed)
-    model = MagNet(settings.model, fetch_bytes=storage.read_bytes).to(ray.train.torch.get_device())
+    model = MagNet(settings.model, fetch_bytes=storage.read_bytes).to(device)
     learner = Learner(model, settings.recipe, order.num_steps, num_workers)
     tracker = _tracker(task, model.device) if rank == 0 else None
     with RegionReader(
@@ -46,14 +56,45 @@ def train(config: dict[str, Any]) -> str | None:
         deadline_s=store_patience_s(),
     ) as reader:
         attempt = Attempt(
-            task, learner, reader, rank=rank, num_workers=num_workers, tracker=tracker, report=ray.train.report
+            task,
+            learner,
+            reader,
+            rank=rank,
+            num_workers=num_workers,
+            tracker=tracker,
+            report=ray.train.report,
+            predicted_bytes=predicted_bytes,
         )
         uris, zoom = attempt.uris, settings.model.zoom
         try:
             attempt.run(lambda step: stream(uris, order, zoom, first_step=step, rank=rank, num_workers=num_workers))
-        except (NotFiniteError, QuarantineError) as error:
+        except (NotFiniteError, QuarantineError, DoesNotFitError) as error:
             return str(error)
     return None
+
+
+def card_bytes(settings: TrainSettings, device: torch.device) -> float | None:
+    """Memory to choose the micro-batch for; None: it is taken from the settings, always so without a GPU."""
+    compute = settings.compute
+    if device.type != "cuda" or compute.gpu_memory_gb == 0:
+        return None
+    own = torch.cuda.get_device_properties(device).total_memory * min(1.0, compute.gpus_per_worker or 1.0)
+    return own if compute.gpu_memory_gb is None else compute.gpu_memory_gb * 1e9
+
+
+def fitted(task: Task, cards: Sequence[float | None], num_workers: int) -> tuple[Task, int | None]:
+    """A training with the micro-batch for the smallest card of its workers, and the peak predicted for it, in bytes.
+
+    Raises:
+        DoesNotFitError: one slide at a time is too much.
+    """
+    known = [card for card in cards if card is not None]
+    if not known:
+        return task, None
+    settings = task.settings
+    memory = chosen(replace(settings, compute=replace(settings.compute, num_workers=num_workers)), min(known))
+    recipe = replace(settings.recipe, micro_batch=memory.micro_batch)
+    return replace(task, settings=replace(settings, recipe=recipe)), memory.peak_bytes
 
 
 def _tracker(task: Task, device: torch.device) -> Tracker:

@@ -55,6 +55,20 @@ class MicroBatch:
         roots = Windows(pixels=self.roots.pixels[kept], place=self.roots.place[kept], level=self.roots.level[kept])
         return replace(self, slides=self.slides[kept], frames=self.frames[kept], roots=roots, lost={})
 
+    def pieces(self, size: int) -> list[MicroBatch]:
+        """The same in micro-batches of `size` slides, which divides it, numbered as if the step were cut into such."""
+        num = len(self.slides) // size
+        if num <= 1:
+            return [self]
+        found = []
+        for k in range(num):
+            part = slice(k * size, (k + 1) * size)
+            roots = Windows(pixels=self.roots.pixels[part], place=self.roots.place[part], level=self.roots.level[part])
+            slides = self.slides[part]
+            lost = {i: reason for i, reason in self.lost.items() if i in slides}
+            found.append(MicroBatch(self.step, self.index * num + k, slides, self.frames[part], roots, lost))
+        return found
+
 
 def store_patience_s() -> float:
     """How long a training's reads wait for the store: long enough for a minute's outage, or what the user set."""

@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
             overrides.append(f"{key}={getattr(options, flag)}")
     if options.schedule:
         overrides.append(f"model.zoom.schedule=[{options.schedule}]")
+    if options.gpu_memory:
+        overrides.append(f"compute.gpu_memory_gb={command.gigabytes(options.gpu_memory)}")
     storage = command.storage_folder(options.storage)
     name = command.job_name(options.name) if options.name else command.new_name("train")
     if options.rerun:
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
     if not options.manifest:
         parser.error("--manifest is required, unless a run is repeated with --rerun")
     settings = train_settings(options.config, overrides)
-    manifest = _checked_manifest(options.manifest, settings)
+    manifest = checked_manifest(options.manifest, settings)
     from ray_jobs.training import train  # noqa: PLC0415  (takes seconds; wrong input is told before)
 
     return train(settings, manifest, name=name, storage=storage)
@@ -55,7 +57,7 @@ def _rerun(options: argparse.Namespace, overrides: list[str], name: str, storage
     if options.config:
         raise UsageError("--rerun takes the run's own settings; leave out --config")
     run = rerun.recorded(tracking.tracking_uri(storage), options.rerun, overrides)
-    manifest = _checked_manifest(options.manifest or run.manifest, run.settings)
+    manifest = checked_manifest(options.manifest or run.manifest, run.settings)
     run.require_same_manifest(manifest.uri, manifest.sha256)
     return training.train(run.settings, manifest, name=name, storage=storage, tags={"rerun_of": options.rerun})
 
@@ -74,11 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, help="passes over the training slides")
     add("--seed", type=int, help="of everything random")
     add("--num-workers", type=int, help="training processes")
+    add("--gpu-memory", metavar="24GB", help="choose the micro-batch for it (default: the GPU's own memory)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. recipe.learning_rate=1e-4")
     return parser
 
 
-def _checked_manifest(uri: str, settings: TrainSettings) -> Manifest:
+def checked_manifest(uri: str, settings: TrainSettings) -> Manifest:
     """The slides to train with, by split, each opened once. Raises `ManifestError` naming all that is wrong."""
     manifest = with_splits(load_manifest(uri, need_labels=True), settings.recipe.seed, SHARES)
     manifest = training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)

@@ -1,0 +1,92 @@
+"""A search whose driver is killed goes on under its name: no trial twice, no run twice, and a config that trains."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.entities import Run
+
+from service.settings import train_settings
+from tests.flows.harness import CONFIG, FLOW, Command, mlflow_client, ray_cluster
+
+pytestmark = FLOW
+
+SEARCH = {
+    "method": "grid",
+    "schedules": [[1, 2], [2, 1], [2, 2], [4, 4]],
+    "max_patches": 4,
+    "grace_epochs": 2,
+    "reduction": 2,
+}
+
+
+def runs(folder: Path) -> tuple[Run, list[Run]]:
+    """The parent and its children."""
+    client = mlflow_client(folder)
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    [parent] = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in found if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
+    return parent, children
+
+
+def artifact(folder: Path, run: Run, name: str, to: Path) -> Path:
+    return Path(mlflow_client(folder).download_artifacts(run.info.run_id, name, str(to)))
+
+
+@pytest.fixture(scope="module")
+def tuned(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
+    """A search on two CPUs whose driver is killed with one trial done and another on its way, and goes on."""
+    folder = tmp_path_factory.mktemp("tune")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "search.yaml").write_text(yaml.safe_dump(SEARCH))
+    words = ["ray_jobs/tune.py", "--manifest", cohort / "manifest.csv", "--config", folder / "config.yaml"]
+    words += ["--search", folder / "search.yaml", "--storage", folder / "runs", "--name", "hunt"]
+    words += ["--search-set", "at_once=1"]
+    with ray_cluster({"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}, folder / "ray.log") as cluster:
+        cluster.wait()
+        with cluster.driver(*words, log=folder / "first.log") as first:
+            trials = folder / "runs" / "hunt" / "trials"
+            first.wait_for(lambda: len(list(trials.glob("*/outcome.json"))) >= 1 and len(list(trials.glob("*"))) >= 2)
+            first.process.kill()
+            first.process.wait()
+        with cluster.driver(*words, log=folder / "second.log") as second:
+            return folder / "runs", second.finish()
+
+
+def test_the_killed_search_goes_on_to_one_run_per_trial(tuned: tuple[Path, Command]) -> None:
+    folder, command = tuned
+    assert command.status == 0, command.output
+    parent, children = runs(folder)
+    assert parent.info.status == "FINISHED"
+    assert sorted(run.data.params["model.zoom.schedule"] for run in children) == ["1,2", "2,1", "2,2"]
+    assert {run.info.status for run in children} == {"FINISHED"}
+    client = mlflow_client(folder)
+    for run in children:
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/step_loss")]
+        assert steps == list(range(1, len(steps) + 1))
+        assert run.data.params.keys() <= parent.data.params.keys() | {"depth", "num_patches"}
+        assert run.data.tags["outcome"] in ("complete", "stopped early")
+
+
+def test_the_parent_lists_trials_and_refusals_and_draws_the_front(tuned: tuple[Path, Command], tmp_path: Path) -> None:
+    folder, _ = tuned
+    parent, children = runs(folder)
+    rows = list(csv.DictReader(io.StringIO(artifact(folder, parent, "trials.csv", tmp_path).read_text())))
+    assert {row["trial"] for row in rows} == {run.data.tags["trial"] for run in children}
+    assert any(row["on_front"] == "True" for row in rows)
+    [refused] = csv.DictReader(io.StringIO(artifact(folder, parent, "refused.csv", tmp_path).read_text()))
+    assert refused == {"schedule": "4,4", "reason": "16 last patches, max_patches is 4"}
+    assert artifact(folder, parent, "front.png", tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_trial_s_config_is_one_that_train_takes(tuned: tuple[Path, Command]) -> None:
+    folder, _ = tuned
+    parent, _ = runs(folder)
+    settings = train_settings(str(folder / "hunt" / "best.yaml"))
+    assert ",".join(map(str, settings.model.zoom.schedule)) == parent.data.tags["best_schedule"]
+    assert settings.model.classifier.encoder == CONFIG["model"]["classifier"]["encoder"]  # type: ignore[index]
