@@ -63,7 +63,9 @@ def settings_of(request: Request) -> ServiceSettings:
     return settings
 
 
-@router.post("", status_code=201, responses=documented(409) | {200: {"description": "Submitted before", "model": JobView}})
+@router.post(
+    "", status_code=201, responses=documented(409) | {200: {"description": "Submitted before", "model": JobView}}
+)
 def submit(
     request: Request,
     response: Response,

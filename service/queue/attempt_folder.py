@@ -1,8 +1,8 @@
 """What an attempt leaves in the object store: signs of life, its log in parts, how it ended. It outlives the cluster.
 
-    STORAGE/jobs/JOB/attempts/N/beat.json     rewritten every few seconds by the witness beside the job
-    STORAGE/jobs/JOB/attempts/N/log/00000.txt ...
-    STORAGE/jobs/JOB/attempts/N/stop          written by the service: whoever still works here ends
+STORAGE/jobs/JOB/attempts/N/beat.json     rewritten every few seconds by the witness beside the job
+STORAGE/jobs/JOB/attempts/N/log/00000.txt ...
+STORAGE/jobs/JOB/attempts/N/stop          written by the service: whoever still works here ends
 """
 
 from __future__ import annotations

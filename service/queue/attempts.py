@@ -222,5 +222,3 @@ class _Watch:
             self._folder.stop()
         except MagnetError as error:
             log.warning("%s: its folder cannot say stop: %s", self._submission_id, error)
-
-

@@ -102,7 +102,7 @@ class Dispatcher:
     def _start(self, job: Job) -> None:
         """Give the job's attempt its workflow, unless it has one that goes on."""
         first = submission_id(job.id, job.attempt)
-        for name in (first, *(f"{first}.{k}" for k in itertools.count(1))):
+        for name in itertools.chain([first], (f"{first}.{k}" for k in itertools.count(1))):
             status = DBOS.get_workflow_status(name)
             if status is None:
                 with SetWorkflowID(name):

@@ -345,5 +345,3 @@ def _check_queued(connection: sa.Connection, owner: str, max_queued: int | None)
 def _note(connection: sa.Connection, job_id: object, state: str, text: str) -> None:
     row = {"job_id": job_id, "at_s": time.time(), "state": state, "text": text[:2000]}
     connection.execute(events.insert().values(row))
-
-

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import BinaryIO
 
 from service.errors import MagnetError
