@@ -18,8 +18,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import botocore.session
@@ -104,6 +105,27 @@ def allowed_prefixes() -> tuple[str, ...] | None:
     """Where slides may lie; None: anywhere."""
     text = os.environ.get("MAGNET_ALLOWED_PREFIXES")
     return None if text is None else tuple(line for line in text.splitlines() if line)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientSettings:
+    """Which service the command line speaks to."""
+
+    url: str
+    token: str | None = field(repr=False)
+
+
+CLIENT_FILE = "~/.config/magnet/client.json"
+"""Where `magnet serve` leaves address and token for its user."""
+
+
+def client_settings() -> ClientSettings:
+    """MAGNET_URL and MAGNET_TOKEN, else what `magnet serve` left in the user's home."""
+    file = Path(CLIENT_FILE).expanduser()
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    url = os.environ.get("MAGNET_URL") or kept.get("url") or "http://127.0.0.1:8290"
+    own = kept.get("token") if kept.get("url") == url else None  # a token goes to the service that gave it
+    return ClientSettings(url=url, token=os.environ.get("MAGNET_TOKEN") or own)
 
 
 def ray_token() -> str | None:

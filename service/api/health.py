@@ -31,7 +31,7 @@ def ready(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}} | documented(503))
+@router.get("/metrics", response_class=Response, responses=documented(503) | {200: {"content": {"text/plain": {}}}})
 def metrics(request: Request) -> Response:
     """Figures of the queue."""
     registry = CollectorRegistry()

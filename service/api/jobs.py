@@ -192,7 +192,7 @@ async def events(
     store, after = store_of(request), last_event_id or 0
     while True:
         job = await run_in_threadpool(store.job, job_id)
-        for event in await run_in_threadpool(lambda last=after: store.events(job_id, after=last)):
+        for event in await run_in_threadpool(store.events, job_id, after=after):
             after = event.seq
             yield ServerSentEvent(id=str(event.seq), event=event.state, raw_data=_event_text(event))
         if not follow or job.state in ENDED or await request.is_disconnected():

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -295,7 +296,7 @@ def new_id(kind: str) -> str:
 
 def _new_row(
     kind: str, text: str, owner: str, priority: int, max_attempts: int, key: str | None, source: str | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     now_s = time.time()
     return {
         "id": new_id(kind),

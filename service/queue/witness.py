@@ -9,7 +9,6 @@ was given up ends by itself: its folder says stop. The exit status is the comman
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from functools import partial
 from typing import BinaryIO
 
 from service.errors import MagnetError
+from service.parent_death import with_parent
 from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Beat, Ending
 from service.queue.job import Progress
 from service.queue.progress import progress_in
@@ -33,8 +33,6 @@ LAST_PATIENCE_S = 60.0
 """Seconds in which the end is told again and again to a store that is away."""
 MOST_PARTS = 400
 """Of a log: 100 MiB; what comes after is not kept."""
-PR_SET_PDEATHSIG = 1
-"""Of Linux' prctl: the signal that a process gets when its parent dies."""
 ERROR_LINE = re.compile(r"^(error: |\w+(\.\w+)*Error: )")
 
 
@@ -121,8 +119,8 @@ def main(arguments: Sequence[str]) -> int:
         print("told to stop before it began, or begun before elsewhere", flush=True)
         return 128 + signal.SIGTERM
     log = Log(Mask(os.environ))
-    process = subprocess.Popen(
-        options.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent
+    process = subprocess.Popen(  # a witness that is killed takes its command along
+        options.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=with_parent(signal.SIGKILL)
     )
     assert process.stdout is not None
     reader = threading.Thread(target=log.read, args=(process.stdout,), daemon=True)
@@ -179,13 +177,6 @@ def _tolerant(action: Callable[[], bool]) -> bool:
         print(f"witness: {error}", file=sys.stderr, flush=True)
         return False
 
-
-def _die_with_parent() -> None:
-    """Between fork and exec of the command: a witness that is killed takes its job along."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
