@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
@@ -179,16 +179,19 @@ async def _log(request: Request, job_id: str, number: int, offset: int, follow: 
         await asyncio.sleep(FOLLOW_S)
 
 
+def _followed(request: Request, caller: Reader, job_id: JobId) -> str:
+    """The id of a job that the caller may see, looked for before the stream begins: later is too late for a 404."""
+    return found(request, caller, job_id).id
+
+
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def events(
     request: Request,
-    caller: Reader,
-    job_id: JobId,
+    job_id: Annotated[str, Depends(_followed)],
     last_event_id: Annotated[int | None, Header(ge=0, le=BIGGEST, description="go on after this one")] = None,
     follow: Annotated[bool, Query(description="go on until the job has ended")] = True,
 ) -> AsyncIterator[ServerSentEvent]:
     """What happens to a job, as server-sent events."""
-    await run_in_threadpool(found, request, caller, job_id)
     store, after = store_of(request), last_event_id or 0
     while True:
         job = await run_in_threadpool(store.job, job_id)
