@@ -92,7 +92,7 @@ def _ray(settings: ServiceSettings) -> Finding:
     ray = RayJobs(settings.ray)
     there, here = ray.version(), importlib.metadata.version("ray")
     detail = f"Ray {there} at {settings.ray}, {len(ray.nodes())} node(s)"
-    mend = f"install ray=={there} here, or {here} there: jobs and cluster must be of one version"
+    mend = f"install ray=={there} here or ray=={here} there: jobs and cluster must be of one version"
     return Finding("ray", there == here, detail + ("" if there == here else f"; here is {here}"), mend)
 
 

@@ -197,7 +197,7 @@ def _next_s(asked: Watch | Schedule, wait_s: float) -> float:
     """When it is due next: a watch after a pause, a schedule as its expression says."""
     if isinstance(asked, Watch):
         return time.time() + wait_s
-    return float(croniter(asked.cron, datetime.now(UTC)).get_next(float))
+    return float(croniter(asked.cron, datetime.fromtimestamp(time.time(), UTC)).get_next(float))
 
 
 def _manifest(slides: list[Slide]) -> bytes:

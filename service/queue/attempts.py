@@ -14,7 +14,7 @@ from typing import Protocol
 
 from service import storage
 from service.errors import MagnetError
-from service.queue.attempt_folder import AttemptFolder, Beat, attempt_folder
+from service.queue.attempt_folder import AttemptFolder, Beat, Ending, attempt_folder
 from service.queue.job import ACTIVE, Job
 from service.queue.ray_api import OVER, RayAwayError, RayRefusedError
 from service.queue.requests import from_json, settings_yaml, words
@@ -159,7 +159,7 @@ class _Watch:
             return Outcome(reason="another attempt took over")
         beat = self._hear()
         if beat is not None and beat.ending is not None:
-            return Outcome(exit_code=beat.ending.exit_code, reason=beat.ending.last or "it said nothing")
+            return _ended(beat.ending)
         silent_s = time.monotonic() - self._heard_s
         try:
             status = self._ray.status(self._submission_id)
@@ -193,7 +193,7 @@ class _Watch:
         """Ray says it has ended; the witness may have said how while we asked."""
         beat = self._hear()
         if beat is not None and beat.ending is not None:
-            return Outcome(exit_code=beat.ending.exit_code, reason=beat.ending.last)
+            return _ended(beat.ending)
         if status == "SUCCEEDED":
             return Outcome(exit_code=EXIT_OK)
         return Outcome(reason=f"killed: Ray says {status}, and its end was not told")
@@ -222,3 +222,11 @@ class _Watch:
             self._folder.stop()
         except MagnetError as error:
             log.warning("%s: its folder cannot say stop: %s", self._submission_id, error)
+
+
+def _ended(ending: Ending) -> Outcome:
+    """In words for a person who asks why."""
+    said = ending.last or "it said nothing"
+    if ending.exit_code > 128:
+        said = f"ended by signal {ending.exit_code - 128}; it said last: {said}"
+    return Outcome(exit_code=ending.exit_code, reason=said)
