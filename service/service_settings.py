@@ -36,7 +36,7 @@ class ServiceSettings:
 
     storage: str
     """Folder of everything that jobs leave behind: settings, logs, checkpoints, scores; a path or s3://."""
-    database: str | None = None
+    database: str | None = field(default=None, repr=False)  # it may hold a password
     """URL of the queue's database, such as postgresql+psycopg://user@host/magnet; null: SQLite in `storage`."""
     ray: str = "http://127.0.0.1:8265"
     """Of the cluster's dashboard, which has the Jobs API."""

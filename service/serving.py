@@ -44,4 +44,8 @@ def dispatch(settings: ServiceSettings) -> None:
 
 def admin_token(settings: ServiceSettings, owner: str) -> str:
     """A new token that may do everything."""
-    return Tokens(Database(settings.database_url)).new(owner, "admin")[0]
+    database = Database(settings.database_url)
+    try:
+        return Tokens(database).new(owner, "admin")[0]
+    finally:
+        database.close()

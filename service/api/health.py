@@ -8,11 +8,11 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
-from service.api.problems import documented
+from service.api.problems import NotReadyError, documented
 from service.queue.job import STATES
 from service.queue.requests import KINDS
 from service.queue.store import JobStore
-from service.queue.tables import DatabaseAwayError, leases
+from service.queue.tables import leases
 
 router = APIRouter(tags=["health"])
 
@@ -27,7 +27,7 @@ def alive() -> dict[str, str]:
 def ready(request: Request) -> dict[str, str]:
     """Whether jobs can be submitted and a dispatcher takes them."""
     if not _dispatching(request):
-        raise DatabaseAwayError("no dispatcher is at work; jobs are kept, and begin when one is started")
+        raise NotReadyError("no dispatcher is at work; jobs are kept, and begin when one is started")
     return {"status": "ready"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,13 @@ from service.queue.ray_api import RayAwayError
 from service.queue.store import ConflictError, TooManyJobsError
 from service.queue.tables import DatabaseAwayError
 
+log = logging.getLogger(__name__)
+
+
+class NotReadyError(MagnetError):
+    """No dispatcher is at work. To act: the service's operator."""
+
+
 STATUS: Mapping[type[MagnetError], tuple[int, str]] = {
     NoTokenError: (401, "send a token: Authorization: Bearer magnet_..."),
     ForbiddenError: (403, "ask an administrator for a token with more rights"),
@@ -27,6 +35,7 @@ STATUS: Mapping[type[MagnetError], tuple[int, str]] = {
     NotFoundError: (404, "look for it in the list"),
     AccessError: (403, "name a place that jobs may use"),
     UsageError: (422, "change the request as the detail says"),
+    NotReadyError: (503, "an administrator starts one: magnet dispatch"),
     DatabaseAwayError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
     RayAwayError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
     StorageError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
@@ -68,6 +77,9 @@ def install(app: FastAPI) -> None:
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, MagnetError)
         status, to_do = next((known for kind, known in STATUS.items() if isinstance(error, kind)), (500, ""))
+        if isinstance(error, DatabaseAwayError):  # what the driver says names hosts and accounts
+            log.error("%s", error)
+            return problem(status, "the queue's database does not answer", to_do)
         return problem(status, str(error), to_do or "report it, with the service's log")
 
     async def invalid(_: Request, error: Exception) -> Response:

@@ -61,9 +61,10 @@ def test_a_crash_after_submitting_submits_nothing_twice(own: Own, monkeypatch: p
         add(*arguments, **options)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(own.store, "add", dying)
+    monkeypatch.setattr(own.store, "add", dying)
+    with pytest.raises(KeyboardInterrupt):
         own.arrivals.tick()
+    monkeypatch.undo()
     assert own.scored() == [["a"]]
     own.arrivals.tick()
     own.arrivals.tick()

@@ -14,7 +14,7 @@ from service.queue.attempt_folder import AttemptFolder, Beat, Ending, attempt_fo
 from service.queue.attempts import Attempts, Outcome
 from service.queue.job import Job, Progress
 from service.queue.ray_api import RayAwayError, RayRefusedError
-from service.queue.requests import Check, Score, Train, Tune
+from service.queue.requests import Check, Train
 from service.queue.store import JobStore, Limits
 from service.queue.tables import Database
 from service.service_settings import ServiceSettings
@@ -55,8 +55,8 @@ class Own:
     ray: Ray
     settings: ServiceSettings
 
-    def begun(self, request: Check | Train | Tune | Score | None = None, **more: int) -> Job:
-        job, _ = self.store.add(request or Check(manifest="/m.csv"), "ada", **more)  # type: ignore[arg-type]  # ints
+    def begun(self, request: Train | None = None, max_attempts: int = 5) -> Job:
+        self.store.add(request or Check(manifest="/m.csv"), "ada", max_attempts=max_attempts)
         [begun] = self.store.admit(ALL)
         return begun
 
