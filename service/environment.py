@@ -11,12 +11,16 @@
 | MAGNET_CACHE_DIR | folder of the node's disk cache (the user's cache folder) |
 | MAGNET_CACHE_GB | its bound in gigabytes (50), for whole slides of formats that only OpenSlide reads |
 | MAGNET_TILE_CACHE_GB | bound in gigabytes of the compressed tiles and headers kept there (0: none are kept) |
+| MAGNET_ALLOWED_PREFIXES | folders that manifests may name, one a line (all); the service sets it for its jobs |
+| MAGNET_URL, MAGNET_TOKEN | the service that the command line speaks to, and with what right |
+| RAY_AUTH_TOKEN | for a Ray cluster with token authentication; else what Ray keeps in the user's home |
 """
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import botocore.session
@@ -95,6 +99,41 @@ def cache_settings() -> CacheSettings:
         max_bytes=int(_number("MAGNET_CACHE_GB", 50.0) * 1e9),
         tile_bytes=int(_number("MAGNET_TILE_CACHE_GB", 0.0, zero=True) * 1e9),
     )
+
+
+def allowed_prefixes() -> tuple[str, ...] | None:
+    """Where slides may lie; None: anywhere."""
+    text = os.environ.get("MAGNET_ALLOWED_PREFIXES")
+    return None if text is None else tuple(line for line in text.splitlines() if line)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientSettings:
+    """Which service the command line speaks to."""
+
+    url: str
+    token: str | None = field(repr=False)
+
+
+CLIENT_FILE = "~/.config/magnet/client.json"
+"""Where `magnet serve` leaves address and token for its user."""
+
+
+def client_settings() -> ClientSettings:
+    """MAGNET_URL and MAGNET_TOKEN, else what `magnet serve` left in the user's home."""
+    file = Path(CLIENT_FILE).expanduser()
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    url = os.environ.get("MAGNET_URL") or kept.get("url") or "http://127.0.0.1:8290"
+    own = kept.get("token") if kept.get("url") == url else None  # a token goes to the service that gave it
+    return ClientSettings(url=url, token=os.environ.get("MAGNET_TOKEN") or own)
+
+
+def ray_token() -> str | None:
+    """The token for Ray's Jobs API, where Ray uses any."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    kept = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return kept.read_text().strip() if os.environ.get("RAY_AUTH_MODE") == "token" and kept.is_file() else None
 
 
 _S3_VARIABLES = (

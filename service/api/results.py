@@ -1,0 +1,88 @@
+"""Routes of results: a scoring's table as JSON, Parquet or CSV, its report, and each slide's pictures and GeoJSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Annotated, Any, Literal
+
+import pyarrow.parquet as pq
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from service import storage
+from service.api.access import Caller, Reader
+from service.api.jobs import JobId, found, settings_of
+from service.api.problems import documented
+from service.errors import NotFoundError
+from service.queue.allowed import joined
+from service.queue.requests import Score, from_json, results_folder
+
+MEDIA = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv; charset=utf-8", "json": "application/json"}
+FILES = {"picture": ("pictures", "jpg"), "overlay": ("overlays", "jpg"), "geojson": ("geojson", "geojson")}
+"""Of a slide: folder and suffix."""
+
+SlideId = Annotated[str, Path(pattern=r"^[^/\\\x00-\x1f]{1,100}$", description="as in the manifest")]
+
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"], responses=documented(404))
+
+
+@router.get("/scores", response_class=Response, responses={200: {"content": {name: {} for name in MEDIA.values()}}})
+def table(
+    request: Request,
+    caller: Reader,
+    job_id: JobId,
+    format: Annotated[Literal["json", "parquet", "csv"], Query(description="of the table")] = "json",
+    limit: Annotated[int, Query(ge=1, le=10_000, description="rows of JSON")] = 1000,
+    offset: Annotated[int, Query(ge=0, le=2**31 - 1, description="rows of JSON to leave out")] = 0,
+) -> Response:
+    """The score table; as JSON without the regions, which Parquet and GeoJSON have."""
+    suffix = "csv" if format == "csv" else "parquet"
+    data = storage.read_bytes(storage.join(_folder(request, caller, job_id), f"scores.{suffix}"))
+    if format == "json":
+        rows = pq.read_table(io.BytesIO(data)).drop_columns(["regions"])
+        page = [_finite(row) for row in rows.slice(offset, limit).to_pylist()]
+        data = json.dumps({"rows": page, "total": rows.num_rows}).encode()
+    return Response(data, media_type=MEDIA[format])
+
+
+@router.get("/report", response_class=Response, responses={200: {"content": {"text/html": {}}}})
+def report(request: Request, caller: Reader, job_id: JobId) -> Response:
+    """The scoring's report."""
+    data = storage.read_bytes(storage.join(_folder(request, caller, job_id), "report.html"))
+    # It holds names of slides: nothing in it may run.
+    safe = {"Content-Security-Policy": "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'"}
+    return Response(data, media_type="text/html; charset=utf-8", headers=safe)
+
+
+@router.get(
+    "/slides/{slide_id}/{what}",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}, "application/geo+json": {}}}},
+)
+def slide(
+    request: Request, caller: Reader, job_id: JobId, slide_id: SlideId, what: Literal["picture", "overlay", "geojson"]
+) -> Response:
+    """A slide's zoom tree, its regions on the thumbnail, or the regions for QuPath."""
+    folder, suffix = FILES[what]
+    place = storage.join(_folder(request, caller, job_id), folder)
+    data = storage.read_bytes(joined(place, f"{slide_id}.{suffix}"))
+    return Response(data, media_type="application/geo+json" if what == "geojson" else "image/jpeg")
+
+
+def _folder(request: Request, caller: Caller, job_id: str) -> str:
+    """Where the results lie. Raises `NotFoundError` for a job that has none."""
+    job = found(request, caller, job_id)
+    asked = from_json(job.request)
+    if not isinstance(asked, Score):
+        raise NotFoundError(f"job {job_id} is a {job.kind}: only scorings have scores")
+    return results_folder(asked, job_id, settings_of(request))
+
+
+def _finite(value: Any) -> Any:
+    """As JSON can hold it: no NaN."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

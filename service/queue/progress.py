@@ -1,0 +1,40 @@
+"""How far a job is, read from what its command prints: the lines that a person at the terminal would see."""
+
+from __future__ import annotations
+
+import re
+
+from service.queue.job import Progress
+
+TRAIN_STEP = re.compile(r"^step (?P<done>\d+)/(?P<total>\d+)\b.*?(?P<eta>(?:\d+:)?\d+:\d\d) to go")
+COUNTED = re.compile(  # a bar of tqdm's: "scoring:  45%|####  | 5/11 [00:10<00:12, 1.2s/slide]"
+    r"^(?P<what>[\w ]+): .*?\| (?P<done>\d+)/(?P<total>\d+) \[[^<\]]*<(?P<eta>[\d:]+|\?)"
+)
+RUN = re.compile(r"MLflow run (?P<run>[0-9a-f]{32})\b")
+SPEAKER = re.compile(r"^(?:\x1b\[\d+m)?\(.*? pid=\d+[^)]*\)(?:\x1b\[0m)? ")
+"""The process that Ray puts before a worker's line."""
+
+
+def progress_in(line: str) -> Progress:
+    """What a line tells; `Progress()` of one that tells nothing."""
+    line = SPEAKER.sub("", line).strip()
+    if found := TRAIN_STEP.match(line):
+        return _counted(found, "training")
+    if found := COUNTED.match(line):
+        return _counted(found, found["what"].strip())
+    if found := RUN.search(line):
+        return Progress(mlflow_run=found["run"])
+    return Progress()
+
+
+def _counted(found: re.Match[str], activity: str) -> Progress:
+    eta_s = None if found["eta"] == "?" else _seconds(found["eta"])
+    return Progress(done=int(found["done"]), total=int(found["total"]), eta_s=eta_s, activity=activity)
+
+
+def _seconds(clock: str) -> float:
+    """Of "1:02:03" or "2:03"."""
+    total = 0
+    for part in clock.split(":"):
+        total = 60 * total + int(part)
+    return float(total)

@@ -1,0 +1,170 @@
+"""What can be asked for: jobs of four kinds, as data.
+
+The settings are those of YAML files and command lines, checked in the same way; unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, StringConstraints, TypeAdapter
+
+from magnet.config import CLOSED
+from magnet.presets import PRESETS
+from service import settings, storage
+from service.errors import UsageError
+from service.score_settings import ScoreSettings
+from service.service_settings import ServiceSettings
+from service.settings import TrainSettings, merged, to_dict
+
+KINDS = ("check", "train", "tune", "score")
+"""The kinds of jobs."""
+
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$")]
+"""A path or URI: one line."""
+Model = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"^[!-~][ -~]*$")]
+"""As ``score.py --model`` takes it."""
+
+
+def _on_preset(values: Any) -> Any:
+    """Settings of a training as a YAML file has them: changes to a preset."""
+    if not isinstance(values, dict):
+        return values
+    preset = values.get("preset", "evidence")
+    return merged(PRESETS[preset], values) if preset in list(PRESETS) else values
+
+
+Training = Annotated[TrainSettings, BeforeValidator(_on_preset)]
+"""Settings of a training: a preset and what is changed of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """Look at a manifest and open every slide."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    kind: Literal["check"] = "check"
+    manifest: Uri
+    """CSV or Parquet, or a folder of slides."""
+    need_labels: bool = False
+    """True: as for a training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """Train a MagNet."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    kind: Literal["train"] = "train"
+    manifest: Uri
+    """CSV or Parquet with labels."""
+    settings: Training = field(default_factory=lambda: settings.train_settings(None))
+    """Preset, model, recipe, compute."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tune:
+    """Search for good settings."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    kind: Literal["tune"] = "tune"
+    manifest: Uri
+    """CSV or Parquet with labels."""
+    trials: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """Trainings that are tried."""
+    settings: Training = field(default_factory=lambda: settings.train_settings(None))
+    """What all trials share."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Score slides with a trained model."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+
+    kind: Literal["score"] = "score"
+    manifest: Uri
+    """CSV or Parquet, or a folder of slides."""
+    model: Model
+    """models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model or a folder."""
+    out: Uri | None = None
+    """Folder of table and pictures; null: one in the service's storage."""
+    outlines: Uri | None = None
+    """Lesions, if they are known."""
+    split: Literal["train", "val", "test"] | None = None
+    """Only the slides of this split."""
+    settings: ScoreSettings = field(default_factory=ScoreSettings)
+    """Gate, frames, compute, pictures."""
+
+
+Request = Annotated[Check | Train | Tune | Score, Field(discriminator="kind")]
+"""A job, as data."""
+ADAPTER: TypeAdapter[Check | Train | Tune | Score] = TypeAdapter(Request)
+
+
+def to_json(request: Check | Train | Tune | Score) -> str:
+    """A request in one canonical form.
+
+    Raises:
+        UsageError: a number is not finite, which JSON cannot hold.
+    """
+    try:
+        return json.dumps(to_dict(request), sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise UsageError("a setting is not a finite number; write one that is") from error
+
+
+def from_json(text: str) -> Check | Train | Tune | Score:
+    """The request that `to_json` wrote."""
+    return ADAPTER.validate_python(json.loads(text))
+
+
+def places(request: Check | Train | Tune | Score) -> list[str]:
+    """Everything that a request names to be read or written."""
+    named = [request.manifest]
+    if isinstance(request, Score):
+        named += [place for place in (request.out, request.outlines) if place is not None]
+        if not request.model.startswith(("models:/", "runs:/")):
+            named.append(request.model)
+    return named
+
+
+def weights_and_encoders(request: Check | Train | Tune | Score) -> tuple[list[str], list[str]]:
+    """What the networks of a training are loaded from, and their names."""
+    if not isinstance(request, Train | Tune):
+        return [], []
+    model = request.settings.model
+    parts = (model.classifier, model.auxiliary)
+    return [p.weights for p in parts if p.weights is not None], [p.encoder for p in parts if p.encoder is not None]
+
+
+def results_folder(request: Check | Train | Tune | Score, job_id: str, service: ServiceSettings) -> str:
+    """Where a scoring's table and pictures go."""
+    out = request.out if isinstance(request, Score) else None
+    return out or storage.join(service.job_folder(job_id), "scores")
+
+
+def settings_yaml(request: Check | Train | Tune | Score) -> str | None:
+    """The file for ``--config``; None for a kind that takes none."""
+    return None if isinstance(request, Check) else yaml.safe_dump(to_dict(request.settings), sort_keys=False)
+
+
+def words(request: Check | Train | Tune | Score, job_id: str, service: ServiceSettings) -> list[str]:
+    """The command of a job: the same for each attempt, which so goes on where the last one stopped."""
+    command = [service.python, "-m", f"ray_jobs.{request.kind}", "--manifest", request.manifest]
+    if isinstance(request, Check):
+        return [*command, *(["--need-labels"] if request.need_labels else [])]
+    command += ["--config", storage.join(service.job_folder(job_id), "settings.yaml"), "--storage", service.runs]
+    if isinstance(request, Score):
+        command += ["--model", request.model, "--out", results_folder(request, job_id, service)]
+        for option, value in (("--split", request.split), ("--outlines", request.outlines)):
+            command += [option, value] if value is not None else []
+        return command
+    command += ["--name", job_id]
+    return [*command, "--trials", str(request.trials)] if isinstance(request, Tune) else command

@@ -1,0 +1,200 @@
+"""The queue's tables, on SQLite or Postgres, and how they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Column, Float, ForeignKey, Integer, String, Text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from service.errors import MagnetError, UsageError
+
+BUSY_S = 30
+"""Seconds that a writer waits for another one's transaction in SQLite."""
+SCHEMA_VERSION = 1
+"""Of the tables; kept in `about`."""
+
+METADATA = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), unique=True, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("request", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    Column("priority", Integer, nullable=False),
+    Column("idempotency_key", String(200)),
+    Column("attempt", Integer, nullable=False),
+    Column("first_attempt", Integer, nullable=False),  # of the present round: a retry by hand starts a new one
+    Column("max_attempts", Integer, nullable=False),
+    Column("cancel_requested", Integer, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("due_s", Float, nullable=False),
+    Column("started_s", Float),
+    Column("ended_s", Float),
+    Column("beat_s", Float),
+    Column("done", Integer),
+    Column("total", Integer),
+    Column("eta_s", Float),
+    Column("activity", Text),
+    Column("mlflow_run", String(64)),
+    Column("source", String(64)),  # the watch or schedule that made it
+    sa.UniqueConstraint("owner", "idempotency_key"),
+    sa.Index("jobs_by_state", "state", "due_s"),
+    sa.Index("jobs_by_owner", "owner", "seq"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    METADATA,
+    Column("job_id", String(64), ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("submission_id", String(80), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    Column("exit_code", Integer),
+    Column("started_s", Float, nullable=False),
+    Column("ended_s", Float),
+)
+
+events = sa.Table(
+    "events",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("job_id", String(64), ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("at_s", Float, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+tokens = sa.Table(
+    "tokens",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("sha256", String(64), unique=True, nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("expires_s", Float),
+    Column("revoked_s", Float),
+)
+
+recurring = sa.Table(  # watches and schedules
+    "recurring",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), unique=True, nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("what", String(16), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("next_s", Float, nullable=False),
+    Column("note", Text),
+)
+
+arrived = sa.Table(
+    "arrived",
+    METADATA,
+    Column("watch_id", String(64), primary_key=True),
+    Column("uri", String(1000), primary_key=True),
+    Column("etag", String(200), primary_key=True),
+    Column("job_id", String(64), nullable=False),
+    Column("at_s", Float, nullable=False),
+)
+
+leases = sa.Table(
+    "leases",
+    METADATA,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(80), nullable=False),
+    Column("until_s", Float, nullable=False),
+)
+
+about = sa.Table("about", METADATA, Column("version", Integer, primary_key=True))
+
+
+class DatabaseAwayError(MagnetError):
+    """The queue's database cannot be had. To act: its operator. A retry can help."""
+
+
+class Database:
+    """A database with the queue's tables, which are made if they are missing.
+
+    Args:
+        url: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
+
+    Raises:
+        UsageError: the URL is none, or the tables are of another version.
+        DatabaseAwayError: it does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.engine = sa.create_engine(_with_driver(url), pool_pre_ping=True)
+        except (SQLAlchemyError, ImportError) as error:
+            raise UsageError(f"database: {error}; use sqlite:///PATH or postgresql+psycopg://...") from error
+        if self.engine.dialect.name == "sqlite":
+            self._prepare_sqlite()
+        with self.writing() as connection:
+            if self.engine.dialect.name == "postgresql":  # two that start at once must not both make the tables
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7243002)"))
+            METADATA.create_all(connection)
+            found = connection.scalar(sa.select(about.c.version))
+            if found is None:
+                connection.execute(about.insert().values(version=SCHEMA_VERSION))
+            elif found != SCHEMA_VERSION:
+                raise UsageError(f"database has tables of version {found}, this program wants {SCHEMA_VERSION}")
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection for single SELECTs."""
+        with _mapped(), self.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction: all of it or nothing. SQLite lets one writer in at a time."""
+        with _mapped(), self.engine.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def _prepare_sqlite(self) -> None:
+        assert self.engine.url.database
+        Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+
+        @sa.event.listens_for(self.engine, "connect")
+        def connected(connection: Any, _record: object) -> None:
+            connection.isolation_level = None  # the driver's own transactions begin too late to be exclusive
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
+
+        @sa.event.listens_for(self.engine, "begin")
+        def begun(connection: sa.Connection) -> None:
+            if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise
+    except DBAPIError as error:
+        raise DatabaseAwayError(f"the queue's database failed: {error.orig}") from error
+
+
+def _with_driver(url: str) -> str:
+    """``postgresql://`` with the driver that is installed."""
+    return url.replace("postgresql://", "postgresql+psycopg://", 1) if url.startswith("postgresql://") else url

@@ -1,0 +1,58 @@
+"""A process of the service that kills itself at a step of a job's life.
+
+    python tests/flows/dying.py dispatch|api CONFIG STEP before|after
+
+It dies by SIGKILL the first time the step is reached.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from service.queue import attempts, dispatcher, ray_api, store
+from service.service_settings import service_settings
+from service.serving import dispatch, serve_api
+
+STEPS: dict[str, tuple[type, str]] = {
+    "submitted over HTTP": (store.JobStore, "add"),
+    "admitted": (store.JobStore, "admit"),
+    "given a workflow": (dispatcher.Dispatcher, "_start"),
+    "handed to Ray": (ray_api.RayJobs, "submit"),
+    "noted as running": (store.JobStore, "running"),
+    "heard of": (store.JobStore, "beat"),
+    "told to stop": (ray_api.RayJobs, "stop"),
+    "settled": (attempts.Attempts, "settle"),
+    "written down as ended": (store.JobStore, "end"),
+    "queued again": (store.JobStore, "again"),
+}
+
+
+def deadly(step: Callable[..., Any], when: str) -> Callable[..., Any]:
+    """The step, fatal before or after it was done."""
+
+    @functools.wraps(step)
+    def fatal(*arguments: Any, **options: Any) -> Any:
+        if when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = step(*arguments, **options)
+        if result != []:  # an admission of nobody is no step
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return fatal
+
+
+def main() -> None:
+    what, config, step, when = sys.argv[1:]
+    kind, name = STEPS[step]
+    setattr(kind, name, deadly(getattr(kind, name), when))
+    (dispatch if what == "dispatch" else serve_api)(service_settings(config, []))
+
+
+if __name__ == "__main__":
+    main()

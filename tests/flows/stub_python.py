@@ -1,0 +1,43 @@
+"""Stands for the cluster's Python in tests of the queue: jobs that sleep, and tell if they run twice at once.
+
+A job's manifest says what it does: ``SECONDS-ANYTHING`` sleeps so long, ``flaky-...`` fails the first time, ``bad-...``
+fails with the exit status of a user's mistake. Beside the manifest it leaves a line for each start and end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> int:
+    module, arguments = sys.argv[2], sys.argv[3:]
+    if not module.startswith("ray_jobs."):
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+    manifest = Path(arguments[arguments.index("--manifest") + 1])
+    trace, kind = manifest.with_suffix(".trace"), manifest.name.split("-")[0]
+    with open(manifest.with_suffix(".lock"), "a") as lock, open(trace, "a", buffering=1) as told:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told.write("TWICE AT ONCE\n")
+            return 2
+        first = not trace.stat().st_size
+        told.write(f"start {os.getpid()}\n")
+        print("scoring:  50%|#####     | 1/2 [00:01<00:01,  1.00slide/s]", flush=True)
+        if kind == "bad":
+            print("error: the manifest is wrong in line 7", file=sys.stderr)
+            return 2
+        time.sleep(float(kind) if kind.replace(".", "").isdigit() else 0.2)
+        if kind == "flaky" and first:
+            print("error: the store was away", file=sys.stderr)
+            return 1
+        told.write("end\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
