@@ -11,7 +11,7 @@ from service.settings import SettingsError
 
 
 def test_the_shipped_example_is_valid_and_hides_its_database() -> None:
-    settings = service_settings(str(Path(__file__).parents[2] / "configs" / "service.yaml"), [])
+    settings = service_settings(str(Path(__file__).parents[2] / "infra" / "service.yaml"), [])
     assert settings.prefixes == ("s3://lab/magnet", "s3://lab/slides", "s3://archive")
     assert "db.lab" not in repr(settings)
 
