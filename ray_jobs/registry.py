@@ -79,6 +79,31 @@ def resolve(model: str, tracking_uri: str, folder: Path) -> tuple[Path, str]:
     return found.parent, version
 
 
+def promote(model: str, alias: str, tracking_uri: str) -> tuple[str, str, str | None]:
+    """Point an alias at a registered model.
+
+    Args:
+        model: ``models:/name@alias`` or ``models:/name/version``.
+        alias: that stands for it from now on, such as champion.
+        tracking_uri: of MLflow.
+
+    Returns:
+        The model's name, its version, and the version that the alias stood for, None if there was none.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+    """
+    name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    client = MlflowClient(tracking_uri=tracking_uri)
+    try:
+        version = _version(model, tracking_uri)
+        earlier = client.get_registered_model(name).aliases.get(alias)
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise ModelNotFoundError(f"{model}: not found in {tracking_uri} ({error})") from error
+    return name, version, None if earlier is None else str(earlier)
+
+
 def _version(model: str, tracking_uri: str) -> str:
     """The registry's version behind a ``models:/`` name."""
     if not model.startswith("models:/"):

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, ZoomConfig
 from magnet.zoom import MagNet
-from ray_jobs import checkpoints, registry, tracking
+from ray_jobs import checkpoints, promote, registry, tracking
 from ray_jobs.registry import ModelNotFoundError, resolve, ui_command
 from ray_jobs.rows import score_slides
 from service.manifest import Slide
@@ -59,6 +59,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     yield Store(uri, run_id, (folders[0], folders[1]), (versions[0], versions[1]))
     mlflow.set_tracking_uri(before[0])
     mlflow.set_registry_uri(before[1])
+
+
+def test_only_a_command_makes_a_model_the_champion(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    words = ["models:/magnet@challenger", "--alias", "best"]
+    assert promote.main(words) == 0
+    assert capsys.readouterr().out == "models:/magnet@best is version 2 now (nothing before)\n"
+    assert resolve("models:/magnet@best", store.uri, tmp_path)[1] == "2"
+    promote.main(["models:/magnet/1", "--alias", "best"])
+    assert capsys.readouterr().out == "models:/magnet@best is version 1 now (version 2 before)\n"
+    for unknown in ("models:/nobody@challenger", "models:/magnet@nobody", "models:/magnet/9"):
+        with pytest.raises(ModelNotFoundError, match=unknown):
+            promote.main([unknown])
 
 
 def same_weights(a: Path, b: Path) -> bool:
