@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11 or 3.12 and make:
 #   make demo    a MagNet trained and a cohort scored, from slides in an object store, on a Ray cluster
-#   make test    all tests
+#   make test    the tests, faults included; make test-long adds those that each take minutes (CI runs both)
 # Both make the environment in .venv first. After that they need no network.
 
 PYTHON ?= python3
@@ -16,22 +16,25 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check format environment constraints clean
+.PHONY: demo test test-long check format environment constraints clean
 
 demo: $(READY)
 	$(BIN)/python -m ray_jobs.demo $(DEMO)
 
 # Whole jobs one after the other: each has the machine to itself. 5 is pytest's "nothing of this kind among TESTS".
 test: $(READY)
-	$(PYTEST_2) -m "not flow" $(TESTS) || [ $$? -eq 5 ]
-	$(PYTEST) -m flow $(TESTS) || [ $$? -eq 5 ]
+	$(PYTEST_2) -m "not flow and not long" $(TESTS) || [ $$? -eq 5 ]
+	$(PYTEST) -m "flow and not long" $(TESTS) || [ $$? -eq 5 ]
+
+test-long: $(READY)
+	$(PYTEST) -m long $(TESTS) || [ $$? -eq 5 ]
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST_2) -q -m "not flow and not slow" $(TESTS)
+	$(PYTEST_2) -q -m "not flow and not slow and not long" $(TESTS)
 
 format: $(READY)
 	$(BIN)/ruff format .

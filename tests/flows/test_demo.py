@@ -17,7 +17,7 @@ import pytest
 from ray_jobs import demo
 from tests.flows.harness import FLOW, Service, running
 
-pytestmark = FLOW
+pytestmark = [*FLOW, pytest.mark.long]
 
 WORDS = ("python", "-m", "ray_jobs.demo", "--num-slides", "24", "--side-px", "2048", "--set", "recipe.epochs=1")
 

@@ -11,9 +11,9 @@ import yaml
 from mlflow.entities import Run
 
 from service.settings import train_settings
-from tests.flows.harness import CONFIG, FLOW, Command, mlflow_client, ray_cluster
+from tests.flows.harness import CONFIG, FLOW, Command, Service, mlflow_client
 
-pytestmark = FLOW
+pytestmark = [*FLOW, pytest.mark.long]
 
 SEARCH = {
     "method": "grid",
@@ -39,7 +39,7 @@ def artifact(folder: Path, run: Run, name: str, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
+def tuned(service: Service, cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
     """A search on two CPUs whose driver is killed with one trial done and another on its way, and goes on."""
     folder = tmp_path_factory.mktemp("tune")
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -47,15 +47,14 @@ def tuned(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     words = ["ray_jobs/tune.py", "--manifest", cohort / "manifest.csv", "--config", folder / "config.yaml"]
     words += ["--search", folder / "search.yaml", "--storage", folder / "runs", "--name", "hunt"]
     words += ["--search-set", "at_once=1"]
-    with ray_cluster({"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}, folder / "ray.log") as cluster:
-        cluster.wait()
-        with cluster.driver(*words, log=folder / "first.log") as first:
-            trials = folder / "runs" / "hunt" / "trials"
-            first.wait_for(lambda: len(list(trials.glob("*/outcome.json"))) >= 1 and len(list(trials.glob("*"))) >= 2)
-            first.process.kill()
-            first.process.wait()
-        with cluster.driver(*words, log=folder / "second.log") as second:
-            return folder / "runs", second.finish()
+    cluster = service.cluster
+    with cluster.driver(*words, log=folder / "first.log") as first:
+        trials = folder / "runs" / "hunt" / "trials"
+        first.wait_for(lambda: len(list(trials.glob("*/outcome.json"))) >= 1 and len(list(trials.glob("*"))) >= 2)
+        first.process.kill()
+        first.process.wait()
+    with cluster.driver(*words, log=folder / "second.log") as second:
+        return folder / "runs", second.finish()
 
 
 def test_the_killed_search_goes_on_to_one_run_per_trial(tuned: tuple[Path, Command]) -> None:

@@ -27,7 +27,7 @@ from service.settings import TrainSettings, train_settings
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 SETTINGS = (
     "model.zoom.schedule=[3,2]",
