@@ -33,6 +33,7 @@ def own_queue(tmp_path: Path) -> Iterator[Queue]:
         yield own
 
 
+@pytest.mark.long
 def test_it_survives_a_kill_at_every_step_of_a_jobs_life(own_queue: Queue) -> None:
     survive([(step, when) for step in STEPS for when in ("before", "after")], own_queue)
 
