@@ -1,0 +1,189 @@
+"""What the training service costs beside the bare loop: the same steps with and without Ray, near and far storage.
+
+    python benchmarks/train_step.py [--num-slides 32] [--ms-per-slide 60] [--latency-ms 0 30] [--workers 1 2] [--json]
+
+Generated slides lie in an object store on this machine that answers each request `--latency-ms` late. Compute is paced:
+a tiny network, and then a sleep of `--ms-per-slide` for each slide of a micro-batch, as a GPU of that speed would leave
+the CPU idle. Order, learner and reader are the same; through Ray come Ray Data's stream, Ray Train, MLflow (SQLite) and
+checkpoints. The last epoch's steps are timed, so that imports, headers and the first filling of caches are left out.
+
+`ratio_ray_to_bare` is slides/s through Ray over the bare loop's, per worker; `wait_share` the share of the steps in
+which Ray's worker had neither pixels nor anything else to do. Reach: 0.95 and 0.05 at 30 ms and 60 ms per slide. Two
+workers, the reads of Ray Data and the store share this machine's cores; with fewer cores than that they disturb each
+other, and the figure is a lower bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from magnet.zoom import MagNet
+from ray_jobs import bare_loop, checkpoints, cluster, loop, tracking, training
+from ray_jobs.checkpoint_store import CheckpointStore
+from ray_jobs.learner import Learner
+from ray_jobs.processes import free_port, started
+from service import storage
+from service.manifest import Manifest, load_manifest
+from service.reader import RegionReader
+from service.settings import TrainSettings, train_settings
+from service.synthetic.cohort import make_cohort
+from service.synthetic.plan import CohortSettings
+
+SETTINGS = [
+    "model.zoom={schedule: [3, 2], map_px: 28, view_px: 56, patch_px: 64}",
+    "model.classifier.encoder=test_resnet",
+    "compute.checkpoint_minutes=1e6",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is common to the runs that are compared."""
+
+    settings: TrainSettings
+    manifest: Manifest
+    ms_per_slide: float
+
+
+def pace(ms_per_slide: float) -> None:
+    """Make every backward pass of this process take as long as a GPU of that speed would."""
+    backward = Learner._backward
+
+    def paced(self: Learner, zoomed: Any, label_B: torch.Tensor, sums: dict[str, float]) -> torch.Tensor:
+        result = backward(self, zoomed, label_B, sums)
+        time.sleep(len(label_B) * ms_per_slide / 1e3)
+        return result
+
+    Learner._backward = paced  # type: ignore[method-assign]
+
+
+def bare(case: Case) -> float:
+    """Slides/s of the bare loop in the last epoch."""
+    settings = case.settings
+    steps_per_epoch = len(case.manifest.slides) // settings.recipe.batch
+    ends: list[float] = []
+    original = Learner._backward
+    pace(case.ms_per_slide)
+    torch.manual_seed(0)
+    with RegionReader(settings.compute.tile_cache_mb << 20, settings.compute.reader_threads) as reader:
+        bare_loop.train(
+            MagNet(settings.model, to_be_loaded=True),
+            settings.recipe,
+            case.manifest.slides,
+            reader,
+            steps_per_epoch * settings.recipe.epochs,
+            lambda step, sums: ends.append(time.perf_counter()),
+        )
+    Learner._backward = original  # type: ignore[method-assign]
+    return steps_per_epoch * settings.recipe.batch / (ends[-1] - ends[-1 - steps_per_epoch])
+
+
+def through_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
+    """Slides/s and share of waiting in the last epoch of a training job."""
+    settings = replace(
+        case.settings, compute=replace(case.settings.compute, num_workers=num_workers, gpus_per_worker=0)
+    )
+    uri, name = tracking.tracking_uri(str(folder)), "run"
+    run_id, _ = tracking.start_run(uri, experiment="benchmark", name=name, storage=str(folder))
+    job = storage.join(str(folder), name)
+    task = loop.Task(settings, case.manifest.slides, (), uri, run_id, job)
+    ms_per_slide, entry = case.ms_per_slide, loop.train
+
+    def paced(config: dict[str, Any]) -> str | None:
+        pace(ms_per_slide)
+        return entry(config)
+
+    loop.train = paced  # type: ignore[assignment]
+    try:
+        training._fit(task, name, str(folder))  # a job without its checks and registry
+    finally:
+        loop.train = entry  # type: ignore[assignment]
+    store = CheckpointStore(job)
+    last = store.published()[-1]
+    with tempfile.TemporaryDirectory() as place:
+        store.fetch(last, Path(place), [checkpoints.SETTINGS_FILE])
+        return checkpoints.describe(Path(place)).metrics
+
+
+@contextmanager
+def object_store(folder: Path, latency_ms: float) -> Iterator[str]:
+    """An object store over a folder, in a process of its own; the URI of the folder."""
+    port = free_port()
+    words = ["python", "-m", "service.fake_store", str(folder), "--port", str(port), "--latency-ms", str(latency_ms)]
+    with started(words, log=None):
+        time.sleep(2)
+        yield f"http://127.0.0.1:{port}/bucket"
+
+
+def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """All cases."""
+    make_cohort(folder / "cohort", CohortSettings(num_slides=args.num_slides, side_px=args.side_px, seed=1))
+    batch = f"recipe={{epochs: {args.epochs}, batch: {args.batch}, micro_batch: {args.micro_batch}, seed: 1}}"
+    settings = train_settings(None, [*SETTINGS, batch])
+    cases = []
+    for latency_ms in args.latency_ms:
+        with object_store(folder / "cohort", latency_ms) as uri:
+            manifest = load_manifest(f"{uri}/manifest.csv", need_labels=True)
+            case = Case(settings, manifest, args.ms_per_slide)
+            alone = bare(case)
+            for workers in args.workers:
+                metrics = through_ray(case, workers, Path(tempfile.mkdtemp(dir=folder)))
+                cases.append(
+                    {
+                        "latency_ms": latency_ms,
+                        "workers": workers,
+                        "bare_slides_per_s": round(alone, 3),
+                        "ray_slides_per_s": round(metrics["train/slides_per_s"], 3),
+                        "ratio_ray_to_bare": round(metrics["train/slides_per_s"] / alone / workers, 3),
+                        "wait_share": round(metrics["train/wait_share"], 3),
+                    }
+                )
+                if not args.json:
+                    print(cases[-1], flush=True)
+    return cases
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-slides", type=int, default=32)
+    parser.add_argument("--side-px", type=int, default=8192, help="side of the slides")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--ms-per-slide", type=float, default=60.0, help="compute of the GPU that is played")
+    parser.add_argument("--latency-ms", type=float, nargs="+", default=[0.0, 30.0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # More CPUs than there may be: the workers sleep most of the time, and Ray Data's reads must find one.
+    ray.init(
+        address="local",
+        num_cpus=max(args.workers) + 1,
+        include_dashboard=False,
+        object_store_memory=cluster.LOCAL_OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+    )
+    with tempfile.TemporaryDirectory(prefix="train-step-") as folder:
+        cases = measure(args, Path(folder))
+    if args.json:
+        print(json.dumps({"cores": os.cpu_count(), "ms_per_slide": args.ms_per_slide, "cases": cases}))
+
+
+if __name__ == "__main__":
+    main()
