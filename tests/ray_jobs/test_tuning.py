@@ -1,4 +1,4 @@
-"""A search's trials without Ray: what each leaves behind, also when memory runs out, and what the parent makes of it."""
+"""A search's trials without Ray: what each leaves behind, also when memory runs out, and what comes of them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     base = replace(attempts.task(tmp_path).settings, experiment="search")
     uri = tracking.tracking_uri(str(tmp_path))
     parent, _ = tracking.start_run(uri, experiment="search", name="hunt", storage=str(tmp_path))
-    manifest = Manifest("m.csv", "0" * 64, SLIDES)
+    manifest = Manifest(uri="m.csv", sha256="0" * 64, slides=SLIDES)
     return Search("hunt", base, SearchSettings(), manifest, uri, parent, str(tmp_path))
 
 
