@@ -79,12 +79,14 @@ def _panel(axes: Axes, cost_name: str, costs: Sequence[tuple[Scored, float]], be
     axes.scatter([x for _, x in costs], [one.auroc for one, _ in costs], color="0.7", s=30, label="trials")
     on_front = sorted((x, one.auroc, one.schedule) for one, x in costs if one in best)
     axes.scatter([x for x, _, _ in on_front], [y for _, y, _ in on_front], color="C0", s=45, label="front", zorder=3)
-    named: set[str] = set()
-    for x, y, schedule in on_front:
-        if schedule not in named:  # several trials of a schedule lie close together
-            axes.annotate(schedule, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
-            named.add(schedule)
     axes.set(xlabel=cost_name)
     axes.margins(0.12)
+    axes.autoscale_view()  # settles the scales, which the transform below needs
+    named: list[tuple[float, float]] = []
+    for x, y, schedule in sorted(on_front, key=lambda one: -one[1]):
+        place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        if all(abs(place[0] - left) > 0.1 or abs(place[1] - low) > 0.05 for left, low in named):  # else unreadable
+            axes.annotate(schedule, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            named.append((place[0], place[1]))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -39,8 +39,8 @@ from service.tune_settings import SearchSettings, trial_settings
 WORST = -1.0
 """Reported for a trial that has no AUROC: below all that have one."""
 
-OUTCOME_FILE = "outcome.json"
-"""In a trial's folder, once it has ended by itself."""
+CHOSEN_FILE, OUTCOME_FILE = "chosen.json", "outcome.json"
+"""In a trial's folder: what was chosen for it; and how it ended, once it has by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ def run_trial(chosen: dict[str, Any], search: Search) -> None:
     if (twin := _ended_alike(search, trial, chosen)) is not None:
         _report(search, twin)
         return
+    storage.write_bytes(storage.join(search.folder(trial), CHOSEN_FILE), json.dumps(chosen).encode())
     settings = trial_settings(search.base, chosen)
     run_id, _ = tracking.start_run(
         search.tracking_uri, experiment=settings.experiment, name=search.run_name(trial), storage=search.storage
@@ -113,6 +114,12 @@ def outcome_of(search: Search, trial: str, settings: TrainSettings, status: str,
         metrics = checkpoints.describe(Path(name)).metrics
     auroc, size = metrics["val/auroc"], metrics["train/bytes_per_slide"]
     return replace(plain, auroc=auroc, bytes_per_slide=size, objective=search.settings.objective(auroc, size))
+
+
+def settings_of(search: Search, trial: str) -> TrainSettings:
+    """Those that a trial which was begun trains with."""
+    uri = storage.join(search.folder(trial), CHOSEN_FILE)
+    return trial_settings(search.base, json.loads(storage.read_bytes(uri)))
 
 
 def recorded(search: Search, trial: str) -> Outcome | None:

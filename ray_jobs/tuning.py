@@ -27,7 +27,7 @@ from service import storage
 from service.errors import MagnetError
 from service.manifest import Manifest
 from service.settings import TrainSettings, flat, to_dict
-from service.tune_settings import Schedule, SearchSettings, in_words, trial_settings
+from service.tune_settings import Schedule, SearchSettings, in_words
 
 BEST_FILE = "best.yaml"
 SNAPSHOT_EVERY_S = "1"
@@ -72,7 +72,7 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     try:
         results = _search(task, allowed)
         outcomes = _ended(task, results)
-        _deliver(tracker, task, outcomes, results)
+        _deliver(tracker, task, outcomes)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit) as stop:
         status = "KILLED"
@@ -134,7 +134,8 @@ def _tuner(task: trial.Search, allowed: Sequence[Schedule]) -> tune.Tuner:
             num_samples=1 if grid else search.trials,
             search_alg=_searcher(search),
             scheduler=_scheduler(search, task.base.recipe.epochs),
-            max_concurrent_trials=search.at_once,
+            # The other searchers are told themselves: Tune ignores it for them.
+            max_concurrent_trials=search.at_once if search.method == "optuna" else None,
             trial_dirname_creator=_folder_name,
         ),
         run_config=tune.RunConfig(
@@ -153,7 +154,7 @@ def _folder_name(one: Trial) -> str:
 def _searcher(search: SearchSettings) -> Searcher | SearchAlgorithm:
     if search.method == "optuna":
         return OptunaSearch(seed=search.seed)
-    return BasicVariantGenerator(random_state=search.seed)
+    return BasicVariantGenerator(max_concurrent=search.at_once or 0, random_state=search.seed)
 
 
 def _scheduler(search: SearchSettings, epochs: int) -> TrialScheduler:
@@ -175,19 +176,16 @@ def _ended(task: trial.Search, results: Mapping[str, tune.Result]) -> list[Outco
     for run in children:
         name = run.data.tags["trial"]
         if (outcome := trial.recorded(task, name)) is None:
-            error = results[name].error
+            error = results[name].error if name in results else None
             status, reason = ("failed", str(error)) if error is not None else ("stopped early", "")
-            settings = trial_settings(task.base, results[name].config or {})
-            outcome = trial.outcome_of(task, name, settings, status, reason)
+            outcome = trial.outcome_of(task, name, trial.settings_of(task, name), status, reason)
             client.set_tag(run.info.run_id, "outcome", status)
             client.set_terminated(run.info.run_id, "FINISHED" if error is None else "FAILED")
         outcomes.append(outcome)
     return outcomes
 
 
-def _deliver(
-    tracker: tracking.Tracker, task: trial.Search, outcomes: Sequence[Outcome], results: Mapping[str, tune.Result]
-) -> None:
+def _deliver(tracker: tracking.Tracker, task: trial.Search, outcomes: Sequence[Outcome]) -> None:
     """Table, figure and best config into the parent run and the job's folder."""
     frame = pareto.table(outcomes)
     tracker.note_text(frame.to_csv(index=False), "trials.csv")
@@ -202,7 +200,7 @@ def _deliver(
             "no trial came to a validation AUROC; their reasons are above and in trials.csv of the parent run"
         )
     tracker.figure(pareto.draw(outcomes), "front.png")
-    text = _config_file(task, best, trial_settings(task.base, results[best.trial].config or {}))
+    text = _config_file(task, best, trial.settings_of(task, best.trial))
     place = storage.join(task.storage, f"{task.name}/{BEST_FILE}")
     storage.write_bytes(place, text.encode())
     with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,6 @@ class FakeTune:
 class FakeResult:
     """What Tune knows of a trial."""
 
-    config: dict[str, Any]
     error: Exception | None = None
 
 
@@ -93,11 +92,11 @@ def test_a_trial_that_runs_out_of_memory_is_recorded_and_the_search_ends_with_th
     assert report == {"epoch": 3, "objective": trial.WORST}
     assert run(search, "t3", "1,1", monkeypatch) == reports[-1:]  # chosen once more: nothing is trained
 
-    results: dict[str, Any] = {name: FakeResult({"schedule": s}) for name, s in (("t1", "1,1"), ("t2", "2,2"))}
+    results: dict[str, Any] = {name: FakeResult() for name in ("t1", "t2")}
     outcomes = tuning._ended(search, results)
     assert [(one.trial, one.status) for one in outcomes] == [("t1", "complete"), ("t2", "does not fit")]
     assert "although it has one slide" in outcomes[1].reason
-    tuning._deliver(tracking.Tracker(search.tracking_uri, search.parent_run), search, outcomes, results)
+    tuning._deliver(tracking.Tracker(search.tracking_uri, search.parent_run), search, outcomes)
 
     written = Path(search.storage) / "hunt" / "best.yaml"
     best = train_settings(str(written))
@@ -132,6 +131,6 @@ def test_a_trial_that_was_stopped_is_closed_with_the_figures_of_its_best_epoch(
     monkeypatch.setattr(trial, "tune", fake)
     with pytest.raises(Stopped):
         trial.run_trial({"schedule": "1,1"}, search)
-    results: Any = {"t1": FakeResult({"schedule": "1,1"})}
+    results: Any = {"t1": FakeResult()}
     [outcome] = tuning._ended(search, results)
     assert (outcome.status, outcome.objective) == ("stopped early", fake.reports[0]["objective"])
