@@ -179,8 +179,9 @@ def _ended(task: trial.Search, results: Mapping[str, tune.Result]) -> list[Outco
             error = results[name].error if name in results else None
             status, reason = ("failed", str(error)) if error is not None else ("stopped early", "")
             outcome = trial.outcome_of(task, name, trial.settings_of(task, name), status, reason)
-            client.set_tag(run.info.run_id, "outcome", status)
-            client.set_terminated(run.info.run_id, "FINISHED" if error is None else "FAILED")
+        if run.info.status == "RUNNING":  # also of one that was killed between its last word and its run's end
+            client.set_tag(run.info.run_id, "outcome", outcome.status)
+            client.set_terminated(run.info.run_id, "FAILED" if outcome.status == "failed" else "FINISHED")
         outcomes.append(outcome)
     return outcomes
 
