@@ -30,6 +30,7 @@ from service.score_settings import ScoreSettings, score_settings
 from service.service_settings import service_settings
 from service.serving import admin_token, dispatch, serve_api
 from service.settings import TrainSettings, train_settings
+from service.tune_settings import search_settings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -103,7 +104,9 @@ def _request(options: argparse.Namespace) -> Check | Train | Tune | Score:
         )
     training: TrainSettings = train_settings(options.config, options.set)
     if options.kind == "tune":
-        return Tune(manifest=manifest, trials=options.trials, settings=training)
+        trials = [] if options.trials is None else [f"trials={options.trials}"]
+        search = search_settings(options.search, [*options.search_set, *trials])
+        return Tune(manifest=manifest, search=search, settings=training)
     return Train(manifest=manifest, settings=training)
 
 
@@ -322,7 +325,9 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     add("--out", help="of a scoring: folder of the results (default: one in the service's storage)")
     add("--outlines", help="of a scoring: lesions, if they are known")
     add("--split", choices=("train", "val", "test"), help="of a scoring: only these slides")
-    add("--trials", type=int, default=20, help="of a search")
+    add("--trials", type=int, help="of a search: how many trainings")
+    add("--search", metavar="FILE", help="of a search: YAML file, as of tune.py; read here")
+    add("--search-set", action="append", default=[], metavar="KEY=VALUE", help="of a search: any of its settings")
     add("--need-labels", action="store_true", help="of a check: as a training does")
     add("--priority", type=int, default=0, help="-10 to 10, higher is earlier among your jobs")
     add("--max-attempts", type=int, default=5)

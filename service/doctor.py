@@ -54,7 +54,8 @@ def findings(settings: ServiceSettings) -> list[Finding]:
         try:
             found.append(look(settings))
         except (MagnetError, httpx2.HTTPError, OSError) as error:
-            found.append(Finding(what, False, str(error) or type(error).__name__, mend))
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            found.append(Finding(what, False, told, mend))
     return found
 
 
@@ -107,7 +108,10 @@ def _mlflow(settings: ServiceSettings) -> Finding:
         return Finding("mlflow", True, f"no server; runs are in a file under {settings.runs}")
     # Not /health: that answers also where the server refuses the name under which it is called.
     url = f"{settings.mlflow.rstrip('/')}/api/2.0/mlflow/experiments/search"
-    reply = httpx2.post(url, json={"max_results": 1}, timeout=10, trust_env=False)
+    try:
+        reply = httpx2.post(url, json={"max_results": 1}, timeout=10, trust_env=False)
+    except httpx2.HTTPError as error:
+        raise MagnetError(f"no answer from {settings.mlflow}: {error or type(error).__name__}") from error
     detail = f"{settings.mlflow} answers {reply.status_code}"
     mend = "403: name its host in --allowed-hosts (MLFLOW_SERVER_ALLOWED_HOSTS); others: see its log"
     return Finding("mlflow", reply.status_code == 200, detail, mend)

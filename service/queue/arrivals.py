@@ -163,18 +163,18 @@ class Arrivals:
         new = self._settled(entry, asked)[:MOST_SLIDES]
         if not new:
             return "nothing new"
-        # The manifest's name follows from its slides, and so does the key: after a crash the same job is found again.
         name = uuid.uuid5(uuid.NAMESPACE_URL, "\n".join(f"{slide.uri} {etag}" for slide, etag in new)).hex
         manifest = storage.join(self._settings.storage, f"watches/{entry.id}/{name}.csv")
         storage.write_bytes(manifest, _manifest([slide for slide, _ in new]))
-        request = Score(manifest=manifest, model=asked.model)
-        job, _ = self._store.add(request, entry.owner, idempotency_key=f"{entry.id}:{name}", source=entry.id)
-        rows = [
-            {"watch_id": entry.id, "uri": slide.uri, "etag": etag, "job_id": job.id, "at_s": time.time()}
-            for slide, etag in new
-        ]
-        with self._database.writing() as connection:
+
+        def note(connection: sa.Connection, job_id: str) -> None:
+            """With the job or not at all: a crash neither forgets a slide nor scores it twice."""
+            known = {"watch_id": entry.id, "job_id": job_id, "at_s": time.time()}
+            rows = [known | {"uri": slide.uri, "etag": etag} for slide, etag in new]
             connection.execute(arrived.insert(), rows)
+
+        request = Score(manifest=manifest, model=asked.model)
+        job, _ = self._store.add(request, entry.owner, source=entry.id, within=note)
         return f"submitted {job.id} with {len(new)} slide(s)"
 
     def _settled(self, entry: Entry, asked: Watch) -> list[tuple[Slide, str]]:

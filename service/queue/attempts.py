@@ -17,7 +17,7 @@ from service.errors import MagnetError
 from service.queue.attempt_folder import AttemptFolder, Beat, Ending, attempt_folder
 from service.queue.job import ACTIVE, Job
 from service.queue.ray_api import OVER, RayAwayError, RayRefusedError
-from service.queue.requests import from_json, settings_yaml, words
+from service.queue.requests import from_json, settings_files, words
 from service.queue.store import Backoff, JobStore, submission_id
 from service.service_settings import ServiceSettings
 
@@ -96,8 +96,8 @@ class Attempts:
     def _submit(self, job: Job) -> None:
         request, service = from_json(job.request), self.settings
         folder = service.job_folder(job.id)
-        if (text := settings_yaml(request)) is not None:
-            storage.write_bytes(storage.join(folder, "settings.yaml"), text.encode())
+        for name, data in settings_files(request).items():
+            storage.write_bytes(storage.join(folder, name), data)
         witness = [service.python, "-m", "service.queue.witness", "--folder", self._folder(job).uri]
         command = [*witness, "--beat-s", f"{service.beat_s:g}", "--", *words(request, job.id, service)]
         about = {"magnet_job": job.id, "owner": job.owner}

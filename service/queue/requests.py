@@ -19,6 +19,7 @@ from service.errors import UsageError
 from service.score_settings import ScoreSettings
 from service.service_settings import ServiceSettings
 from service.settings import TrainSettings, merged, to_dict
+from service.tune_settings import SearchSettings
 
 KINDS = ("check", "train", "tune", "score")
 """The kinds of jobs."""
@@ -76,8 +77,8 @@ class Tune:
     kind: Literal["tune"] = "tune"
     manifest: Uri
     """CSV or Parquet with labels."""
-    trials: Annotated[int, Field(ge=1, le=10_000)] = 20
-    """Trainings that are tried."""
+    search: SearchSettings = field(default_factory=SearchSettings)
+    """What is varied, and how often."""
     settings: Training = field(default_factory=lambda: settings.train_settings(None))
     """What all trials share."""
 
@@ -141,7 +142,9 @@ def weights_and_encoders(request: Check | Train | Tune | Score) -> tuple[list[st
         return [], []
     model = request.settings.model
     parts = (model.classifier, model.auxiliary)
-    return [p.weights for p in parts if p.weights is not None], [p.encoder for p in parts if p.encoder is not None]
+    tried = request.search.encoder if isinstance(request, Tune) else ()
+    encoders = [p.encoder for p in parts if p.encoder is not None]
+    return [p.weights for p in parts if p.weights is not None], [*encoders, *tried]
 
 
 def results_folder(request: Check | Train | Tune | Score, job_id: str, service: ServiceSettings) -> str:
@@ -150,9 +153,12 @@ def results_folder(request: Check | Train | Tune | Score, job_id: str, service: 
     return out or storage.join(service.job_folder(job_id), "scores")
 
 
-def settings_yaml(request: Check | Train | Tune | Score) -> str | None:
-    """The file for ``--config``; None for a kind that takes none."""
-    return None if isinstance(request, Check) else yaml.safe_dump(to_dict(request.settings), sort_keys=False)
+def settings_files(request: Check | Train | Tune | Score) -> dict[str, bytes]:
+    """The files that the command is given, by name."""
+    if isinstance(request, Check):
+        return {}
+    files = {"settings.yaml": request.settings} | ({"search.yaml": request.search} if isinstance(request, Tune) else {})
+    return {name: yaml.safe_dump(to_dict(one), sort_keys=False).encode() for name, one in files.items()}
 
 
 def words(request: Check | Train | Tune | Score, job_id: str, service: ServiceSettings) -> list[str]:
@@ -167,4 +173,6 @@ def words(request: Check | Train | Tune | Score, job_id: str, service: ServiceSe
             command += [option, value] if value is not None else []
         return command
     command += ["--name", job_id]
-    return [*command, "--trials", str(request.trials)] if isinstance(request, Tune) else command
+    if isinstance(request, Tune):
+        command += ["--search", storage.join(service.job_folder(job_id), "search.yaml")]
+    return command

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +87,11 @@ class JobStore:
         idempotency_key: str | None = None,
         source: str | None = None,
         max_queued: int | None = None,
+        within: Callable[[sa.Connection, str], None] | None = None,
     ) -> tuple[Job, bool]:
         """A new job, or the one that the same key made before, and whether it is new.
+
+        `within` is called with a new job's id in the transaction that makes it.
 
         Raises:
             ConflictError: the key was used for another request.
@@ -103,6 +106,8 @@ class JobStore:
                 _check_queued(connection, owner, max_queued)
                 connection.execute(jobs.insert().values(row))
                 _note(connection, row["id"], "queued", "submitted")
+                if within is not None:
+                    within(connection, row["id"])
                 return _job(connection, row["id"]), True
         except IntegrityError:  # Postgres lets two in at once: the other one won
             with self.database.reading() as connection:

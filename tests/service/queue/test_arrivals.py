@@ -66,9 +66,10 @@ def test_a_crash_after_submitting_submits_nothing_twice(own: Own, monkeypatch: p
         own.arrivals.tick()
     monkeypatch.undo()
     assert own.scored() == [["a"]]
+    (own.folder / "in" / "b.svs").write_bytes(b"1")
     own.arrivals.tick()
     own.arrivals.tick()
-    assert own.scored() == [["a"]]
+    assert own.scored() == [["a"], ["b"]]
 
 
 def test_a_slide_that_still_changes_is_left_alone(own: Own) -> None:

@@ -14,11 +14,12 @@ from service.queue.attempt_folder import AttemptFolder, Beat, Ending, attempt_fo
 from service.queue.attempts import Attempts, Outcome
 from service.queue.job import Job, Progress
 from service.queue.ray_api import RayAwayError, RayRefusedError
-from service.queue.requests import Check, Train
+from service.queue.requests import Check, Train, Tune
 from service.queue.store import JobStore, Limits
 from service.queue.tables import Database
 from service.service_settings import ServiceSettings
 from service.settings import train_settings
+from service.tune_settings import SearchSettings, search_settings
 
 ALL = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 
@@ -55,7 +56,7 @@ class Own:
     ray: Ray
     settings: ServiceSettings
 
-    def begun(self, request: Train | None = None, max_attempts: int = 5) -> Job:
+    def begun(self, request: Train | Tune | None = None, max_attempts: int = 5) -> Job:
         self.store.add(request or Check(manifest="/m.csv"), "ada", max_attempts=max_attempts)
         [begun] = self.store.admit(ALL)
         return begun
@@ -85,6 +86,14 @@ def test_launch_hands_ray_the_command_of_the_kind(own: Own) -> None:
     assert train_settings(config) == train_settings(None, ["recipe.epochs=3"])
     assert yaml.safe_load(Path(config).read_text())["recipe"]["epochs"] == 3
     assert own.store.job(job.id).state == "running"
+
+
+def test_a_search_is_handed_over_with_what_it_varies(own: Own) -> None:
+    job = own.begun(Tune(manifest="/m.csv", search=SearchSettings(trials=7, schedules=((3, 2), (2, 2, 2)))))
+    assert own.attempts.launch(job.id, 1) is None
+    search = f"{own.settings.storage}/jobs/{job.id}/search.yaml"
+    assert own.ray.commands[0][-2:] == ["--search", search]
+    assert search_settings(search, []) == SearchSettings(trials=7, schedules=((3, 2), (2, 2, 2)))
 
 
 def test_a_launch_that_is_done_again_starts_nothing_that_has_begun(own: Own) -> None:
