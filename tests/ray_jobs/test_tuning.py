@@ -92,6 +92,9 @@ def test_a_trial_that_runs_out_of_memory_is_recorded_and_the_search_ends_with_th
     assert report == {"epoch": 3, "objective": trial.WORST}
     assert run(search, "t3", "1,1", monkeypatch) == reports[-1:]  # chosen once more: nothing is trained
 
+    client = MlflowClient(tracking_uri=search.tracking_uri)
+    first, _ = tracking.start_run(search.tracking_uri, experiment="search", name="hunt-t1", storage=search.storage)
+    client.update_run(first, status="RUNNING")  # as if it had been killed before it closed its run
     results: dict[str, Any] = {name: FakeResult() for name in ("t1", "t2")}
     outcomes = tuning._ended(search, results)
     assert [(one.trial, one.status) for one in outcomes] == [("t1", "complete"), ("t2", "does not fit")]
@@ -103,7 +106,6 @@ def test_a_trial_that_runs_out_of_memory_is_recorded_and_the_search_ends_with_th
     assert best.model.zoom.schedule == (1, 1)
     assert replace(best, model=search.base.model) == search.base
     assert yaml.safe_load(written.read_text())["model"]["zoom"]["schedule"] == [1, 1]
-    client = MlflowClient(tracking_uri=search.tracking_uri)
     parent = client.get_run(search.parent_run)
     found = {one.path for one in client.list_artifacts(search.parent_run)}
     assert found == {"trials.csv", "front.png", "best.yaml"}
