@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -38,7 +39,8 @@ def client(service: Service, trained: Trained, tmp_path: Path) -> Iterator[Clien
         yield own
 
 
-def test_a_manifest_is_checked_and_scored_and_a_slide_is_seen(client: Client) -> None:
+def test_a_manifest_is_checked_and_scored_and_a_slide_is_seen(client: Client, cohort: Path) -> None:
+    num_slides = int((pd.read_csv(cohort / "manifest.csv")["split"] == "test").sum())
     check = client.submit(Check(manifest=MANIFEST, need_labels=True))
     score = client.submit(Score(manifest=MANIFEST, model="models:/magnet@challenger", split="test"))
     checked = client.wait(check.id, timeout_s=120)
@@ -47,9 +49,9 @@ def test_a_manifest_is_checked_and_scored_and_a_slide_is_seen(client: Client) ->
     assert "all 16 slides open" in log
     scored = client.wait(score.id, timeout_s=240)
     assert scored.state == "done", "".join(client.logs(score.id))
-    assert (scored.progress.done, scored.progress.total) == (4, 4)
+    assert (scored.progress.done, scored.progress.total) == (num_slides, num_slides)
     rows = client.scores(score.id, "csv").decode().splitlines()
-    assert len(rows) == 1 + 4
+    assert len(rows) == 1 + num_slides
     slide_id = rows[1].split(",")[0]
     assert client.slide(score.id, slide_id)[:2] == b"\xff\xd8"  # a JPEG
     assert b'"FeatureCollection"' in client.slide(score.id, slide_id, "geojson")
