@@ -17,7 +17,7 @@ from service.service_settings import service_settings
 from service.serving import admin_token
 from tests.flows.harness import FLOW, MANIFEST, ROOT, Service, Trained, answers, running
 
-pytestmark = FLOW
+pytestmark = [*FLOW, pytest.mark.long]
 
 
 @pytest.fixture
