@@ -5,8 +5,8 @@
 
 A closed queueing network. Each GPU keeps `in_flight` zooms. A zoom asks layer by layer; a layer waits for the store
 (latency, which no other zoom makes longer), for the link between bucket and cluster, for a reader's core, for its GPU.
-Link and GPUs serve in order of arrival, and so do the readers' cores. Times are exponential about their means, which is
-worse than life; a zoom that ends makes room for the next one at once.
+Link and GPUs serve in order of arrival, and so do the readers' cores, one for a zoom at a time. Times are exponential
+about their means, which is worse than life; a zoom that ends makes room for the next one at once.
 
 What is measured comes from benchmarks/RESULTS.md. A GPU's time for a slide has not been measured: `--gpu-s` is a guess
 to be replaced by your own (one scoring's slides/s on one GPU, with pixels at hand).
