@@ -19,6 +19,8 @@ from magnet.presets import PRESETS
 from magnet.windows import drive
 from magnet.zoom import MagNet
 
+pytestmark = pytest.mark.slow  # each runs or traces a whole step
+
 RECIPE = RecipeConfig(batch=4, micro_batch=2)
 
 
@@ -52,7 +54,6 @@ def allocated_bytes(model_config: ModelConfig, recipe: RecipeConfig, num_slides:
     return most
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_prediction_is_within_15_percent_of_what_a_real_step_allocates(tmp_path: Path, checkpointing: bool) -> None:
     it = config((3, 3), checkpointing=checkpointing)
@@ -69,7 +70,6 @@ def test_weights_gradients_and_adam_are_four_numbers_of_four_bytes_per_parameter
     assert 4 * count <= memory.parts[WEIGHTS] <= 4.1 * count  # statistics of normalisation layers come on top
 
 
-@pytest.mark.slow
 def test_the_encoder_s_share_follows_the_patches_and_the_micro_batch() -> None:
     def encoder(schedule: tuple[int, ...], slides: int) -> int:
         return step_memory(config(schedule), RECIPE, slides, in_flight=1, accumulated=False).parts[ENCODER]
@@ -79,7 +79,6 @@ def test_the_encoder_s_share_follows_the_patches_and_the_micro_batch() -> None:
     assert encoder((2, 4), 1) == pytest.approx(2 * one, rel=0.02)
 
 
-@pytest.mark.slow
 def test_half_precision_and_a_second_zoom_in_flight_are_seen() -> None:
     def parts(precision: str, in_flight: int) -> dict[str, int]:
         recipe = replace(RECIPE, precision=precision)

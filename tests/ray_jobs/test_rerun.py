@@ -10,6 +10,8 @@ from ray_jobs.tracking import Tracker, start_run
 from service.errors import UsageError
 from service.settings import to_dict, train_settings
 
+pytestmark = pytest.mark.slow  # MLflow takes its time to make a database
+
 SETTINGS = train_settings(None, ["recipe.seed=7", "model.zoom.schedule=[2,2]", "train_without_strata=[itc]"])
 
 

@@ -61,7 +61,7 @@ class Reader(attempts.FakeReader):
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     monkeypatch.setattr(trial, "RegionReader", Reader)
     base = replace(attempts.task(tmp_path).settings, experiment="search")
-    uri = tracking.tracking_uri(str(tmp_path))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"  # MLFLOW_TRACKING_URI is what MLflow last made of it
     parent, _ = tracking.start_run(uri, experiment="search", name="hunt", storage=str(tmp_path))
     manifest = Manifest(uri="m.csv", sha256="0" * 64, slides=SLIDES)
     return Search("hunt", base, SearchSettings(), manifest, uri, parent, str(tmp_path))

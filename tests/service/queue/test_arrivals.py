@@ -94,10 +94,11 @@ def test_a_folder_that_cannot_be_listed_is_noted_and_holds_up_no_other(own: Own)
 
 
 def test_a_schedule_submits_once_for_each_time_that_is_due(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_s = (time.time() // 60 + 1) * 60.0
+    monkeypatch.setattr(module.time, "time", lambda: begin_s)
     own.arrivals.add(Schedule(cron="* * * * *", job=Check(manifest="/m.csv")), "ada")
-    now_s = time.time()
     for minutes in (0, 1.1, 1.2, 2.3):
-        monkeypatch.setattr(module.time, "time", lambda at_s=now_s + 60 * minutes: at_s)
+        monkeypatch.setattr(module.time, "time", lambda at_s=begin_s + 60 * minutes: at_s)
         own.arrivals.tick()
     monkeypatch.undo()
     assert len(own.store.page(Filter())) == 2
