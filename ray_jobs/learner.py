@@ -85,13 +85,7 @@ class Learner:
         # Nothing here draws from it; an encoder with dropout would, and must not depend on what came before.
         torch.manual_seed(self.recipe.seed * 1_000_003 + step)
         sums: dict[str, float] = {"slides": 0.0}
-        found, too_large = [], False
-        try:
-            with autocast(self.recipe.precision, self.model.device):
-                for label_B, zoomed in self._zoomed(step, micro_batches, pool, mend):
-                    found.append(self._backward(zoomed, label_B.to(self.model.device), sums))
-        except torch.OutOfMemoryError:  # told below, to all at once: the other workers wait for these gradients
-            too_large = True
+        found, too_large = self._gradients(self._zoomed(step, micro_batches, pool, mend), sums)
         loss, too_large = self._sum_gradients(sums.get("loss", 0.0), too_large)
         if too_large:
             self.optimizer.zero_grad(set_to_none=True)
@@ -122,6 +116,21 @@ class Learner:
             if buffer.is_floating_point():
                 distributed.all_reduce(buffer)
                 buffer /= self.num_workers
+
+    def _gradients(self, zooms: Iterator[tuple[Tensor, Zoomed]], sums: dict[str, float]) -> tuple[list[Tensor], bool]:
+        """Add all micro-batches' gradients; patch logits of negative slides, and whether memory ran out.
+
+        A function of its own so that a micro-batch that was too large is gone when it returns: what comes next, with
+        the other workers waiting, takes memory too.
+        """
+        found = []
+        try:
+            with autocast(self.recipe.precision, self.model.device):
+                for label_B, zoomed in zooms:
+                    found.append(self._backward(zoomed, label_B.to(self.model.device), sums))
+        except torch.OutOfMemoryError:  # not raised: the other workers wait for these gradients, and are told with them
+            return found, True
+        return found, False
 
     def _zoomed(
         self, step: int, portions: Sequence[Portion], pool: Executor, mend: Mend | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,30 @@ def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_loss(tmp_pa
     )
     assert tracker.losses() == pytest.approx(whole.losses(), rel=1e-4)
     assert tracker.tags["memory.micro_batch"] == "1, out of memory with 2"
+
+
+def test_what_ran_out_of_memory_is_gone_before_more_memory_is_asked_for(tmp_path: Path) -> None:
+    """Gradients are summed next, which takes memory on a card that has none left."""
+    made, stream = attempts.attempt(
+        attempts.task(tmp_path, batch=4, micro_batch=4), attempts.FakeReader(), attempts.FakeTracker()
+    )
+    learner, failed, alive = made.learner, [], []
+    whole, total = learner._backward, learner._sum_gradients
+
+    def backward(zoomed: Any, label_B: torch.Tensor, sums: dict[str, float]) -> torch.Tensor:
+        if len(label_B) > 2:
+            failed.append(weakref.ref(zoomed.logit_B))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(zoomed, label_B, sums)
+
+    def summed(loss: float, too_large: bool) -> tuple[float, bool]:
+        alive.extend(one() is not None for one in failed)
+        return total(loss, too_large)
+
+    learner._backward, learner._sum_gradients = backward, summed
+    made.run(stream)
+    assert alive
+    assert not any(alive)
 
 
 def whole_rate(first: float, num_steps: int) -> float:

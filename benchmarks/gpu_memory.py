@@ -1,0 +1,94 @@
+"""The planner's peak memory against the one measured, for each micro-batch of a config. Needs a CUDA card.
+
+    python benchmarks/gpu_memory.py [--config C] [--schedule 3,2,3,2] [--set recipe.precision=bf16] [--json]
+
+The steps are a training's own (`ray_jobs.learner`): as many zooms in flight, gradients accumulated, Adam's state there,
+at the end of the training, where all that is ever on is on, which is what the prediction is for. Weights are random,
+slides are formulas. Reach: predicted within 15 % of measured. Without a card it says so and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from magnet.fake_slide import formula_fetch, waves
+from magnet.plan import Cut
+from magnet.zoom import MagNet
+from ray_jobs.fit import predicted, ways
+from ray_jobs.learner import IN_FLIGHT, Learner, TooLargeError
+from service.settings import TrainSettings, train_settings
+
+SIDE_PX = 110_000
+SLIDE = waves([(3.0, 5.0), (7.0, 2.0), (11.0, 13.0)])
+NUM_STEPS = 100
+"""Of the training whose last steps are taken."""
+REACH = 0.15
+
+
+def last_steps(settings: TrainSettings, cut: Cut, device: torch.device) -> None:
+    """Two steps: Adam's state is there from the second on."""
+    size = cut.micro_batch
+    label_B = torch.arange(size) % 2.0
+    fetch = formula_fetch([SLIDE] * size, [SIDE_PX] * size)
+    portions = [(index, np.full(size, float(SIDE_PX)), fetch, label_B) for index in range(cut.per_worker)]
+    learner = Learner(MagNet(settings.model, to_be_loaded=True).to(device), settings.recipe, NUM_STEPS)
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for step in (NUM_STEPS - 2, NUM_STEPS - 1):
+            learner.step(step, portions, pool)
+
+
+def compared(settings: TrainSettings, cut: Cut, device: torch.device) -> dict[str, Any]:
+    """A micro-batch's row; running out of memory is a result too."""
+    guess = predicted(settings, cut).peak_bytes
+    row = {"micro_batch": cut.micro_batch, "predicted_gb": round(guess / 1e9, 3)}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        last_steps(settings, cut, device)
+    except (TooLargeError, torch.OutOfMemoryError):
+        return row | {"out_of_memory": True}
+    taken = torch.cuda.max_memory_allocated(device)
+    ratio = guess / taken
+    return row | {
+        "measured_gb": round(taken / 1e9, 3),
+        "predicted_to_measured": round(ratio, 3),
+        "within_reach": abs(ratio - 1) <= REACH,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="the training's YAML file; default: the evidence preset")
+    parser.add_argument("--schedule", metavar="P1,P2,...", help="regions per parent, layer by layer")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    args = parser.parse_args()
+    logging.getLogger("magnet").setLevel(logging.ERROR)  # random weights are meant
+    schedule = [f"model.zoom.schedule=[{args.schedule}]"] if args.schedule else []
+    settings = train_settings(args.config, [*args.set, *schedule])
+    about: dict[str, Any] = {"schedule": list(settings.model.zoom.schedule), "precision": settings.recipe.precision}
+    if not torch.cuda.is_available():
+        said = "no CUDA card here: nothing is measured"
+        print(json.dumps(about | {"device": None, "reason": said}) if args.json else said)
+        return
+    device = torch.device("cuda")
+    about |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    rows = []
+    for cut in ways(settings):
+        rows.append(compared(settings, cut, device))
+        if not args.json:
+            print(rows[-1], flush=True)
+    if args.json:
+        print(json.dumps(about | {"cases": rows}))
+
+
+if __name__ == "__main__":
+    main()
