@@ -24,7 +24,7 @@ demo: $(READY)
 # Whole jobs one after the other: each has the machine to itself. 5 is pytest's "nothing of this kind among TESTS".
 test: $(READY)
 	$(PYTEST_2) -m "not flow and not long" $(TESTS) || [ $$? -eq 5 ]
-	$(PYTEST) -m "flow and not long" $(TESTS) || [ $$? -eq 5 ]
+	$(PYTEST) -m "flow and not long" $(or $(TESTS),tests/flows) || [ $$? -eq 5 ]
 
 test-long: $(READY)
 	$(PYTEST) -m long $(TESTS) || [ $$? -eq 5 ]
