@@ -216,8 +216,9 @@ def test_whoever_is_killed_each_slide_is_scored_once_and_no_finished_one_is_read
     assert result(tmp_path) == result(scored[1])
 
 
+@pytest.mark.long
 def test_a_run_is_repeated_from_what_mlflow_holds_of_it(service: Service, trained: Trained) -> None:
-    """The last test: it registers another version of the model."""
+    """The last test here: it registers another version of the model."""
     first = the_run(trained.storage)
     words = ["ray_jobs/train.py", "--rerun", first.info.run_id, "--storage", trained.storage, "--name", "again"]
     command = service.run(*words)
