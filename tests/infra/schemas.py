@@ -141,9 +141,9 @@ def check_kubernetes(manifest: Manifest) -> None:
 
 def pod_templates(manifest: Manifest) -> list[Manifest]:
     """Of a manifest's pods, wherever they are."""
-    spec = manifest.get("spec") or {}
+    spec: Manifest = manifest.get("spec", {})
     own = [spec[key] for key in ("template", "submitterPodTemplate") if key in spec]
-    cluster = spec.get("rayClusterSpec", spec)
+    cluster: Manifest = spec.get("rayClusterSpec", spec)
     groups = [cluster[key] for key in ("headGroupSpec",) if key in cluster] + cluster.get("workerGroupSpecs", [])
     return own + [group["template"] for group in groups]
 
