@@ -2,7 +2,7 @@
 
 Compose's and Kubernetes' are the projects' own, from the packages check-jsonschema and kubernetes-validate; Ray's
 cluster file has one in Ray itself. KubeRay's, Kueue's and the Prometheus operator's are in no package: here are closed
-ones of the keys that infra/ uses, written after KubeRay 1.7's and the others' API references.
+ones of the keys that infra/ uses, weaker evidence than a project's own: see infra/README.md for what they rest on.
 """
 
 from __future__ import annotations
