@@ -2,7 +2,7 @@
 
 Compose's and Kubernetes' are the projects' own, from the packages check-jsonschema and kubernetes-validate; Ray's
 cluster file has one in Ray itself. KubeRay's, Kueue's and the Prometheus operator's are in no package: here are closed
-ones of the keys that infra/ uses, written after KubeRay 1.7's and the others' API references.
+ones of the keys that infra/ uses, weaker evidence than a project's own: see infra/README.md for what they rest on.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ def check_kubernetes(manifest: Manifest) -> None:
 
 def pod_templates(manifest: Manifest) -> list[Manifest]:
     """Of a manifest's pods, wherever they are."""
-    spec = manifest.get("spec") or {}
+    spec: Manifest = manifest.get("spec", {})
     own = [spec[key] for key in ("template", "submitterPodTemplate") if key in spec]
-    cluster = spec.get("rayClusterSpec", spec)
+    cluster: Manifest = spec.get("rayClusterSpec", spec)
     groups = [cluster[key] for key in ("headGroupSpec",) if key in cluster] + cluster.get("workerGroupSpecs", [])
     return own + [group["template"] for group in groups]
 
