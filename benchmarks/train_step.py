@@ -66,7 +66,7 @@ def pace(ms_per_slide: float) -> None:
         time.sleep(len(label_B) * ms_per_slide / 1e3)
         return result
 
-    Learner._backward = paced  # type: ignore[method-assign]
+    Learner._backward = paced  # type: ignore[method-assign]  # the pace of a GPU, on purpose
 
 
 def bare(case: Case) -> float:
@@ -86,7 +86,7 @@ def bare(case: Case) -> float:
             steps_per_epoch * settings.recipe.epochs,
             lambda step, sums: ends.append(time.perf_counter()),
         )
-    Learner._backward = original  # type: ignore[method-assign]
+    Learner._backward = original  # type: ignore[method-assign]  # as it was
     return steps_per_epoch * settings.recipe.batch / (ends[-1] - ends[-1 - steps_per_epoch])
 
 
@@ -105,11 +105,11 @@ def through_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
         pace(ms_per_slide)
         return entry(config)
 
-    loop.train = paced  # type: ignore[assignment]
+    loop.train = paced  # type: ignore[assignment]  # what the job sends to its workers
     try:
         training._fit(task, name, str(folder))  # a job without its checks and registry
     finally:
-        loop.train = entry  # type: ignore[assignment]
+        loop.train = entry  # type: ignore[assignment]  # as it was
     store = CheckpointStore(job)
     last = store.published()[-1]
     with tempfile.TemporaryDirectory() as place:

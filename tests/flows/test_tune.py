@@ -88,4 +88,4 @@ def test_the_best_trial_s_config_is_one_that_train_takes(tuned: tuple[Path, Comm
     parent, _ = runs(folder)
     settings = train_settings(str(folder / "hunt" / "best.yaml"))
     assert ",".join(map(str, settings.model.zoom.schedule)) == parent.data.tags["best_schedule"]
-    assert settings.model.classifier.encoder == CONFIG["model"]["classifier"]["encoder"]  # type: ignore[index]
+    assert settings.model.classifier.encoder == CONFIG["model"]["classifier"]["encoder"]  # type: ignore[index]  # nested
