@@ -16,8 +16,9 @@ The arms, all with the same encoder and head, judged on the slides of split test
 - tiling: every tissue tile of the size of the last boxes through the MagNet's encoder, attention over the tiles.
 
 `hit_rate`: share of the positive slides with a last box that is covered at least 10 % by the lesion. `on_candidates`:
-share of the last boxes' area on lesions and decoys, which look alike from afar. Every seed's figures are kept in --out
-as they come; the same command again goes on with the seeds that are missing.
+share of the last boxes' area on lesions and decoys, which look alike from afar. Of the first seed there are pictures:
+its regions over the epochs, and zooms through held-out slides, one of them gone wrong. Every seed's figures are kept in
+--out as they come; the same command again goes on with the seeds that are missing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from learning import (
 )
 from regions_over_epochs import Diary
 from tiling import tiling_arm
+from zoom_pictures import draw_zooms
 
 from magnet.zoom import MagNet
 from service.reader import RegionReader
@@ -73,6 +75,7 @@ def run_seed(args: argparse.Namespace, world: World, seed: int, folder: Path) ->
     say(f"  magnet {magnet.report()}")
     if diary is not None:
         diary.draw(folder / "regions_over_epochs.png")
+        draw_zooms(model, world, magnet, folder)
     torch.save(model.state_dict(), folder / f"magnet_seed{seed}.pt")
     if "random_tissue" in args.arms:
         judged["random_tissue"] = random_arm(settings, world, magnet)

@@ -36,7 +36,7 @@ def publish(scored: Scored, reader: RegionReader, out: str) -> dict[str, Any]:
     verdict = f"{'positive' if row['call'] else 'negative'}, threshold {row['threshold']:.3f}"
     title = f"{row['slide_id']}: probability {row['probability']:.3f} ({verdict})"
     tree = zoom_tree_picture(
-        _layers(trace, info, mpp),
+        layers_of(trace, info, mpp),
         row["running"],
         [int(word) for word in row["schedule"].split(",")],
         title=title,
@@ -61,7 +61,8 @@ def publish(scored: Scored, reader: RegionReader, out: str) -> dict[str, Any]:
     return found
 
 
-def _layers(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:
+def layers_of(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:
+    """What a zoom that kept its views was shown, as its picture takes it; um per pixel from the slide's `mpp`."""
     half_px = max(info.size_px) / 2
     return [
         Layer(
