@@ -11,7 +11,8 @@ encoder, attention over the tiles. It is timed on `--tiles` tiles of one slide, 
 reader in batches of 64 with the next batch on its way, and extrapolated by the number of tiles: reading and encoding
 are linear in it, and the attention costs nothing beside them. Its bytes are extrapolated likewise.
 
-`--sizes` adds the cost per slide by slide size, `--soak N` the memory over N slides (links to the generated ones).
+`--sizes` adds the cost per slide by slide size, `--soak N` the memory over N slides (links to the generated ones),
+`--readers N` the same slides with N reader processes of a Ray cluster (`compute.readers`) instead of threads.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import ray
 import torch
 from tiling import GatedAttention, tissue_tiles
 
@@ -38,10 +40,12 @@ from magnet.sampler import sample
 from magnet.windows import Ask, Windows
 from magnet.zoom import MagNet
 from ray_jobs.processes import free_port, started
+from ray_jobs.reader_actors import RemoteReader, started_readers
 from ray_jobs.rows import score_slides
 from service.manifest import Slide
 from service.reader import RegionReader
-from service.settings import train_settings
+from service.reading import Reader
+from service.settings import ComputeSettings, train_settings
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
@@ -93,6 +97,8 @@ def measured(model: MagNet, folder: Path, sizes: Sequence[int], options: argpars
     }
     if len(sizes) > 1:
         result["by_side_px"] = {side: _scored(model, slides[side]) for side in sizes}
+    if options.readers:
+        result["with_readers"] = _scored_with_readers(model, slides[options.side_px], options.readers)
     if options.soak:
         result["memory_mb"] = _soak(model, _slides(folder, "soak"))
     return result
@@ -100,9 +106,24 @@ def measured(model: MagNet, folder: Path, sizes: Sequence[int], options: argpars
 
 def _scored(model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
     """Cost per slide of scoring, a reader opened anew."""
-    began, cpu = time.perf_counter(), time.process_time()
     with RegionReader() as reader:
-        rows = [one.row for one in score_slides(model, slides, reader, in_flight=IN_FLIGHT)]
+        return _scored_by(reader, model, slides)
+
+
+def _scored_with_readers(model: MagNet, slides: Sequence[Slide], num: int) -> dict[str, float]:
+    """The same by reader actors; the CPU time is that of this process alone."""
+    ray.init(address="local", num_cpus=num, object_store_memory=1 << 30, log_to_driver=False)
+    try:
+        reader = RemoteReader(started_readers(ComputeSettings(readers=num), 30), patience_s=60)
+        reader.info(slides[0].uri)  # they have started
+        return _scored_by(reader, model, slides)
+    finally:
+        ray.shutdown()
+
+
+def _scored_by(reader: Reader, model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
+    began, cpu = time.perf_counter(), time.process_time()
+    rows = [one.row for one in score_slides(model, slides, reader, in_flight=IN_FLIGHT)]
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     bad = [row["reason"] for row in rows if row["status"] != "scored"]
     if bad:
@@ -217,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="other sides in pixels")
     parser.add_argument("--num-per-size", type=int, default=8)
     parser.add_argument("--soak", type=int, default=0, help="slides over which memory is watched")
+    parser.add_argument("--readers", type=int, default=0, help="reader processes to compare with")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", help="where slides are made and kept")
     parser.add_argument("--json", action="store_true")

@@ -38,7 +38,7 @@ from ray_jobs.tracking import SystemMetrics, Tracker
 from ray_jobs.waiting import FetchPool, WaitClock, ahead
 from service.errors import MagnetError
 from service.manifest import Slide
-from service.reader import RegionReader, SlideBatch
+from service.reading import Batch, Reader
 from service.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Opened:
     """A micro-batch with its slides open."""
 
     micro: MicroBatch
-    batch: SlideBatch
+    batch: Batch
     whole: MicroBatch
     """As it was streamed."""
     lost: dict[str, str] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Attempt:
         self,
         task: Task,
         learner: Learner,
-        reader: RegionReader,
+        reader: Reader,
         *,
         rank: int = 0,
         num_workers: int = 1,
@@ -401,7 +401,7 @@ class Attempt:
             say(f"going on from the checkpoint after step {self.step}")
 
 
-def _costs(batches: list[SlideBatch]) -> Sums:
+def _costs(batches: list[Batch]) -> Sums:
     counters = [c for batch in batches for c in batch.counters]
     return {
         "read_s_per_slide": sum(c.wait_s for c in counters),

@@ -18,7 +18,7 @@ from magnet.zoom import MagNet
 from ray_jobs.learner import IN_FLIGHT, Learner
 from ray_jobs.order import Order
 from service.manifest import Slide
-from service.reader import RegionReader, SlideBatch
+from service.reading import Batch, Reader
 
 AfterStep = Callable[[int, dict[str, float]], None]
 """Is called with the number of steps done and the last step's sums."""
@@ -28,7 +28,7 @@ def train(
     model: MagNet,
     recipe: RecipeConfig,
     slides: Sequence[Slide],
-    reader: RegionReader,
+    reader: Reader,
     num_steps: int,
     after_step: AfterStep | None = None,
 ) -> Learner:
@@ -73,7 +73,7 @@ class _Roots:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int], Windows] = {}
 
-    def first(self, batch: SlideBatch) -> Fetch:
+    def first(self, batch: Batch) -> Fetch:
         """A fetch that answers layer 0 from memory."""
 
         def fetch(ask: Ask) -> Windows:

@@ -16,6 +16,8 @@ from service.settings import ComputeSettings
 
 log = logging.getLogger(__name__)
 
+READERS_PER_WORKER = 8
+"""At most, where the settings leave their number open."""
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
 """Shared memory of a cluster that a job starts for itself."""
 
@@ -72,12 +74,12 @@ def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSet
     """Settings for this cluster. Refuses a job that would wait for ever for CPUs or GPUs that nobody has.
 
     Args:
-        compute: `gpus_per_worker` may be open.
+        compute: `gpus_per_worker` and `readers` may be open.
         extra_cpus: cores needed beside the workers'.
         why: what all are for.
 
     Returns:
-        The same with `gpus_per_worker` decided.
+        The same with `gpus_per_worker` and `readers` decided.
 
     Raises:
         ClusterTooSmallError: if the cluster has too little.
@@ -85,13 +87,19 @@ def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSet
     have = ray.cluster_resources()
     if compute.gpus_per_worker is None:
         compute = replace(compute, gpus_per_worker=1 if have.get("GPU", 0) else 0)
-    assert compute.gpus_per_worker is not None
     cpus = compute.num_workers * compute.cpus_per_worker + extra_cpus
-    for name, wanted in (("CPU", cpus), ("GPU", compute.num_workers * compute.gpus_per_worker)):
+    if compute.readers is None:
+        spare = int(have.get("CPU", 0)) - cpus if _num_nodes() > 1 else 0
+        compute = replace(compute, readers=max(0, min(spare, READERS_PER_WORKER * compute.num_workers)))
+    if compute.readers:
+        cpus, why = cpus + compute.readers, f"{why}, and {compute.readers} reader(s)"
+    gpus = compute.num_workers * (compute.gpus_per_worker or 0)
+    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
         if have.get(name, 0) < wanted:
             raise ClusterTooSmallError(
                 f"the cluster has {have.get(name, 0):g} {name}, this job needs {wanted:g}: {why}. "
-                f"Add nodes, or lower compute.num_workers, compute.cpus_per_worker or compute.gpus_per_worker."
+                f"Add nodes, or lower compute.num_workers, compute.readers, compute.cpus_per_worker or "
+                f"compute.gpus_per_worker."
             )
     return compute
 
@@ -105,10 +113,14 @@ def require_shared(**places: str) -> None:
     Raises:
         NotSharedError: if the cluster has several nodes and one of the places is a path.
     """
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    nodes = _num_nodes()
     for option, place in places.items():
         if nodes > 1 and ("://" not in place or place.startswith(("sqlite:", "file:"))):
             raise NotSharedError(
                 f"{option} is {place}, which the other {nodes - 1} node(s) of this cluster cannot see; "
                 f"use s3:// for --storage and --out, and a server for MLFLOW_TRACKING_URI"
             )
+
+
+def _num_nodes() -> int:
+    return sum(bool(node["Alive"]) for node in ray.nodes())

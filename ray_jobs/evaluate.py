@@ -20,7 +20,7 @@ from ray_jobs.group import gathered
 from ray_jobs.learner import autocast
 from ray_jobs.quarantine import SlideLostError, losses_of, watched
 from service.manifest import Slide
-from service.reader import RegionReader, SlideBatch
+from service.reading import Batch, Reader
 
 IN_FLIGHT = 4
 """Slides whose zooms run at once."""
@@ -87,11 +87,11 @@ class Evaluation:
 def zooms_of(
     model: MagNet,
     slides: Sequence[Slide],
-    reader: RegionReader,
+    reader: Reader,
     precision: str,
     lost: dict[str, str] | None = None,
     **options: Any,
-) -> Iterator[tuple[Slide, SlideBatch, Zoomed]]:
+) -> Iterator[tuple[Slide, Batch, Zoomed]]:
     """Zooms into slides, one by one, with several in flight.
 
     Args:
@@ -103,7 +103,7 @@ def zooms_of(
         **options: of `MagNet.zoom`.
     """
 
-    def begin() -> Iterator[tuple[tuple[Slide, SlideBatch], Any, Fetch]]:
+    def begin() -> Iterator[tuple[tuple[Slide, Batch], Any, Fetch]]:
         for slide in slides:
             try:
                 with losses_of([slide.uri]):
@@ -132,7 +132,7 @@ def zooms_of(
 
 
 def evaluate(
-    model: MagNet, slides: Sequence[Slide], reader: RegionReader, precision: str, num_workers: int = 1
+    model: MagNet, slides: Sequence[Slide], reader: Reader, precision: str, num_workers: int = 1
 ) -> Evaluation:
     """Scores of this worker's share of the slides, joined with the others': the same on every worker.
 

@@ -13,12 +13,12 @@ from service.errors import MagnetError
 from service.geojson import to_geojson
 from service.pictures import overlay_picture
 from service.quality import THUMBNAIL_PX
-from service.reader import RegionReader
+from service.reading import Reader
 from service.slides import SlideInfo
 from service.zoom_tree import Layer, zoom_tree_picture
 
 
-def publish(scored: Scored, reader: RegionReader, out: str) -> dict[str, Any]:
+def publish(scored: Scored, reader: Reader, out: str) -> dict[str, Any]:
     """Draw a scored slide and write what was drawn.
 
     Args:

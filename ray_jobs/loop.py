@@ -19,17 +19,17 @@ from ray_jobs.group import gathered
 from ray_jobs.learner import Learner, NotFiniteError
 from ray_jobs.provenance import hardware_tags
 from ray_jobs.quarantine import QuarantineError
+from ray_jobs.reader_actors import reader_for
 from ray_jobs.stream import store_patience_s, stream
 from ray_jobs.tracking import Tracker
 from service import storage
-from service.reader import RegionReader
 from service.settings import TrainSettings
 
 __all__ = ["Task", "train"]
 
 
 def train(config: dict[str, Any]) -> str | None:
-    """Train the pickled ``config["task"]``, as one worker of the group.
+    """Train the pickled ``config["task"]``, as one worker of the group; ``config["readers"]`` read for it, if any.
 
     Returns:
         Why the training cannot go on, where trying again would end alike: Ray starts anew whoever raises an error.
@@ -50,26 +50,21 @@ def train(config: dict[str, Any]) -> str | None:
     model = MagNet(settings.model, fetch_bytes=storage.read_bytes).to(device)
     learner = Learner(model, settings.recipe, order.num_steps, num_workers)
     tracker = _tracker(task, model.device) if rank == 0 else None
-    with RegionReader(
-        tile_cache_bytes=compute.tile_cache_mb << 20,
-        num_threads=compute.reader_threads,
-        deadline_s=store_patience_s(),
-    ) as reader:
-        attempt = Attempt(
-            task,
-            learner,
-            reader,
-            rank=rank,
-            num_workers=num_workers,
-            tracker=tracker,
-            report=ray.train.report,
-            predicted_bytes=predicted_bytes,
-        )
-        uris, zoom = attempt.uris, settings.model.zoom
-        try:
-            attempt.run(lambda step: stream(uris, order, zoom, first_step=step, rank=rank, num_workers=num_workers))
-        except (NotFiniteError, QuarantineError, DoesNotFitError) as error:
-            return str(error)
+    attempt = Attempt(
+        task,
+        learner,
+        reader_for(compute, config["readers"], store_patience_s()),
+        rank=rank,
+        num_workers=num_workers,
+        tracker=tracker,
+        report=ray.train.report,
+        predicted_bytes=predicted_bytes,
+    )
+    uris, zoom = attempt.uris, settings.model.zoom
+    try:
+        attempt.run(lambda step: stream(uris, order, zoom, first_step=step, rank=rank, num_workers=num_workers))
+    except (NotFiniteError, QuarantineError, DoesNotFitError) as error:
+        return str(error)
     return None
 
 

@@ -22,9 +22,10 @@ from service.anytime import settled
 from service.errors import MagnetError
 from service.manifest import Slide
 from service.quality import Quality, SlideRefusedError, inspect
-from service.reader import RegionReader, SlideBatch, SlideInfo
+from service.reading import Batch, Reader
 from service.score_settings import ZoomSettings
 from service.scores import empty_row
+from service.slides import SlideInfo
 
 OPENED_AHEAD = 4
 """Slides whose headers are read, and whose quality is judged, before their turn."""
@@ -40,7 +41,7 @@ class Scored:
     quality: Quality | None = None
     zoomed: Zoomed | None = None
     """Of the frame as the slide lies; the trace is what the picture is drawn from."""
-    batch: SlideBatch | None = None
+    batch: Batch | None = None
     fetch: Fetch | None = None
     ended: str = "complete"
     started_s: float = field(default_factory=time.perf_counter)
@@ -55,7 +56,7 @@ class Scored:
 def score_slides(
     model: MagNet,
     slides: Sequence[Slide],
-    reader: RegionReader,
+    reader: Reader,
     settings: ZoomSettings | None = None,
     *,
     in_flight: int = 4,
@@ -87,7 +88,7 @@ def score_slides(
 
 
 def _judged_ahead(
-    slides: Sequence[Slide], reader: RegionReader, settings: ZoomSettings, pool: Executor
+    slides: Sequence[Slide], reader: Reader, settings: ZoomSettings, pool: Executor
 ) -> Iterator[tuple[Scored, Future[Quality | None]]]:
     """The slides, the next ones' headers and quality on their way; errors show when the slide has its turn."""
 
@@ -111,7 +112,7 @@ def _zoom(
     model: MagNet,
     scored: Scored,
     judged: Future[Quality | None],
-    reader: RegionReader,
+    reader: Reader,
     settings: ZoomSettings,
     keep_views: bool,
 ) -> Generator[Ask, Windows, Zoomed]:
@@ -134,7 +135,7 @@ def _zoom(
         began = time.perf_counter()
 
 
-def _enough(scored: Scored, batch: SlideBatch, settings: ZoomSettings) -> Callable[[Tensor], bool]:
+def _enough(scored: Scored, batch: Batch, settings: ZoomSettings) -> Callable[[Tensor], bool]:
     """Whether a slide's zoom may end where it is; notes why."""
 
     def enough(running_BN: Tensor) -> bool:
@@ -181,7 +182,7 @@ def _slide_columns(info: SlideInfo) -> dict[str, Any]:
     return known | {"width_l0": info.size_px[0], "height_l0": info.size_px[1]}
 
 
-def _total(scored: Scored, batch: SlideBatch, name: str) -> Any:
+def _total(scored: Scored, batch: Batch, name: str) -> Any:
     """A count over all frames and the quality gate."""
     all_counters = [*batch.counters, *([scored.quality.counters] if scored.quality is not None else [])]
     return sum(getattr(counters, name) for counters in all_counters)

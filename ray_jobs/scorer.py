@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
+from ray.actor import ActorHandle
 
 from ray_jobs import evidence
 from ray_jobs.checkpoints import NamedModel
+from ray_jobs.reader_actors import reader_for
 from ray_jobs.rows import Scored, score_slides
-from service import scores
+from service import environment, scores
 from service.manifest import Slide
-from service.reader import RegionReader
 from service.score_settings import ScoreSettings
 
 DONE = pa.schema([(name, pa.string()) for name in ("slide_id", "status", "reason")])
@@ -26,15 +28,18 @@ class ScoreBlock:
         model: what to score with.
         settings: of the scoring; `compute` says what this actor may use.
         out: folder of the scoring.
+        readers: what reads for it, if anything does.
     """
 
-    def __init__(self, model: NamedModel, settings: ScoreSettings, out: str) -> None:
+    def __init__(
+        self, model: NamedModel, settings: ScoreSettings, out: str, readers: Sequence[ActorHandle[Any]] = ()
+    ) -> None:
         compute = settings.compute
         torch.set_num_threads(compute.cpus_per_worker)
         device = torch.device("cuda" if compute.gpus_per_worker else "cpu")
         self.named, self.settings, self.out = model, settings, out
         self.model = model.load().to(device)
-        self.reader = RegionReader(tile_cache_bytes=compute.tile_cache_mb << 20, num_threads=compute.reader_threads)
+        self.reader = reader_for(compute, readers, environment.storage_deadline_s())
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Ray Data: slides in, what became of each out."""

@@ -15,8 +15,9 @@ from ray.data import ActorPoolStrategy
 from tqdm import tqdm
 
 from ray_jobs import checkpoints, cluster, command, registry, tracking
+from ray_jobs.reader_actors import started_readers
 from ray_jobs.scorer import ScoreBlock
-from service import scores, storage
+from service import environment, scores, storage
 from service.errors import UsageError
 from service.findings import Findings, findings
 from service.localisation import localisation
@@ -102,11 +103,12 @@ def _score(slides: list[Slide], model: checkpoints.NamedModel, settings: ScoreSe
         return 0
     ray.data.DataContext.get_current().enable_progress_bars = False
     compute, count = settings.compute, Counter[str]()
+    readers = started_readers(compute, environment.storage_deadline_s())
     results = (
         ray.data.from_arrow(blocks)
         .map_batches(
             ScoreBlock,
-            fn_constructor_args=(model, settings, out),
+            fn_constructor_args=(model, settings, out, readers),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=compute.num_workers),

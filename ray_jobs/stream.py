@@ -24,6 +24,7 @@ from ray_jobs.quarantine import SlideLostError, losses_of
 from ray_jobs.unhurried import unhurried
 from service import environment
 from service.reader import RegionReader
+from service.reading import Reader
 
 MICRO_BATCHES_PER_BLOCK = 4
 """Micro-batches that one Ray Data task reads."""
@@ -129,7 +130,7 @@ def _read_roots(
     return columns | {"position": positions, "lost": np.array(lost, dtype=object)}
 
 
-def read_roots(reader: RegionReader, uris: Sequence[str], zoom: ZoomConfig) -> tuple[Windows, list[str]]:
+def read_roots(reader: Reader, uris: Sequence[str], zoom: ZoomConfig) -> tuple[Windows, list[str]]:
     """Root windows of slides, black where a slide cannot be read, and why: a reason for each slide, or ""."""
     reasons = [""] * len(uris)
     while True:

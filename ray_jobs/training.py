@@ -16,6 +16,8 @@ from ray.train.torch import TorchTrainer
 from ray_jobs import checkpoints, cluster, command, loop, provenance, registry, rerun, tracking
 from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.figures import figures
+from ray_jobs.reader_actors import started_readers
+from ray_jobs.stream import store_patience_s
 from service.errors import MagnetError
 from service.manifest import Manifest
 from service.policy import slide_counts
@@ -118,7 +120,7 @@ def _fit(task: loop.Task, name: str, storage: str) -> None:
     trainer = TorchTrainer(
         loop.train,  # type: ignore[arg-type]
         # As bytes: Ray's controller unpickles what it is given and would import torch and all of this for it (9 s).
-        train_loop_config={"task": pickle.dumps(task)},
+        train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, store_patience_s())},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
             use_gpu=bool(compute.gpus_per_worker),

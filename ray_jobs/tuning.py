@@ -56,7 +56,7 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = SNAPSHOT_EVERY_S
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no event files: MLflow is the record
     cluster.connect(command.worker_environment())
-    one = replace(base.compute, num_workers=1)
+    one = replace(base.compute, num_workers=1, readers=0)
     base = replace(base, compute=cluster.fitted(one, extra_cpus=0, why="one trial at a time"))
     cluster.require_shared(storage=folder, MLFLOW_TRACKING_URI=uri)
     allowed, refused = schedules(search, base, _card_bytes(base))

@@ -17,7 +17,7 @@ from magnet.regions import from_level0
 from magnet.windows import Ask
 from service.counters import ReadCounters
 from service.errors import MagnetError
-from service.reader import RegionReader, SlideBatch
+from service.reading import Batch, Reader
 from service.slides import SlideInfo
 
 Pixels = NDArray[np.uint8]
@@ -102,7 +102,7 @@ class Quality:
     """What looking took."""
 
 
-def inspect(reader: RegionReader, uri: str, gate: GateSettings) -> Quality:
+def inspect(reader: Reader, uri: str, gate: GateSettings) -> Quality:
     """Look at a slide as cheaply as can be.
 
     Raises:
@@ -198,7 +198,7 @@ def _check_colours(seen: Quality, gate: GateSettings, uri: str) -> None:
     raise SlideRefusedError(reason, uri=uri)
 
 
-def _sharpness(batch: SlideBatch, thumbnail: Pixels, probes: int) -> float | None:
+def _sharpness(batch: Batch, thumbnail: Pixels, probes: int) -> float | None:
     """Median sharpness of windows on tissue, spread over it; None where there is no room for one."""
     info = batch.info[0]
     side = PROBE_PX * PROBE_UM_PER_PX / (min(info.mpp_xy) if info.mpp_xy else ASSUMED_MPP)

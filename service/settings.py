@@ -40,6 +40,9 @@ class ComputeSettings:
     """GPUs of each; null: one where the cluster has any."""
     gpu_memory_gb: float | None = None
     """Gigabytes that the micro-batch is chosen for; null: the GPU's own, 0: `recipe.micro_batch` is taken as it is."""
+    readers: int | None = None
+    """Processes of one CPU each that read windows for the training or scoring processes; 0: these read for themselves.
+    null: 0 on one machine, on several what CPUs are left, at most 8 for each process. A search's trials have none."""
     reader_threads: int = 16
     """Threads of each process that wait for the object store."""
     tile_cache_mb: int = 256
@@ -57,7 +60,7 @@ class ComputeSettings:
         for name in ("num_workers", "cpus_per_worker", "reader_threads", "slides_in_flight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("gpus_per_worker", "gpu_memory_gb", "tile_cache_mb", "max_failures"):
+        for name in ("gpus_per_worker", "gpu_memory_gb", "readers", "tile_cache_mb", "max_failures"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
         if not self.checkpoint_minutes > 0:

@@ -110,7 +110,7 @@ def running(words: Sequence[str | Path], environment: Mapping[str, str], log: Pa
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster of two CPUs that runs on this machine."""
+    """A Ray cluster that runs on this machine."""
 
     command: Command
     node: dict[str, str]
@@ -143,8 +143,17 @@ class Cluster:
 
     def kill_worker(self, title: str) -> None:
         """The only process of Ray's whose title holds this, with SIGKILL."""
-        [worker] = [one for one in self.processes() if title in " ".join(one.cmdline())]
+        [worker] = self.workers(title)
         worker.kill()
+
+    def workers(self, title: str) -> list[psutil.Process]:
+        """Processes of Ray's whose title holds this."""
+        found = []
+        for one in self.processes():
+            with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+                if title in " ".join(one.cmdline()):
+                    found.append(one)
+        return found
 
     @contextmanager
     def driver(self, *words: str | Path, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Command]:
@@ -155,14 +164,14 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(node: Mapping[str, str], log: Path) -> Iterator[Cluster]:
+def ray_cluster(node: Mapping[str, str], log: Path, num_cpus: int = 2) -> Iterator[Cluster]:
     """A cluster that is coming up, while the context lasts."""
     gcs_port, jobs_port, agent_port = (free_port() for _ in range(3))
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie here and want short paths
     words = shlex.split(
-        f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} --disable-usage-stats "
-        f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} --object-store-memory=300000000 "
-        f"--temp-dir={temporary}"
+        f"ray start --head --block --num-cpus={num_cpus} --node-ip-address=127.0.0.1 --port={gcs_port} "
+        f"--disable-usage-stats --dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} "
+        f"--object-store-memory=300000000 --temp-dir={temporary}"
     )
     url = "http://127.0.0.1:{}"
     # Without it Ray Train asks whichever cluster it finds on this machine about its own actors, and waits in vain.

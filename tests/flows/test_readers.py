@@ -1,0 +1,132 @@
+"""Readers on the cluster's CPUs give what a reader in the process gives, also after one of them died."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from magnet.windows import Ask
+from ray_jobs.reader_actors import RemoteReader, started_readers
+from service import storage
+from service.counters import ReadCounters
+from service.errors import NotFoundError, SlideChangedError
+from service.reader import RegionReader
+from service.settings import ComputeSettings
+from tests.flows.harness import BUCKET, FLOW, SAME, Cluster, Service, Trained, mlflow_client, ray_cluster, the_run
+
+pytestmark = FLOW
+
+SLIDES = [f"s3://{BUCKET}/slides/slide_{n:04d}.tif" for n in (0, 1, 2)]
+ROW = ("status", "probability", "running", "regions", "levels", "etag", "windows", "reason")
+"""Columns that do not depend on who read what for whom."""
+
+
+@pytest.fixture
+def readers(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteReader]:
+    """Two readers on the cluster, and this process's own way to the object store."""
+    for name, value in service.node.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray.init(service.cluster.address, log_to_driver=False, runtime_env={"working_dir": None})
+    try:
+        actors = started_readers(ComputeSettings(readers=2, reader_threads=2), deadline_s=20)
+        yield RemoteReader(actors, patience_s=60)
+    finally:
+        ray.shutdown()
+
+
+def an_ask() -> Ask:
+    region = np.array([[0.3, -0.2, 0.1], [0.02, 0.1, 0.1], [0.2, 0.5, -0.5], [0.1, 0.0, 0.0]])
+    return Ask(1, np.array([2, 0, 1, 2]), region, out_px=64, margin_px=2)
+
+
+def test_readers_elsewhere_give_what_one_here_gives_also_after_one_died(
+    service: Service, readers: RemoteReader
+) -> None:
+    with RegionReader(num_threads=2) as here:
+        near, far = here.batch(SLIDES), readers.batch(SLIDES)
+        assert far.info == near.info
+        np.testing.assert_array_equal(far.side_px, near.side_px)
+        expected, found = near.fetch(an_ask()), far.fetch(an_ask())
+        for name in ("pixels", "place", "level"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert [c.windows for c in far.counters] == [1, 1, 2]
+        assert [c.bytes for c in far.counters] == [c.bytes for c in near.counters]
+        took = ReadCounters()
+        np.testing.assert_array_equal(readers.thumbnail(SLIDES[0], 100, took), here.thumbnail(SLIDES[0], 100))
+        assert took.requests > 0
+    kill_readers(service.cluster)
+    np.testing.assert_array_equal(far.fetch(an_ask()).pixels, expected.pixels)
+    with pytest.raises(NotFoundError, match=r"slides/none\.tif"):
+        readers.batch([SLIDES[0], f"s3://{BUCKET}/slides/none.tif"])
+
+
+def test_a_slide_that_is_replaced_in_mid_zoom_is_told(service: Service, readers: RemoteReader) -> None:
+    first, second = (storage.read_bytes(uri) for uri in SLIDES[:2])
+    uri = service.put("slides/replaced.tif", first)
+    batch = readers.batch([uri])
+    service.put("slides/replaced.tif", second)
+    kill_readers(service.cluster)
+    with pytest.raises(SlideChangedError, match=r"slides/replaced\.tif"):
+        batch.fetch(Ask(1, np.zeros(1, np.int64), np.array([[0.02, 0.1, 0.1]]), out_px=64, margin_px=2))
+
+
+def kill_readers(cluster: Cluster) -> None:
+    """All of them, with SIGKILL."""
+    found = cluster.workers("ray::ReaderActor")
+    assert found
+    for one in found:
+        one.kill()
+
+
+@pytest.mark.long
+def test_a_training_whose_reader_dies_goes_on_as_if_it_read_for_itself(
+    service: Service, trained: Trained, config: Path, tmp_path: Path
+) -> None:
+    words: list[str | Path] = ["ray_jobs/train.py", "--manifest", f"s3://{BUCKET}/manifest.csv", "--config", config]
+    words += ["--storage", tmp_path / "runs", "--set", "compute.readers=1"]
+    with ray_cluster(service.node, tmp_path / "ray.log", num_cpus=3) as cluster:
+        cluster.wait()
+        with cluster.driver(*words, log=tmp_path / "log") as command:
+            command.wait_for("epoch 1/4")
+            kill_readers(cluster)
+            assert command.finish().status == 0, command.output
+    assert "going on from the checkpoint" not in command.output  # no worker was started anew for it
+    ours, theirs = tmp_path / "runs", trained.storage
+    for name in (*SAME, "train/step_loss", "train/bytes_per_slide"):
+        histories = [
+            [(point.step, point.value) for point in mlflow_client(folder).get_metric_history(run_id, name)]
+            for folder, run_id in ((folder, the_run(folder).info.run_id) for folder in (ours, theirs))
+        ]
+        if name != "train/bytes_per_slide":  # a new reader reads again what the old one had kept
+            assert histories[0] == histories[1], name
+        assert all(value > 0 for _, value in histories[0] if name.endswith("bytes_per_slide"))
+
+
+@pytest.mark.long
+def test_rows_do_not_depend_on_who_read(
+    service: Service, trained: Trained, new_manifest: tuple[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    """One actor with slides in flight that reads for itself, and one that is sent windows by readers."""
+    tables = []
+    for readers in ("0", "1"):
+        words: list[str | Path] = [
+            "ray_jobs/score.py",
+            "--manifest",
+            new_manifest[0],
+            "--model",
+            "models:/magnet@challenger",
+        ]
+        words += ["--storage", trained.storage]
+        words += ["--out", tmp_path / readers, "--set", f"compute.readers={readers}"]
+        command = service.run(*words)
+        assert command.status == 3, command.output  # two slides cannot be read
+        tables.append(pq.read_table(tmp_path / readers / "scores.parquet"))
+    for name in ("slide_id", *ROW):
+        assert tables[0][name].equals(tables[1][name]), name
