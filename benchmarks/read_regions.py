@@ -92,7 +92,7 @@ def resized(windows: Windows, region: NDArray[np.float64], out_px: int) -> Image
 def reduced(pixels: NDArray[np.uint8], out_px: int) -> NDArray[np.uint8]:
     """A picture (H, W, 3) at the output size, antialiased; the fastest way at hand, so that reading dominates."""
     nchw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # torch is slower on a cut-out
-    small = functional.interpolate(nchw, (out_px, out_px), mode="bilinear", antialias=True)
+    small = functional.interpolate(nchw, (out_px, out_px), mode="bilinear", align_corners=False, antialias=True)
     return small[0].permute(1, 2, 0).numpy()
 
 

@@ -5,7 +5,6 @@ Shapes: ``B`` slides, ``N`` patches in order, ``D`` features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -82,12 +81,7 @@ class MeanHead(nn.Module):
         return self.fc(feature_BND.mean(dim=1)).squeeze(-1)
 
 
-def log_mean_exp(logit_BN: Tensor) -> Tensor:
-    """Logarithm of the mean of the exponentials over the last dimension: between mean and maximum; (B,)."""
-    return logit_BN.logsumexp(dim=-1) - math.log(logit_BN.shape[-1])
-
-
 def running_log_mean_exp(logit_BN: Tensor) -> Tensor:
-    """`log_mean_exp` of every prefix; (B, N)."""
+    """Logarithm of the mean of the exponentials of every prefix: between its mean and its maximum; (B, N)."""
     count_N = torch.arange(1, logit_BN.shape[-1] + 1, dtype=logit_BN.dtype, device=logit_BN.device)
     return logit_BN.logcumsumexp(dim=-1) - count_N.log()

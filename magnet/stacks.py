@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Share = Literal["node", "slot", "layer"]
-Norm = Literal["group", "batch"]
 Padding = Literal["zeros", "replicate"]
 
 _POOL = 3  # side of the pooled branch's window, as in Inception-v3
@@ -77,7 +76,8 @@ class ConvStacks(nn.Module):
     """G independent stacks of inception-like layers, run as grouped convolutions without a loop over stacks.
 
     Each layer but the last lays its branches side by side, normalises and rectifies; the last adds one channel from
-    each branch. No parameter and no statistic is shared between stacks.
+    each branch. No parameter is shared between stacks. Each image and stack is normalised by itself, so that a slide's
+    regions do not depend on the other slides of its batch.
 
     Args:
         num_groups: G, the number of stacks.
@@ -86,10 +86,6 @@ class ConvStacks(nn.Module):
         kernels: odd kernel sizes of the convolutional branches.
         num_layers: layers per stack, the last included.
         inner_stride: 2 computes at half resolution and interpolates the map: a quarter of the work.
-        norm: "group" normalises each image and stack by itself, so that a slide's regions do not depend on the other
-            slides of its batch; "batch" is batch normalisation.
-        out_gain: factor on the initial weights of the last layer. Small values start with wide regions, since
-            sparsemax of a flat map is broad.
         padding: what the convolutions see beyond the border. With "zeros" the border itself is a feature, by which maps
             come to prefer corners.
 
@@ -105,8 +101,6 @@ class ConvStacks(nn.Module):
         kernels: Sequence[int] = (1, 3, 5, 7),
         num_layers: int = 3,
         inner_stride: int = 1,
-        norm: Norm = "group",
-        out_gain: float = 1.0,
         padding: Padding = "zeros",
     ) -> None:
         super().__init__()
@@ -122,11 +116,8 @@ class ConvStacks(nn.Module):
             _Mixed(num_groups, n, channels, kernels, stride=inner_stride if i == 0 else 1, add=False, padding=padding)
             for i, n in enumerate(inputs)
         )
-        self.norms = nn.ModuleList(_norm(norm, num_groups, width) for _ in inputs)
+        self.norms = nn.ModuleList(nn.GroupNorm(num_groups, num_groups * width) for _ in inputs)
         self.last = _Mixed(num_groups, width, 1, kernels, stride=1, add=True, padding=padding)
-        with torch.no_grad():
-            for kernel in self.last.kernels:
-                kernel.mul_(out_gain)
 
     def forward(self, view_BGCHW: Tensor) -> Tensor:
         """Maps (B, G, H, W) of views (B, G, C, H, W); (B, 1, C, H, W) is shown to all stacks."""
@@ -144,13 +135,8 @@ class ConvStacks(nn.Module):
 class StackOptions(TypedDict, total=False):
     """Keywords of `ConvStacks` that a `Locator` passes on."""
 
-    in_channels: int
     channels: int
-    kernels: Sequence[int]
-    num_layers: int
     inner_stride: int
-    norm: Norm
-    out_gain: float
     padding: Padding
 
 
@@ -183,11 +169,3 @@ class Locator(nn.Module):
             return self.stacks(view_BGCHW).view(batch, num_parents, self.num_children, *view_BNCHW.shape[-2:])
         map_BNGHW = self.stacks(view_BNCHW.flatten(0, 1)[:, None]).unflatten(0, (batch, num_parents))
         return map_BNGHW.expand(-1, -1, self.num_children, -1, -1)
-
-
-def _norm(norm: Norm, num_groups: int, width: int) -> nn.Module:
-    if norm == "group":
-        return nn.GroupNorm(num_groups, num_groups * width)
-    if norm == "batch":
-        return nn.BatchNorm2d(num_groups * width)
-    raise ValueError(f"norm {norm!r}: must be 'group' or 'batch'")

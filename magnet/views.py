@@ -18,26 +18,14 @@ _ROUNDING = 1e-5  # float32 channels of n / 255 are off by 6e-8; a step of 1 / 2
 
 
 def area_pool(view_NCHW: Tensor, out_px: int) -> Tensor:
-    """Views reduced to `out_px` by averaging whole blocks of pixels: I' (112) to I (56); (N, C, out_px, out_px)."""
+    """Views reduced to `out_px` by averaging whole blocks of pixels: I' (112) to I (56); (N, C, out_px, out_px).
+
+    At half the size this is bilinear interpolation.
+    """
     height, width = view_NCHW.shape[-2:]
     if height != width or height % out_px:
         raise ValueError(f"view of {height} x {width} px: must be a square whose side is a multiple of {out_px}")
     return F.avg_pool2d(view_NCHW, height // out_px)
-
-
-def resize_and_pad(image_CHW: Tensor, side_px: int) -> Tensor:
-    """A plain image as a square view: aspect kept, symmetric black; (C, side_px, side_px).
-
-    The padding comes first, so that the view is the root square of `magnet.regions` to within half an image pixel (a
-    short side resized first would be rounded to whole output pixels).
-
-    Source: the paper, section 3.1, "Resize and pad".
-    """
-    height, width = image_CHW.shape[-2:]
-    pad_x, pad_y = max(height - width, 0), max(width - height, 0)
-    square = F.pad(image_CHW, (pad_x // 2, pad_x - pad_x // 2, pad_y // 2, pad_y - pad_y // 2))
-    resized = F.interpolate(square[None], size=(side_px, side_px), mode="bilinear", align_corners=False, antialias=True)
-    return resized[0]
 
 
 def grey_filter(view_NCHW: Tensor, tolerance: int = GREY_TOLERANCE) -> Tensor:

@@ -27,10 +27,8 @@ from magnet.layer import MagnifyingLayer
 from magnet.regions import native_scale
 from magnet.sampler import sample
 from magnet.views import area_pool, grey_filter, tissue_mask
+from magnet.weights import FetchBytes
 from magnet.windows import Ask, Windows
-
-FetchBytes = Callable[[str], bytes]
-"""Reads a file of weights by its URI."""
 
 FROZEN_LAYER = 2
 """Whose regions have the frozen patch among them. Source: the paper, section 4.3."""
@@ -56,6 +54,8 @@ class Trace:
     """Per layer 1 to L (B, N): the locator's value at each region's centre."""
     views: list[NDArray[np.uint8]] = field(default_factory=list)
     """Per layer (B, N, H, W, 3): what the model saw; only if it was asked to keep them."""
+    running: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    """(B, N): the slide's probability after each last patch that was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +182,7 @@ class MagNet(nn.Module):
     def _classified(self, patch_BNCHW: Tensor, trace: Trace) -> Zoomed:
         """The end of a zoom, from its last patches."""
         feature_BND = self.encoder(patch_BNCHW.flatten(0, 1)).unflatten(0, patch_BNCHW.shape[:2])
-        running_BN, patch_BN = self._logits(feature_BND)
-        return Zoomed(running_BN[:, -1], running_BN, patch_BN, trace)
+        return _ended(*self._logits(feature_BND), trace)
 
     def _until(
         self, enough: Callable[[Tensor], bool], region_BN3: Tensor, trace: Trace, keep_views: bool
@@ -202,7 +201,7 @@ class MagNet(nn.Module):
         trace.tissue.append(np.concatenate(seen.tissue, axis=1))
         if keep_views:
             trace.views.append(np.concatenate(seen.views, axis=1))
-        return Zoomed(running_BN[:, -1], running_BN, patch_BN, trace)
+        return _ended(running_BN, patch_BN, trace)
 
     @property
     def device(self) -> torch.device:
@@ -303,6 +302,11 @@ class _OverNodes(nn.Module):
 
     def forward(self, view_BNCHW: Tensor) -> Tensor:
         return self.encoder(view_BNCHW.flatten(0, 1)).unflatten(0, view_BNCHW.shape[:2])
+
+
+def _ended(running_BN: Tensor, patch_BN: Tensor | None, trace: Trace) -> Zoomed:
+    probability_BN = running_BN.detach().double().sigmoid().cpu().numpy()
+    return Zoomed(running_BN[:, -1], running_BN, patch_BN, replace(trace, running=probability_BN))
 
 
 def _shares(mask_BNHW: Tensor) -> NDArray[np.float32]:

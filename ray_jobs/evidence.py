@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def publish(scored: Scored, reader: Reader, out: str) -> dict[str, Any]:
         row["running"],
         [int(word) for word in row["schedule"].split(",")],
         title=title,
-        note=f"{row['model']} {row['model_version']}, weights {row['model_sha256'][:12]}; research use only",
+        note=_note(row),
     )
     files = {"picture": ("pictures", "jpg", tree), "geojson": ("geojson", "geojson", to_geojson(row))}
     found: dict[str, Any] = {}
@@ -59,6 +60,12 @@ def publish(scored: Scored, reader: Reader, out: str) -> dict[str, Any]:
         found[column] = storage.join(out, f"{folder}/{row['slide_id']}.{suffix}")
         storage.write_bytes(found[column], data)
     return found
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """Which model it was; an untrained one has neither version nor published weights."""
+    weights = f", weights {row['model_sha256'][:12]}" if row["model_sha256"] else ""
+    return f"{row['model']} {row['model_version']}".rstrip() + f"{weights}; research use only"
 
 
 def layers_of(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:

@@ -167,7 +167,7 @@ def _fill(scored: Scored, end: Zoomed | MagnetError, model: MagNet, settings: Zo
         row |= {"status": "refused" if isinstance(end, SlideRefusedError) else "failed", "reason": str(end)}
         return
     assert scored.batch is not None
-    info, running = scored.batch.info[0], _probabilities(end.running_BN)
+    info, running = scored.batch.info[0], end.trace.running.mean(axis=0).tolist()  # over the frames
     regions = regions_of(end, info, running, model.config.zoom.schedule)
     row |= {"status": "scored", "probability": running[-1], "running": running, "regions": regions}
     row |= {"num_regions": len(regions), "levels": sorted({region["level"] for region in regions})}

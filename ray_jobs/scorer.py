@@ -56,15 +56,25 @@ class ScoreBlock:
             in_flight=self.settings.compute.slides_in_flight,
             keep_views=self.settings.pictures,
         )
-        rows = [self._complete(one) for one in scored]
+        rows = [completed(one, self.named, self.reader, self.out, pictures=self.settings.pictures) for one in scored]
         scores.write_part(self.out, rows)
         return pa.Table.from_pylist([{name: row[name] for name in DONE.names} for row in rows], schema=DONE)
 
-    def _complete(self, scored: Scored) -> dict[str, Any]:
-        row = scored.row
-        row |= {"model": self.named.name, "model_version": self.named.version, "model_sha256": self.named.sha256}
-        if scored.zoomed is not None:
-            row |= {"threshold": self.named.threshold, "call": int(row["probability"] >= self.named.threshold)}
-            if self.settings.pictures:
-                row |= evidence.publish(scored, self.reader, self.out)
-        return row
+
+def completed(scored: Scored, model: NamedModel, reader: RegionReader, out: str, *, pictures: bool) -> dict[str, Any]:
+    """A slide's whole row: which model said so, its call, and where its pictures are, which are drawn here.
+
+    Args:
+        scored: with a trace that kept its views, for pictures.
+        model: what it was scored with.
+        reader: of the thumbnail.
+        out: folder of the pictures.
+        pictures: whether they are wanted.
+    """
+    row = scored.row
+    row |= {"model": model.name, "model_version": model.version, "model_sha256": model.sha256}
+    if scored.zoomed is not None:
+        row |= {"threshold": model.threshold, "call": int(row["probability"] >= model.threshold)}
+        if pictures:
+            row |= evidence.publish(scored, reader, out)
+    return row

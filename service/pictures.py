@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from magnet.regions import to_level0
 
@@ -66,7 +66,40 @@ def tag(draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, colour: s
     """A short text on a patch of colour, legible on anything; `xy` is its top-left corner."""
     left, top, right, bottom = draw.textbbox(xy, text, font=font(size))
     draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=colour)
-    draw.text(xy, text, fill="white", font=font(size))
+    bright = ImageColor.getrgb(colour)[1] > 140  # green is most of what the eye calls bright
+    draw.text(xy, text, fill=INK if bright else "white", font=font(size))
+
+
+def tags(
+    draw: ImageDraw.ImageDraw,
+    wanted: Sequence[tuple[tuple[float, float], str]],
+    colour: str,
+    size_px: tuple[int, int],
+    *,
+    size: int = 11,
+    free_from: tuple[float, float] = (0, 0),
+) -> None:
+    """Tags as near to the places wanted as they can be within a picture without covering each other.
+
+    Args:
+        draw: of the picture.
+        wanted: top-left corner and text of each.
+        colour: of all.
+        size_px: width and height of the picture.
+        size: of the font.
+        free_from: the corner at the top left that ends here, (x, y), is left free.
+    """
+    taken = [(0.0, 0.0, *free_from)]
+    for (x, y), text in wanted:
+        wide, high = (end + 4 for end in draw.textbbox((0, 0), text, font=font(size))[2:])
+        most_x, most_y = size_px[0] - wide, size_px[1] - high
+        x, y = min(max(x, 2), most_x), min(max(y, 2), most_y)
+        while x > 0 and any(
+            x < right and left < x + wide and y < bottom and top < y + high for left, top, right, bottom in taken
+        ):
+            x, y = (x, y + 2) if y + 2 <= most_y else (x - wide, 2)
+        taken.append((x, y, x + wide, y + high))
+        tag(draw, (x, y), text, colour, size)
 
 
 def jpeg(canvas: Image.Image) -> bytes:
@@ -95,11 +128,14 @@ def _boxes(
     draw: ImageDraw.ImageDraw, regions: Sequence[NDArray[np.float64]], size_px: tuple[int, int], scale: float
 ) -> None:
     for layer in range(1, len(regions)):
-        for n, (x, y, side) in enumerate(to_level0(regions[layer], size_px) * scale):
-            right, bottom = max(x + side, x + 4), max(y + side, y + 4)
-            draw.rectangle((x, y, right, bottom), outline=colour_of(layer), width=2)
-            if layer == 1:  # the others lie too close to be numbered; the zoom tree numbers them
-                tag(draw, (right + 4, y + 2), str(n + 1), colour_of(layer))
+        for x, y, side in to_level0(regions[layer], size_px) * scale:
+            # The first layer's are wider: those of frozen patches lie on them.
+            box = (x, y, max(x + side, x + 4), max(y + side, y + 4))
+            draw.rectangle(box, outline=colour_of(layer), width=4 if layer == 1 else 2)
+    # The others lie too close to be numbered; the zoom tree numbers them.
+    first = to_level0(regions[1], size_px) * scale
+    wanted = [((x + side + 4, y + 2), str(n)) for n, (x, y, side) in enumerate(first, start=1)]
+    tags(draw, wanted, colour_of(1), (round(size_px[0] * scale), round(size_px[1] * scale)))
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, y: int, wide: int, um_per_px: float | None) -> None:

@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.pictures import FAINT_INK, GAP_PX, INK, RULE, colour_of, font, jpeg, tag
+from service.pictures import FAINT_INK, GAP_PX, INK, RULE, colour_of, font, jpeg, tag, tags
 
 WIDTH_PX, HEAD_PX, ROW_HEAD_PX, LABEL_PX = 1180, 66, 26, 24
-LARGEST_PX, SMALLEST_PX = 300, 118
-"""Side of a view on the picture."""
+LARGEST_PX, SMALLEST_PX = 300, 117
+"""Side of a view on the picture; nine of the smallest stand in a row, so that siblings do, two or three of them."""
+
+OWN_TAG_PX = (28, 20)
+"""Where a view's own number stands, from its top-left corner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +94,15 @@ def _children(
     view: Image.Image, parent: NDArray[np.float64], children: NDArray[np.float64], first: int, colour: str
 ) -> None:
     """Draw child boxes into a view, with the numbers that they have in the next row; what lies beyond it is cut off."""
-    draw, side = ImageDraw.Draw(view), view.width
+    draw, side, wanted = ImageDraw.Draw(view), view.width, []
     for n, child in enumerate(children, start=first + 1):
         half = child[0] / parent[0]
         centre = (child[1:] - parent[1:]) / parent[0]
         left, top = ((centre - half + 1) * side / 2).tolist()
         right, bottom = ((centre + half + 1) * side / 2).tolist()
         draw.rectangle((left, top, max(right, left + 3), max(bottom, top + 3)), outline=colour, width=2)
-        tag(draw, (min(right + 4, side - 18), min(max(top + 2, 4), side - 16)), str(n), colour, 10)
+        wanted.append(((right + 4, top + 2), str(n)))
+    tags(draw, wanted, colour, view.size, size=10, free_from=OWN_TAG_PX)
 
 
 def _probability(draw: ImageDraw.ImageDraw, corner: tuple[int, int], side: int, running: float) -> None:

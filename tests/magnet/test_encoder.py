@@ -67,6 +67,25 @@ def test_random_weights_are_warned_about(caplog: pytest.LogCaptureFixture) -> No
     assert "random" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("weights", "asked"), [("imagenet", "resnet18"), ("tv_in1k", "resnet18.tv_in1k")], ids=["default", "tag"]
+)
+def test_published_weights_are_asked_of_timm_by_name(
+    weights: str, asked: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    create, names = timm.create_model, []
+
+    def offline(name: str, *, pretrained: bool, **options: Any) -> Any:
+        names.append((name, pretrained))
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with caplog.at_level(logging.WARNING):
+        make_encoder("resnet18", weights)
+    assert names == [(asked, True)]
+    assert caplog.records == []
+
+
 def test_a_frozen_encoder_never_changes_but_passes_the_gradient_on() -> None:
     encoder = make_encoder("test_resnet", trained=False).train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
@@ -127,12 +146,23 @@ def test_copies_and_pickles_of_a_checkpointed_encoder_have_weights_of_their_own(
         torch.testing.assert_close(encoder(views(1, 64)), expected)
 
 
-def test_channels_last_gives_the_same_features() -> None:
-    encoders = []
+def test_channels_last_changes_the_layout_and_not_the_features() -> None:
+    features = []
     for channels_last in (False, True):
         torch.manual_seed(0)
-        encoders.append(make_encoder("test_resnet", channels_last=channels_last).eval())
-    torch.testing.assert_close(encoders[0](views(2, 64)), encoders[1](views(2, 64)), rtol=1e-4, atol=1e-5)
+        encoder = make_encoder("test_resnet", channels_last=channels_last).eval()
+        laid_out: list[bool] = []  # inputs and weights of the convolutions of more than one pixel
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
+                module.register_forward_pre_hook(
+                    lambda conv, inputs, out=laid_out: out.extend(
+                        t.is_contiguous(memory_format=torch.channels_last) for t in (*inputs, conv.weight)
+                    )
+                )
+        features.append(encoder(views(2, 64)))
+        assert laid_out == [channels_last] * len(laid_out)
+        assert laid_out
+    torch.testing.assert_close(features[0], features[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

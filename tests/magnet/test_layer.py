@@ -222,6 +222,29 @@ def test_moments_are_float32_under_autocast() -> None:
     torch.testing.assert_close(placed.sparse_BNPHW.sum(dim=(-2, -1)), torch.ones(1, 1, 2))
 
 
+@pytest.mark.parametrize("spread", ["rms", "l2", "expected"])
+@pytest.mark.parametrize("scale_clamp", ["hard", "straight_through", "softplus"])
+@pytest.mark.parametrize("centre", ["tanh", "bounded"])
+def test_every_reading_of_the_papers_theta_can_be_chosen(spread: Any, scale_clamp: Any, centre: Any) -> None:
+    # Weights .6 and .4 at two pixels: sparsemax keeps them as they are.
+    placed = place([[spots((4, 9, 0.6), (13, 9, 0.4))]], spread=spread, scale_clamp=scale_clamp, centre=centre)
+    x = CENTRES[[4, 13]]
+    mean = 0.6 * x[0] + 0.4 * x[1]
+    size = {
+        "rms": math.sqrt((0.6 * (x[0] - mean) ** 2 + 0.4 * (x[1] - mean) ** 2) / 2),
+        "l2": float(0.6 * (mean - x[0]) + 0.4 * (x[1] - mean)),
+        "expected": 0.6**2 + 0.4**2,
+    }[spread]
+    scale = 0.05 + 0.05 * math.log1p(math.exp((size - 0.05) / 0.05)) if scale_clamp == "softplus" else size
+    limited = torch.tanh if centre == "tanh" else torch.clone  # both are well within the parent
+    expected = torch.stack([torch.tensor(scale), limited(mean), limited(CENTRES[9])])
+    torch.testing.assert_close(placed.theta_BNP3[0, 0, 0], expected)
+    flat = place([[spots((4, 9, 50.0))]], spread=spread, scale_clamp=scale_clamp, centre=centre, scale_max=0.5)
+    s, *t = flat.theta_BNP3[0, 0, 0].tolist()
+    assert 0.05 <= s <= 0.5
+    assert centre == "tanh" or max(map(abs, t)) <= 1 - s
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_expected_value_of_the_map_can_be_the_scale(masked: bool) -> None:
     tissue = torch.ones(SIDE, SIDE, dtype=torch.bool)

@@ -211,6 +211,22 @@ def test_same_seed_same_gradient() -> None:
     assert not torch.equal(grads[0], grads[2])
 
 
+@pytest.mark.parametrize("side_px", [1_000, 30_000, 1_000_000])
+def test_slopes_in_float32_are_exact_at_any_zoom(side_px: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In root coordinates the normal equations of the deepest zoom would have entries of 1e-12."""
+    monkeypatch.setattr(sampler, "RIDGE", 0.0)
+    px, window_px, out_px = 2 / side_px, 72, 24
+    ramp = torch.arange(window_px, dtype=torch.float32)
+    image = (0.01 * ramp[None, :] - 0.003 * ramp[:, None])[None, None]  # per window pixel
+    place = torch.tensor([[0.3, -0.2, px, px]], dtype=F64)
+    region = torch.tensor([[20 * px, 0.3 + 36 * px, -0.2 + 36 * px]], dtype=F64, requires_grad=True)
+    out = sample(image, place, region, out_px, method="lms", generator=seeded(0))
+    assert out.dtype == torch.float32
+    for row, column in [(0, 0), (11, 12), (23, 5)]:
+        (grad,) = torch.autograd.grad(out[0, 0, row, column], region, retain_graph=True)
+        torch.testing.assert_close(grad[0, 1:] * px, torch.tensor([0.01, -0.003], dtype=F64), rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize(("dtype", "limit_px"), [(torch.float32, 0.01), (F64, 1e-4)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_places_are_exact_to_a_hundredth_of_a_pixel_on_a_gigapixel_slide(

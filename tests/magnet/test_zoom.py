@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 
 from magnet import zoom as zoom_module
 from magnet.fake_slide import formula_fetch, to_uint8, waves
@@ -66,9 +67,27 @@ def test_asks_and_shapes_for_every_depth(schedule: tuple[int, ...], training: bo
     assert end.patch_BN is not None
     assert end.running_BN.shape == end.patch_BN.shape == (num_slides, num_patches)
     assert torch.equal(end.running_BN[:, -1], end.logit_B)
+    probability = 1 / (1 + np.exp(-end.running_BN.detach().double().numpy()))
+    np.testing.assert_allclose(end.trace.running, probability, rtol=1e-12)
     assert [value.shape for value in end.value_BN] == [(num_slides, n) for n in num_nodes[1:]]
     assert [value.shape for value in end.trace.values] == [(num_slides, n) for n in num_nodes[1:]]
     assert end.logit_B.dtype == torch.float32
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("training", [False, True])
+def test_work_is_the_same_whatever_a_slide_shows(schedule: tuple[int, ...], training: bool) -> None:
+    """No rank waits for another's harder slide, and no kernel is compiled for one slide alone."""
+    settings = config(schedule, tissue_mask=True, inhibit_siblings=True, peak_radius=0.3, frozen_patch=True)
+    model, work = network(settings).train(training), []
+    blank = waves([(0.0, 0.0)] * 3, phases=(1.5, 1.5, 1.5))
+    for colour in (blank, *layer_colours(1)):
+        heard: list[Ask] = []
+        with FlopCounterMode(display=False) as counted:
+            end = run(model, by_layer([colour] * (len(schedule) + 1), 2, heard), 2, explore=0.5)
+        shapes = [(ask.layer, ask.region.shape, ask.out_px, ask.margin_px) for ask in heard]
+        work.append((shapes, counted.get_total_flops(), end.running_BN.shape))
+    assert work[0] == work[1] == work[2]
 
 
 def test_no_views_are_kept_unless_asked_for() -> None:
@@ -116,10 +135,14 @@ def test_grey_pixels_are_black_to_the_model_only_with_a_tolerance() -> None:
         return np.where((x < 0)[..., None], grey, purple)
 
     fetch = formula_fetch([stripes], [SIDE_PX])
+    middle = [torch.tensor([[[[0.5, 0.0, 0.0]]]], dtype=torch.float64)] * 2
     for tolerance, left in ((15, (0, 0, 0)), (None, (153, 153, 148)), (4, (153, 153, 148))):
-        root = run(network(config(grey_tolerance=tolerance)).eval(), fetch, 1, keep_views=True).trace.views[0][0, 0]
-        assert (root[:, :11] == left).all()
-        assert (root[:, 13:] == (153, 76, 153)).all()
+        model = network(config((1, 1), grey_tolerance=tolerance)).eval()
+        fix(model, middle)  # the stripes' border is in the middle of every view
+        for view in run(model, fetch, 1, keep_views=True).trace.views:
+            half = view.shape[3] // 2
+            assert (view[0, 0, :, : half - 1] == left).all()
+            assert (view[0, 0, :, half + 1 :] == (153, 76, 153)).all()
 
 
 # ------------------------------------------------------------------------------------------------------------- frames

@@ -140,3 +140,17 @@ def test_the_gradient_to_the_regions_can_be_cut_off(on: bool) -> None:
         assert all(any(p.grad.abs().max() > 0 for p in layer.parameters()) for layer in model.layers)
     else:
         assert all(p.grad is None for p in groups["locators"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_samples_bilinearly_whatever_training_does(training: bool) -> None:
+    """Its gradient, where one is asked for, is that of the bilinear sampler, and no noise is drawn."""
+    thetas, slopes, states = some_thetas(1, (2, 2)), [], []
+    for sampler in ("bilinear", "lms"):
+        model = smooth(network(config((2, 2), sampler=sampler, margin_px=6)).train(training))
+        parameters, generator = fix(model, thetas), torch.Generator().manual_seed(0)
+        end = run(model, by_layer(layer_colours(2), 1), 1, generator=generator)
+        slopes.append(torch.cat([g.flatten() for g in torch.autograd.grad(end.logit_B.sum(), parameters)]))
+        states.append(generator.get_state())
+    assert torch.equal(slopes[0], slopes[1]) is not training
+    assert torch.equal(states[0], states[1]) is not training

@@ -94,6 +94,20 @@ def test_exploration_looks_at_tissue_and_is_the_generators() -> None:
     assert (first != centres(1)).any()
 
 
+def test_the_papers_network_has_a_stack_of_three_mixed_layers_for_every_node() -> None:
+    with torch.device("meta"):
+        model = MagNet(ModelConfig(), to_be_loaded=True)
+    stacks = [layer.locator.stacks for layer in model.layers]
+    assert [s.num_groups for s in stacks] == [3, 6, 18]  # of the tree (3, 2, 3)
+    for s in stacks:
+        mixed = [*s.layers, s.last]
+        assert [[kernel.shape[-1] for kernel in one.kernels] for one in mixed] == [[1, 3, 5, 7, 1]] * 3  # last: pooled
+        view = torch.zeros(1, s.num_groups, 3, 56, 56, device="meta")
+        assert s(view).shape == (1, s.num_groups, 56, 56)  # one map each, of the input's size
+    assert model.encoder.num_features == 2048
+    assert [p.num_features for p in (model.early[0].encoder, model.late[0].encoder)] == [512, 512]
+
+
 def test_auxiliary_classifiers_speak_only_in_training() -> None:
     model = network(with_auxiliary((2, 1, 2)))
     fetch = by_layer(layer_colours(3), 2)
@@ -145,15 +159,19 @@ def preset(name: str) -> tuple[ModelConfig, RecipeConfig]:
     return settings, RecipeConfig(**PRESETS[name].get("recipe", {}))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_part_of_a_preset_learns(name: str) -> None:
+def test_every_part_of_a_preset_learns(name: str, precision: str) -> None:
     settings, recipe = preset(name)
     model = network(settings).train()
     generator = torch.Generator().manual_seed(0)
     gradient_on = recipe.theta_gradient_on(0.0)
-    end = run(model, by_layer(layer_colours(3), 2), 2, explore=0.5, theta_gradient=gradient_on, generator=generator)
-    loss_B, parts = objective(end, torch.tensor([1.0, 0.0]), recipe, settings.zoom, threshold=-10.0)
-    loss_B.sum().backward()
+    fetch = by_layer(layer_colours(3), 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        end = run(model, fetch, 2, explore=0.5, theta_gradient=gradient_on, generator=generator)
+        loss_B, parts = objective(end, torch.tensor([1.0, 0.0]), recipe, settings.zoom, threshold=-10.0)
+        loss_B.sum().backward()
+    assert loss_B.dtype == torch.float32
     assert (
         set(parts)
         == {

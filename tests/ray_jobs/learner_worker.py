@@ -25,20 +25,21 @@ NUM_STEPS, MICRO_BATCHES, MICRO_BATCH = 2, 3, 2
 SIDE_PX = 4096.0
 
 
-def learner(preset: str, num_workers: int = 1, seed: int = 0, **recipe: Any) -> Learner:
-    """A learner of one of the presets, small enough for a test."""
+def learner(preset: str, num_workers: int = 1, seed: int = 0, **changes: Any) -> Learner:
+    """A learner of one of the presets, small enough for a test; `changes` are of its classifier or its recipe."""
     torch.manual_seed(seed)
+    ways = {name: changes.pop(name) for name in list(changes) if name in ClassifierConfig.__dataclass_fields__}
     model = PRESETS[preset].get("model", {})
     tiny = {"encoder": "test_resnet"}
     settings = ModelConfig(
         zoom=ZoomConfig(**model.get("zoom", {}) | {"map_px": 12, "view_px": 24, "patch_px": 32, "schedule": (2, 2)}),
         locator=LocatorConfig(**model.get("locator", {}) | {"channels": 2}),
-        classifier=ClassifierConfig(**model.get("classifier", {}) | tiny | {"hidden": 8}),
+        classifier=ClassifierConfig(**model.get("classifier", {}) | tiny | {"hidden": 8} | ways),
         auxiliary=AuxiliaryConfig(**tiny | model.get("auxiliary", {})),
     )
     sizes = {"batch": MICRO_BATCHES * MICRO_BATCH, "micro_batch": MICRO_BATCH, "seed": seed}
-    options = RecipeConfig(**PRESETS[preset].get("recipe", {}) | sizes | {"learning_rate": 1e-3} | recipe)
-    return Learner(MagNet(settings, to_be_loaded=True), options, 8, num_workers)
+    options = RecipeConfig(**PRESETS[preset].get("recipe", {}) | sizes | {"learning_rate": 1e-3} | changes)
+    return Learner(MagNet(settings, to_be_loaded=not ways), options, 8, num_workers)
 
 
 def micro_batch(step: int, index: int, size: int = MICRO_BATCH) -> tuple[int, Any, Any, torch.Tensor]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,36 @@ def test_same_seed_same_losses_and_weights(preset: str, pool: ThreadPoolExecutor
         assert torch.equal(weight, weights(again)[name]), name
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16"},
+        {"checkpointing": True},
+        {"channels_last": False},
+        {"train_encoder": False},
+        pytest.param(
+            {"precision": "bf16", "checkpointing": True, "channels_last": True, "compile": True}, marks=pytest.mark.long
+        ),
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_a_step_with_each_way_of_computing_is_the_plain_step(
+    options: dict[str, Any], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # compiled as on any machine, but for the last stage, which needs a C++ compiler
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, other = worker.learner("evidence"), worker.learner("evidence", **options)
+    before = weights(plain)
+    told = [one.step(0, [worker.micro_batch(0, 0)], pool) for one in (plain, other)]
+    if options.get("train_encoder", True):
+        assert told[1]["loss"] == pytest.approx(told[0]["loss"], rel=0.02)
+        assert told[1]["gradient_norm_rest"] == pytest.approx(told[0]["gradient_norm_rest"], rel=0.05)
+    assert all(weight.dtype == torch.float32 for weight in weights(other).values())
+    moved = {name for name, weight in weights(other).items() if not torch.equal(weight, before[name])}
+    assert any(name.startswith("head.") for name in moved)
+    assert any(name.startswith("encoder.") for name in moved) is options.get("train_encoder", True)
+
+
 @pytest.mark.slow
 def test_a_step_goes_downhill(pool: ThreadPoolExecutor) -> None:
     learner = worker.learner("paper", learning_rate=1e-3, theta_gradient="off")
@@ -207,6 +238,8 @@ def test_a_loss_that_is_no_number_leaves_everything_as_it_was(preset: str, pool:
 
 def test_learning_rates_follow_the_cosine(pool: ThreadPoolExecutor) -> None:
     learner = worker.learner("evidence", learning_rate=1e-3, locator_learning_rate=4e-3)
+    assert type(learner.optimizer) is torch.optim.Adam
+    assert {(group["betas"], group["weight_decay"]) for group in learner.optimizer.param_groups} == {((0.9, 0.999), 0)}
     for step, share in ((0, 1.0), (2, (1 + math.sqrt(0.5)) / 2), (4, 0.5), (6, (1 - math.sqrt(0.5)) / 2)):
         train(learner, pool, step, step + 1)
         locators, rest = (group["lr"] for group in learner.optimizer.param_groups)

@@ -12,6 +12,8 @@ import pytest
 from service.camelyon import main
 from service.fake_store import HttpStore
 from service.manifest import Manifest, load_manifest
+from service.policy import training_slides
+from service.settings import train_settings
 
 PUBLISHED = {  # slides of each center with each label, counted in stages.csv: 318, 36, 59 and 87 in all
     "negative": (64, 58, 75, 60, 61),
@@ -106,6 +108,19 @@ def test_itc_in_test_leaves_none_elsewhere(whole: Path, tmp_path: Path) -> None:
     manifest = built(whole, tmp_path / "m.csv", "--itc-in-test")
     assert Counter(slide.split for slide in manifest.slides if slide.stratum == "itc") == {"test": 36}
     assert all(slide.patient_id.startswith("patient_") for slide in manifest.split("test"))
+
+
+@pytest.mark.parametrize("config", ["camelyon-3layer", "camelyon-4layer", "camelyon-evidence"])
+def test_the_configs_train_without_itc_and_are_judged_with_them(config: str, whole: Path, tmp_path: Path) -> None:
+    manifest = built(whole, tmp_path / "m.csv")
+    path = str(Path(__file__).parents[2] / "configs" / f"{config}.yaml")
+    for overrides, fits in (([], ("train",)), (["fit_on=train+val"], ("train", "val"))):
+        settings = train_settings(path, overrides)
+        used = training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
+        learnt = {slide.slide_id for slide in used.split("train")}
+        assert learnt == {s.slide_id for name in fits for s in manifest.split(name) if s.stratum != "itc"}
+        assert used.split("test") == manifest.split("test")
+    assert {slide.stratum for slide in manifest.split("test")} == {"negative", "macro", "micro", "itc"}
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import io
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageDraw
 
 from magnet.regions import from_level0
+from service import pictures
 from service.pictures import FOOT_PX, GAP_PX, HEAD_PX, LAYER_COLOURS, OVERLAY_PX, overlay_picture, round_length
 
 SIZE = (8000, 6000)
@@ -78,6 +79,36 @@ def test_a_slide_without_a_pixel_size_has_no_scale_bar() -> None:
 @pytest.mark.parametrize(("at_most", "length"), [(9.99, 5), (1, 1), (450, 200), (0.21, 0.2), (2000, 2000)])
 def test_lengths_are_round(at_most: float, length: float) -> None:
     assert round_length(at_most) == pytest.approx(length)
+
+
+def test_the_regions_of_the_first_layer_are_seen_below_frozen_patches_that_lie_on_them() -> None:
+    first = regions((1000, 1000, 3000))
+    picture = drawn([ROOT, first, first])
+    assert min(len(where(picture, 1)), len(where(picture, 2))) > 4 * 3000 * OVERLAY_PX / 8000
+
+
+def test_a_region_that_reaches_beyond_the_slide_is_numbered_within_it() -> None:
+    picture = drawn([ROOT, regions((7000, 2000, 3000))])
+    rows, columns = where(picture, 1).T
+    inside = (columns > columns.max() - 12) & (rows > rows.min() + 4) & (rows < rows.min() + 18)
+    assert inside.sum() > 60  # of the 11 x 13 pixels at the picture's edge, below the box's own
+
+
+def test_tags_cover_neither_each_other_nor_the_corner_and_stay_within_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at: list[tuple[float, float]] = []
+    monkeypatch.setattr(pictures, "tag", lambda draw, xy, *_: at.append(xy))
+    draw = ImageDraw.Draw(Image.new("RGB", (120, 60)))
+    wanted = [((x, y), "10") for x, y in [(500, -9), (500, -9), (500, 0), (60, 30), (62, 33), (0, 0)]]
+    pictures.tags(draw, wanted, "red", (120, 60), free_from=(28, 20))
+    _, _, wide, high = draw.textbbox((0, 0), "10", font=pictures.font(11))
+    boxes = [(0, 0, 28, 20), *((x, y, x + wide, y + high) for x, y in at)]
+    assert len(at) == len(wanted)
+    for n, (left, top, right, bottom) in enumerate(boxes):
+        assert (left >= 0, top >= 0, right <= 120, bottom <= 60) == (True,) * 4
+        for other in boxes[:n]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
 
 
 def test_the_title_is_written() -> None:

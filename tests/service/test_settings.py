@@ -170,3 +170,21 @@ def test_the_repositorys_own_configs_are_valid() -> None:
     assert configs
     for config in configs:
         train_settings(str(config))
+
+
+@pytest.mark.parametrize("family", ["paper", "camelyon"])
+@pytest.mark.parametrize(
+    ("layers", "schedule", "batch"), [("3layer", (3, 2, 3), 16), ("4layer", (3, 2, 3, 2), 8)], ids=["3", "4"]
+)
+def test_the_papers_configs_are_the_papers(family: str, layers: str, schedule: tuple[int, ...], batch: int) -> None:
+    settings = train_settings(str(Path(__file__).parents[2] / "configs" / f"{family}-{layers}.yaml"))
+    model, recipe = settings.model, settings.recipe
+    assert (settings.preset, model.zoom.schedule, recipe.batch) == ("paper", schedule, batch)
+    assert (recipe.learning_rate, recipe.epochs, recipe.augment) == (3e-5, 200, True)
+    assert (model.classifier.encoder, model.classifier.weights) == ("inception_v3", "imagenet")
+    assert (model.auxiliary.encoder, model.auxiliary.weights) == ("resnet18", "imagenet")
+    assert (model.auxiliary.early_layer, model.late_layer) == (1, 3)
+    assert (model.zoom.frozen_patch, model.locator.sampler, model.locator.share_stacks) == (True, "lms", "node")
+    assert settings.train_without_strata == (("itc",) if family == "camelyon" else ())
+    departs = {"model.zoom.schedule", "model.classifier.weights", "model.auxiliary.weights", "recipe.batch"}
+    assert changed(settings).keys() <= departs | {"train_without_strata"}
