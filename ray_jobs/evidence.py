@@ -15,6 +15,7 @@ from service.geojson import to_geojson
 from service.pictures import overlay_picture
 from service.quality import THUMBNAIL_PX
 from service.reading import Reader
+from service.scores import model_words
 from service.slides import SlideInfo
 from service.zoom_tree import Layer, zoom_tree_picture
 
@@ -65,7 +66,7 @@ def publish(scored: Scored, reader: Reader, out: str) -> dict[str, Any]:
 def _note(row: Mapping[str, Any]) -> str:
     """Which model it was; an untrained one has neither version nor published weights."""
     weights = f", weights {row['model_sha256'][:12]}" if row["model_sha256"] else ""
-    return f"{row['model']} {row['model_version']}".rstrip() + f"{weights}; research use only"
+    return f"{model_words(row)}{weights}; research use only"
 
 
 def layers_of(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:

@@ -15,6 +15,7 @@ from ray_jobs.reader_actors import reader_for
 from ray_jobs.rows import Scored, score_slides
 from service import environment, scores
 from service.manifest import Slide
+from service.reading import Reader
 from service.score_settings import ScoreSettings
 
 DONE = pa.schema([(name, pa.string()) for name in ("slide_id", "status", "reason")])
@@ -61,7 +62,7 @@ class ScoreBlock:
         return pa.Table.from_pylist([{name: row[name] for name in DONE.names} for row in rows], schema=DONE)
 
 
-def completed(scored: Scored, model: NamedModel, reader: RegionReader, out: str, *, pictures: bool) -> dict[str, Any]:
+def completed(scored: Scored, model: NamedModel, reader: Reader, out: str, *, pictures: bool) -> dict[str, Any]:
     """A slide's whole row: which model said so, its call, and where its pictures are, which are drawn here.
 
     Args:

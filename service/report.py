@@ -24,6 +24,7 @@ from service.froc import RATES
 from service.localisation import Localisation
 from service.pictures import FOOT_PX, GAP_PX, HEAD_PX
 from service.report_style import STYLE
+from service.scores import model_words
 
 SHOWN, SHOWN_PX = 48, 260
 """Slides of the gallery, those with the highest probabilities, and the longer side of their thumbnails."""
@@ -63,7 +64,7 @@ def report(table: pa.Table, found: Findings, out: str) -> bytes:
 
 def _model(rows: Sequence[Mapping[str, Any]]) -> str:
     known = next((row for row in rows if row["model"]), None)
-    return "no model" if known is None else " ".join(filter(None, [known["model"], known["model_version"]]))
+    return "no model" if known is None else model_words(known)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

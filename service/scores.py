@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -105,6 +105,11 @@ SCHEMA = pa.schema(
 
 class ScoresError(MagnetError):
     """Rows of a scoring are missing, doubled or of another version. To act: the message says."""
+
+
+def model_words(row: Mapping[str, Any]) -> str:
+    """A row's model as a reader of a report or picture wants it named."""
+    return f"{row['model']}, version {row['model_version']}" if row["model_version"] else str(row["model"])
 
 
 def empty_row(slide: Slide) -> dict[str, Any]:
