@@ -60,7 +60,7 @@ def test_a_report_tells_what_became_of_a_cohort(tmp_path: Path) -> None:
     ]
     text = page(tmp_path, rows)
     for expected in (
-        "models:/magnet@champion 3",
+        "models:/magnet@champion, version 3",
         "research use only",
         "AUROC",
         "1.000",
