@@ -3,8 +3,9 @@
     magnet serve --storage ~/magnet-service --allow s3://lab
 
 Everything listens on the loopback interface only. A part that dies is started again. The first start makes a token and
-leaves it, with the address, in ~/.config/magnet/client.json, where `magnet submit` and the others find it. Ctrl-C stops
-all of it; jobs that ran go on from their last checkpoint at the next start.
+leaves it, with the address, in ~/.config/magnet/client.json, where `magnet submit` and the others find it. Ray may take
+a minute to come up; jobs can be submitted before, and wait. Ctrl-C stops all of it; jobs that ran go on from their last
+checkpoint at the next start.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 import yaml
 
 from ray_jobs import command
-from ray_jobs.processes import free_port, kill_tree
+from ray_jobs.processes import answers, free_port, kill_tree
 from service.environment import CLIENT_FILE
 from service.parent_death import with_parent
 from service.service_settings import ServiceSettings, service_settings
@@ -92,9 +93,12 @@ def main(arguments: list[str]) -> int:
         for part in parts:
             part.start()
         _tell(settings, folder)
+        up = False
         while True:
             for part in parts:
                 part.revive()
+            if not up and (up := _up(settings)):
+                print("all parts are up", flush=True)
             time.sleep(0.5)
     except KeyboardInterrupt:
         print("stopping", flush=True)
@@ -169,6 +173,12 @@ def _tell(settings: ServiceSettings, folder: Path) -> None:
     print(f"Ray          {settings.ray}")
     print(f"logs         {folder / 'logs'}")
     print(f"try          magnet doctor --config {folder / 'service.yaml'}", flush=True)
+
+
+def _up(settings: ServiceSettings) -> bool:
+    """Whether every part answers; jobs that are submitted before wait for it."""
+    api = f"http://{settings.host}:{settings.port}/readyz"  # also says whether the dispatcher is at work
+    return all(answers(url) for url in (api, f"{settings.ray}/api/version", f"{settings.mlflow}/health"))
 
 
 def _write_secret(path: Path, text: str) -> None:
