@@ -98,4 +98,4 @@ class Progress:
         """What of it is to be kept: all of what it is at, where it is at something, and the run once there is one."""
         counted = {name: getattr(self, name) for name in ("done", "total", "eta_s", "activity")}
         run = {"mlflow_run": self.mlflow_run} if self.mlflow_run is not None else {}
-        return (counted if self.activity is not None else {}) | run
+        return (counted if any(value is not None for value in counted.values()) else {}) | run
