@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.errors import NotFoundError, UsageError
 from service.queue import fair
-from service.queue.job import ACTIVE, HIGHEST, LOWEST, Attempt, Event, Job, Progress
+from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Job, Progress
 from service.queue.requests import Check, Score, Train, Tune, to_json
 from service.queue.tables import Database, attempts, events, jobs
 
@@ -291,6 +291,26 @@ class JobStore:
             mine = attempts.c.job_id == job_id, attempts.c.number == number
             connection.execute(attempts.update().where(*mine).values(over))
             _note(connection, job_id, str(values["state"]), text or f"attempt {number} {attempt_state}")
+
+    def ended_before(self, before_s: float, *, limit: int) -> list[Job]:
+        """Jobs that ended before a time, the oldest first."""
+        query = sa.select(jobs).where(*_long_ended(before_s)).order_by(jobs.c.ended_s).limit(limit)
+        with self.database.reading() as connection:
+            return [Job(**row) for row in connection.execute(query).mappings()]
+
+    def forget(self, job_id: str, before_s: float) -> None:
+        """Remove a job's rows, unless it was queued again since it was found to have ended before this time."""
+        with self.database.writing() as connection:
+            # The job's row is locked by the first statement, and goes last: the others name it.
+            own = sa.select(jobs.c.id).where(jobs.c.id == job_id, *_long_ended(before_s)).with_for_update()
+            if connection.scalar(own) is not None:
+                connection.execute(events.delete().where(events.c.job_id == job_id))
+                connection.execute(attempts.delete().where(attempts.c.job_id == job_id))
+                connection.execute(jobs.delete().where(jobs.c.id == job_id))
+
+
+def _long_ended(before_s: float) -> tuple[sa.ColumnElement[bool], ...]:
+    return jobs.c.state.in_(ENDED), jobs.c.ended_s < before_s
 
 
 def submission_id(job_id: str, number: int) -> str:
