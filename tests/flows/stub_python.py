@@ -1,7 +1,8 @@
 """Stands for the cluster's Python in tests of the queue: jobs that sleep, and tell if they run twice at once.
 
-A job's manifest says what it does: ``SECONDS-ANYTHING`` sleeps so long, ``flaky-...`` fails the first time, ``bad-...`` and
-``hopeless-...`` fail with the exit statuses of a user's mistake and of a job that cannot go on. Beside the manifest it leaves a line for each start and end.
+A job's manifest says what it does: ``SECONDS-ANYTHING`` sleeps so long, ``flaky-...`` fails the first time, ``bad-...``
+and ``hopeless-...`` fail with the exit statuses of a user's mistake and of a job that cannot go on. Beside the manifest
+it leaves a line for each start and end.
 """
 
 from __future__ import annotations
