@@ -40,6 +40,8 @@ class ServiceSettings:
     """URL of the queue's database, such as postgresql+psycopg://user@host/magnet; null: SQLite in `storage`."""
     ray: str = "http://127.0.0.1:8265"
     """Of the cluster's dashboard, which has the Jobs API."""
+    ray_token_file: str | None = None
+    """File with the token of a cluster that wants one; null: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, if any."""
     mlflow: str | None = None
     """Tracking URI for the jobs; null: an SQLite file in the storage folder."""
     python: str = "python"

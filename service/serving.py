@@ -36,7 +36,7 @@ def dispatch(settings: ServiceSettings) -> None:
     """Run jobs until told to stop. Jobs under way go on, and are found again at the next start."""
     database = Database(settings.database_url)
     store = JobStore(database)
-    attempts = Attempts(store, RayJobs(settings.ray), settings)
+    attempts = Attempts(store, RayJobs(settings.ray, settings.ray_token_file), settings)
     ticks = Arrivals(store, settings).tick, Retention(store, settings, forget_workflows).tick
     dispatcher = Dispatcher(database, attempts, settings, ticks)
     for number in (signal.SIGTERM, signal.SIGINT):
