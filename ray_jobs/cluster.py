@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray._private.services import get_ray_address_from_environment  # there is no public way to ask
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from service.errors import UsageError
+from service import environment
+from service.errors import MagnetError, UsageError
 from service.settings import ComputeSettings
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,10 @@ LOCAL_OBJECT_STORE_BYTES = 512 << 20
 
 class ClusterTooSmallError(UsageError):
     """The cluster has not what the job asks for. To act: whoever submits it. Retrying does not help."""
+
+
+class NodesMissingError(MagnetError):
+    """A cluster that grows did not grow in time. To act: its operator. A retry can help."""
 
 
 class NotSharedError(UsageError):
@@ -71,7 +78,9 @@ def _cluster_here() -> str | None:
 
 
 def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSettings:
-    """Settings for this cluster. Refuses a job that would wait for ever for CPUs or GPUs that nobody has.
+    """Settings for this cluster, which has what they ask for: where it grows, its nodes are waited for.
+
+    Refuses a job that would wait for ever for CPUs or GPUs that nobody has.
 
     Args:
         compute: `gpus_per_worker` and `readers` may be open.
@@ -82,26 +91,60 @@ def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSet
         The same with `gpus_per_worker` and `readers` decided.
 
     Raises:
-        ClusterTooSmallError: if the cluster has too little.
+        ClusterTooSmallError: the cluster has too little, and cannot grow so far.
+        NodesMissingError: it can, but did not in time.
     """
-    have = ray.cluster_resources()
-    if compute.gpus_per_worker is None:
-        compute = replace(compute, gpus_per_worker=1 if have.get("GPU", 0) else 0)
-    cpus = compute.num_workers * compute.cpus_per_worker + extra_cpus
-    if compute.readers is None:
-        spare = int(have.get("CPU", 0)) - cpus if _num_nodes() > 1 else 0
-        compute = replace(compute, readers=max(0, min(spare, READERS_PER_WORKER * compute.num_workers)))
-    if compute.readers:
-        cpus, why = cpus + compute.readers, f"{why}, and {compute.readers} reader(s)"
-    gpus = compute.num_workers * (compute.gpus_per_worker or 0)
-    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
-        if have.get(name, 0) < wanted:
+    have, most = ray.cluster_resources(), environment.cluster_most()
+    reach = {name: max(have.get(name, 0), most.get(name, 0)) for name in ("CPU", "GPU")}
+    compute = _decided(compute, reach, extra_cpus, several_nodes=bool(most) or _num_nodes() > 1)
+    why = f"{why}, and {compute.readers} reader(s)" if compute.readers else why
+    worker = {"CPU": float(compute.cpus_per_worker), "GPU": float(compute.gpus_per_worker or 0)}
+    bundles = [worker] * compute.num_workers + [{"CPU": 1.0}] * (extra_cpus + (compute.readers or 0))
+    wanted = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in reach}
+    for name, count in wanted.items():
+        if reach[name] < count:
             raise ClusterTooSmallError(
-                f"the cluster has {have.get(name, 0):g} {name}, this job needs {wanted:g}: {why}. "
+                f"the cluster has {'at most ' if most else ''}{reach[name]:g} {name}, this job needs {count:g}: {why}. "
                 f"Add nodes, or lower compute.num_workers, compute.readers, compute.cpus_per_worker or "
                 f"compute.gpus_per_worker."
             )
+    missing = {name: count for name, count in wanted.items() if have.get(name, 0) < count}
+    if missing:
+        told = " and ".join(f"{count:g} {name} (it has {have.get(name, 0):g})" for name, count in missing.items())
+        _wait_for_nodes(bundles, f"{told} for {why}")
     return compute
+
+
+def _decided(
+    compute: ComputeSettings, reach: Mapping[str, float], extra_cpus: int, *, several_nodes: bool
+) -> ComputeSettings:
+    """With nothing left open, for a cluster that has or comes to `reach`."""
+    if compute.gpus_per_worker is None:
+        compute = replace(compute, gpus_per_worker=1 if reach["GPU"] else 0)
+    if compute.readers is None:
+        spare = int(reach["CPU"]) - compute.num_workers * compute.cpus_per_worker - extra_cpus if several_nodes else 0
+        compute = replace(compute, readers=max(0, min(spare, READERS_PER_WORKER * compute.num_workers)))
+    return compute
+
+
+def _wait_for_nodes(bundles: Sequence[Mapping[str, float]], what: str) -> None:
+    """Wait until a growing cluster has room for all of this at once.
+
+    A placement group that waits is what an autoscaler goes by, and unlike `request_resources`, of which a cluster has
+    one for all jobs, it ends with its job. It is given back at once: nodes stay until they were idle for minutes.
+    """
+    patience_s = environment.node_wait_s()
+    print(f"waiting for the cluster: {what}; {patience_s / 60:.0f} minutes at most", flush=True)
+    group = placement_group([{name: count for name, count in one.items() if count} for one in bundles])
+    try:
+        if not group.wait(patience_s):
+            raise NodesMissingError(
+                f"in {patience_s / 60:.0f} minutes the cluster did not come to {what}. Look at `ray status` and at the "
+                f"quota of the machines, or lower compute.num_workers"
+            )
+    finally:
+        remove_placement_group(group)
+    print("the nodes are there", flush=True)
 
 
 def require_shared(**places: str) -> None:

@@ -1,4 +1,4 @@
-"""What the commands share: logging, error messages, exit statuses."""
+"""What the commands share: logging, error messages, exit statuses (what these mean: `service.exit_status`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from service.errors import MagnetError, UsageError
-
-EXIT_FAILED, EXIT_USAGE, EXIT_SLIDES_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
-"""Exit statuses beside 0: the job failed; the user must change something; some slides failed; Ctrl-C or a stop."""
+from service import exit_status
+from service.errors import MagnetError, StoppedError, UsageError
 
 HOME_RUNS = "~/magnet-runs"
 """Folder of runs when nothing is named."""
@@ -28,13 +26,16 @@ def run(main: Callable[[list[str]], int]) -> None:
         status = main(sys.argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        status = EXIT_USAGE
+        status = exit_status.USAGE
+    except StoppedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = exit_status.STOPPED
     except MagnetError as error:
         print(f"error: {error}", file=sys.stderr)
-        status = EXIT_FAILED
+        status = exit_status.FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command with the same --name goes on", file=sys.stderr)
-        status = EXIT_INTERRUPTED
+        status = exit_status.INTERRUPTED
     sys.stdout.flush()
     sys.exit(status)
 

@@ -16,16 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray_jobs import command
-from ray_jobs.job_output import own_lines
-from ray_jobs.processes import free_port, kill_tree, started
+from ray_jobs.processes import answers, free_port, kill_tree, started
 from ray_jobs.registry import ui_command
+from service import exit_status
 from service.errors import UsageError
+from service.queue.job_lines import own_lines
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
@@ -126,7 +126,7 @@ def _store_environment(endpoint: str) -> dict[str, str]:
 def _cluster(folder: Path) -> Iterator[str]:
     """The Jobs address of a cluster that runs already, or of one started for the demo."""
     address = os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD)
-    if _answers(f"{address}/api/version"):
+    if answers(f"{address}/api/version"):
         print(f"a Ray cluster runs here already: using the one at {address}")
         yield address
         return
@@ -186,20 +186,12 @@ def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
 def _wait(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait until a server answers."""
     deadline = time.monotonic() + seconds
-    while not _answers(url):
+    while not answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
             raise UsageError(f"{process.args!r} did not come up within {seconds:g} s")
         time.sleep(0.2)
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(command.EXIT_INTERRUPTED))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_status.INTERRUPTED))
     command.run(main)

@@ -23,6 +23,7 @@ from magnet.windows import Ask, Fetch, Windows, drive_many
 from magnet.zoom import MagNet, Zoomed
 from ray_jobs.group import gathered
 from ray_jobs.quarantine import SlideLostError
+from service.errors import StoppedError
 
 IN_FLIGHT = 2
 """Micro-batches whose zooms run at once: while one computes, the other waits for pixels."""
@@ -36,7 +37,7 @@ Mend = Callable[[int, SlideLostError], Portion | None]
 """Is told which micro-batch lost a slide, and gives it back without that slide; None if no slide is left."""
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(StoppedError):
     """The loss or its gradient is not a number. Training stops before the optimizer takes it in."""
 
 

@@ -25,6 +25,7 @@ from ray_jobs import checkpoints, command, registry, tracking
 from ray_jobs.checkpoints import NamedModel
 from ray_jobs.rows import score_slides
 from ray_jobs.scorer import completed
+from service import exit_status
 from service.manifest import Slide
 from service.reader import RegionReader
 from service.score_settings import ZoomSettings
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
             row = completed(scored, named, reader, out, pictures=True)
             num_failed += row["status"] != "scored"
             print(f"{row['slide_id']}: {_told(row)}")
-    return command.EXIT_SLIDES_FAILED if num_failed else 0
+    return exit_status.SLIDES_FAILED if num_failed else 0
 
 
 def _told(row: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from magnet.memory import PARTS, Memory, num_parameters
 from magnet.plan import TileGuess, expected_reads, warnings
 from ray_jobs import command
 from ray_jobs.fit import DoesNotFitError, chosen, fits, predicted, ways
+from service import exit_status
 from service.errors import UsageError
 from service.settings import TrainSettings, train_settings
 
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     if not arguments:
         parser.print_help()
-        return command.EXIT_USAGE
+        return exit_status.USAGE
     options = parser.parse_args(arguments)
     settings = train_settings(options.config, [*options.set, *schedule_override(options.schedule)])
     if options.slides_per_second is not None and not options.slides_per_second > 0:

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from ray_jobs import command
 from ray_jobs.train import SHARES
+from service import exit_status
 from service.errors import UsageError
 from service.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
 from service.reader import RegionReader
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     if not arguments:
         parser.print_help()
-        return command.EXIT_USAGE
+        return exit_status.USAGE
     options = parser.parse_args(arguments)
     overrides = [*options.set]
     if options.seed is not None:

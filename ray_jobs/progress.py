@@ -10,7 +10,7 @@ EVERY_S = 15.0
 
 
 class Progress:
-    """Prints a line with step, loss, rate and time to go, at most every `EVERY_S` seconds.
+    """Prints a line with step, loss, rate and time to go, at most every `EVERY_S` seconds and after the last step.
 
     Lines rather than a bar: Ray carries a worker's output to the driver line by line.
 
@@ -34,13 +34,13 @@ class Progress:
         if step == self._first + 1:  # it waited for the stream to come up: no measure of the others
             self._started_s = now_s
             return
-        if now_s - self._told_s < EVERY_S or not sums["slides"]:
+        if not sums["slides"] or (step < self._num_steps and now_s - self._told_s < EVERY_S):
             return
         self._told_s = now_s
         to_go_s = (now_s - self._started_s) / (step - self._first - 1) * (self._num_steps - step)
         say(
             f"step {step}/{self._num_steps}  train loss {sums['loss'] / sums['slides']:.4f}  "
-            f"waiting {sums['wait_s'] / sums['step_s']:.0%}  {_clock(to_go_s)} to go"
+            f"waiting {sums['wait_s'] / sums['step_s']:.0%}  {clock(to_go_s)} to go"
         )
 
 
@@ -50,7 +50,8 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """As "2:03" or "1:02:03"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

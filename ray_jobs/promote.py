@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from ray_jobs import command, registry, tracking
+from service import exit_status
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--storage", help="folder of the runs, if MLFLOW_TRACKING_URI is not set")
     if not arguments:
         parser.print_help()
-        return command.EXIT_USAGE
+        return exit_status.USAGE
     options = parser.parse_args(arguments)
     if not options.model.startswith("models:/"):
         parser.error(f"{options.model} is no registered model; name one as models:/NAME@ALIAS or models:/NAME/VERSION")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from magnet.windows import Ask, Fetch, Windows
-from service.errors import MagnetError, NotFoundError, SlideError
+from service.errors import NotFoundError, SlideError, StoppedError
 
 
 class SlideLostError(Exception):
@@ -32,7 +32,7 @@ class SlideLostError(Exception):
         self.uri, self.reason = uri, reason
 
 
-class QuarantineError(MagnetError):
+class QuarantineError(StoppedError):
     """More slides were lost than the training may do without. To act: whoever keeps the slides."""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 
 from ray_jobs import command
+from service import exit_status
 from service.folder import is_folder, slides_under
 from service.manifest import load_manifest
 from service.outlines import read_outlines
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     if not arguments:
         parser.print_help()
-        return command.EXIT_USAGE
+        return exit_status.USAGE
     options = parser.parse_args(arguments)
     settings = score_settings(options.config, _overrides(options))
     if is_folder(options.manifest):

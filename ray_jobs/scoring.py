@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ray_jobs import checkpoints, cluster, command, registry, tracking
 from ray_jobs.reader_actors import started_readers
 from ray_jobs.scorer import ScoreBlock
-from service import environment, scores, storage
+from service import environment, exit_status, scores, storage
 from service.errors import UsageError
 from service.findings import Findings, findings
 from service.localisation import localisation
@@ -79,7 +79,7 @@ def score(
         storage.write_bytes(storage.join(out, LOCALISATION_FILE), judged.to_json())
     storage.write_bytes(storage.join(out, REPORT_FILE), report(table, found, out))
     _tell(found, out)
-    return command.EXIT_SLIDES_FAILED if found.count["failed"] else 0
+    return exit_status.SLIDES_FAILED if found.count["failed"] else exit_status.DONE
 
 
 def _keep_settings(settings: ScoreSettings, out: str) -> None:

@@ -2,9 +2,11 @@
 
     magnet serve --storage ~/magnet-service --allow s3://lab
 
-Everything listens on the loopback interface only. A part that dies is started again. The first start makes a token and
-leaves it, with the address, in ~/.config/magnet/client.json, where `magnet submit` and the others find it. Ctrl-C stops
-all of it; jobs that ran go on from their last checkpoint at the next start.
+API, MLflow and Ray's dashboard listen on the loopback interface only; Ray's other ports listen everywhere, as Ray will
+have it, behind a token that the first start makes. The user's own token lies, with the address, in
+~/.config/magnet/client.json, where `magnet submit` and the others find it. Ray may take a minute to come up; jobs can
+be submitted before, and wait. A part that dies is started again. Ctrl-C stops all of it; jobs that ran go on from their
+last checkpoint at the next start.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import getpass
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,9 +27,10 @@ from pathlib import Path
 import yaml
 
 from ray_jobs import command
-from ray_jobs.processes import free_port, kill_tree
+from ray_jobs.processes import answers, free_port, kill_tree
 from service.environment import CLIENT_FILE
 from service.parent_death import with_parent
+from service.queue.ray_api import RayAwayError, RayJobs
 from service.service_settings import ServiceSettings, service_settings
 from service.serving import admin_token
 from service.settings import to_dict
@@ -92,9 +96,12 @@ def main(arguments: list[str]) -> int:
         for part in parts:
             part.start()
         _tell(settings, folder)
+        up = False
         while True:
             for part in parts:
                 part.revive()
+            if not up and (up := _up(settings)):
+                print("all parts are up", flush=True)
             time.sleep(0.5)
     except KeyboardInterrupt:
         print("stopping", flush=True)
@@ -118,6 +125,7 @@ def _settings(folder: Path, options: argparse.Namespace) -> ServiceSettings:
         "storage": str(folder),
         "port": options.port,
         "ray": f"http://127.0.0.1:{free_port()}",
+        "ray_token_file": str(folder / "ray-token"),
         "mlflow": f"http://127.0.0.1:{free_port()}",
         "python": sys.executable,
         "allowed_prefixes": allowed,
@@ -138,13 +146,18 @@ def _parts(settings: ServiceSettings, folder: Path, num_cpus: int) -> list[Part]
         *(str(HERE / "mlflow"), "server", "--host", "127.0.0.1", "--port", mlflow_port, "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
     ]
+    ports = {"": free_port(), "ray-client-server-": free_port(), "dashboard-agent-listen-": free_port()}
     ray = [
         *(str(HERE / "ray"), "start", "--head", "--block", f"--num-cpus={num_cpus}", "--node-ip-address=127.0.0.1"),
-        *(f"--port={free_port()}", f"--dashboard-port={ray_port}", f"--dashboard-agent-listen-port={free_port()}"),
+        *(f"--{what}port={port}" for what, port in (ports | {"dashboard-": ray_port}).items()),
         *("--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}"),
     ]
-    # Loopback only; and no token of Ray's is written into the user's home.
-    ray_env = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"), "RAY_API_SERVER_ADDRESS": settings.ray}
+    assert settings.ray_token_file is not None
+    if not Path(settings.ray_token_file).exists():
+        _write_secret(Path(settings.ray_token_file), secrets.token_hex(32))
+    # Whatever --node-ip-address says, Ray's ports listen on all interfaces, and whoever reaches them runs code.
+    ray_env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": settings.ray_token_file}
+    ray_env |= {"RAY_API_SERVER_ADDRESS": settings.ray}
     return [
         Part("Ray", ray, logs / "ray.log", ray_env),
         Part("MLflow", mlflow, logs / "mlflow.log"),
@@ -169,6 +182,18 @@ def _tell(settings: ServiceSettings, folder: Path) -> None:
     print(f"Ray          {settings.ray}")
     print(f"logs         {folder / 'logs'}")
     print(f"try          magnet doctor --config {folder / 'service.yaml'}", flush=True)
+
+
+def _up(settings: ServiceSettings) -> bool:
+    """Whether every part answers; jobs that are submitted before wait for it."""
+    api = f"http://{settings.host}:{settings.port}/readyz"  # also says whether the dispatcher is at work
+    if not (answers(api) and answers(f"{settings.mlflow}/health")):
+        return False
+    try:
+        RayJobs(settings.ray, settings.ray_token_file).version()
+    except RayAwayError:
+        return False
+    return True
 
 
 def _write_secret(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from ray_jobs import command
+from service import exit_status
 from service.errors import UsageError
 from service.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
 from service.policy import slide_counts, training_slides
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     if not arguments:
         parser.print_help()
-        return command.EXIT_USAGE
+        return exit_status.USAGE
     options = parser.parse_args(arguments)
     overrides = [*options.set]
     for flag, key in (("epochs", "recipe.epochs"), ("seed", "recipe.seed"), ("num_workers", "compute.num_workers")):

@@ -18,7 +18,7 @@ from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.figures import figures
 from ray_jobs.reader_actors import started_readers
 from ray_jobs.stream import store_patience_s
-from service.errors import MagnetError
+from service.errors import StoppedError
 from service.manifest import Manifest
 from service.policy import slide_counts
 from service.settings import TrainSettings, changed, flat, to_dict
@@ -28,7 +28,7 @@ MLFLOW_PATIENCE_S = 120.0
 """Seconds that a complete training waits for MLflow."""
 
 
-class TrainingStoppedError(MagnetError):
+class TrainingStoppedError(StoppedError):
     """A training came to a point from which it cannot go on: a loss that is no number, or too many lost slides.
 
     To act: the user, as the message says. A retry under the same name comes to the same point.

@@ -13,6 +13,7 @@ import argparse
 
 from ray_jobs import command
 from ray_jobs.train import checked_manifest
+from service import exit_status
 from service.errors import UsageError
 from service.manifest import Manifest
 from service.settings import train_settings
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     if not arguments:
         parser.print_help()
-        return command.EXIT_USAGE
+        return exit_status.USAGE
     options = parser.parse_args(arguments)
     storage = command.storage_folder(options.storage)
     name = command.job_name(options.name) if options.name else command.new_name("tune")

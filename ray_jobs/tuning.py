@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,9 @@ from ray_jobs import cluster, command, pareto, registry, tracking, trial
 from ray_jobs.pareto import Outcome
 from ray_jobs.plan import own_card_bytes
 from ray_jobs.search_space import Refused, schedules, space
+from ray_jobs.trials_told import TrialsTold
 from service import storage
-from service.errors import MagnetError
+from service.errors import StoppedError
 from service.manifest import Manifest
 from service.settings import TrainSettings, flat, to_dict
 from service.tune_settings import Schedule, SearchSettings, in_words
@@ -35,7 +37,7 @@ SNAPSHOT_EVERY_S = "1"
 which has made its run in MLflow."""
 
 
-class NothingFoundError(MagnetError):
+class NothingFoundError(StoppedError):
     """No trial came to a score. To act: the user, as the message says."""
 
 
@@ -55,6 +57,7 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     uri = tracking.tracking_uri(folder)
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = SNAPSHOT_EVERY_S
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no event files: MLflow is the record
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it warns that there are none
     cluster.connect(command.worker_environment())
     one = replace(base.compute, num_workers=1, readers=0)
     base = replace(base, compute=cluster.fitted(one, extra_cpus=0, why="one trial at a time"))
@@ -143,6 +146,7 @@ def _tuner(task: trial.Search, allowed: Sequence[Schedule]) -> tune.Tuner:
             storage_path=place,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=compute.max_failures),
+            callbacks=[TrialsTold()],
         ),
     )
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service import doctor, job_table, storage
+from service import doctor, exit_status, job_table, storage
 from service.client import Client, ServiceError
 from service.environment import client_settings
 from service.errors import MagnetError, UsageError
@@ -31,8 +31,6 @@ from service.service_settings import service_settings
 from service.serving import admin_token, dispatch, serve_api
 from service.settings import TrainSettings, train_settings
 from service.tune_settings import search_settings
-
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main() -> None:
@@ -54,13 +52,13 @@ def run(arguments: Sequence[str]) -> int:
         return command(options)
     except (UsageError, ServiceError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, UsageError) or error.status in (400, 422) else EXIT_FAILED
+        return exit_status.USAGE if isinstance(error, UsageError) or error.status in (400, 422) else exit_status.FAILED
     except MagnetError as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the job goes on: magnet jobs", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED
+        return exit_status.INTERRUPTED
+    return exit_status.FAILED
 
 
 FORWARDED = {"serve": "ray_jobs.serve", "plan": "ray_jobs.plan"}
@@ -71,7 +69,7 @@ def _forward(name: str, arguments: Sequence[str]) -> int:
     module = FORWARDED[name]
     if importlib.util.find_spec(module) is None:
         print(f"error: this installation has no {module}", file=sys.stderr)
-        return EXIT_USAGE
+        return exit_status.USAGE
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
@@ -129,7 +127,7 @@ def _follow(client: Client, job_id: str) -> int:
         print(text, end="", flush=True)
     job = client.wait(job_id)
     print(f"{job.id}: {job.state}{f', {job.reason}' if job.reason else ''}", flush=True)
-    return 0 if job.state == "done" else EXIT_FAILED
+    return 0 if job.state == "done" else exit_status.FAILED
 
 
 def _jobs(options: argparse.Namespace) -> int:
@@ -236,7 +234,7 @@ def _doctor(options: argparse.Namespace) -> int:
         print(finding.line())
     wrong = [finding.what for finding in found if not finding.well]
     print(f"to be mended: {', '.join(wrong)}" if wrong else "all is well")
-    return EXIT_FAILED if wrong else 0
+    return exit_status.FAILED if wrong else 0
 
 
 def _api(options: argparse.Namespace) -> int:

@@ -90,7 +90,7 @@ def _dispatcher(settings: ServiceSettings) -> Finding:
 
 
 def _ray(settings: ServiceSettings) -> Finding:
-    ray = RayJobs(settings.ray)
+    ray = RayJobs(settings.ray, settings.ray_token_file)
     there, here = ray.version(), importlib.metadata.version("ray")
     detail = f"Ray {there} at {settings.ray}, {len(ray.nodes())} node(s)"
     mend = f"install ray=={there} here or ray=={here} there: jobs and cluster must be of one version"
@@ -98,7 +98,9 @@ def _ray(settings: ServiceSettings) -> Finding:
 
 
 def _gpu(settings: ServiceSettings) -> Finding:
-    totals = [node["raylet"].get("resourcesTotal", {}) for node in RayJobs(settings.ray).nodes()]
+    totals = [
+        node["raylet"].get("resourcesTotal", {}) for node in RayJobs(settings.ray, settings.ray_token_file).nodes()
+    ]
     gpus, cpus = (sum(total.get(name, 0) for total in totals) for name in ("GPU", "CPU"))
     return Finding("gpu", True, f"the cluster has {gpus:g} GPU(s) and {cpus:g} CPU(s)")
 

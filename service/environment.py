@@ -12,6 +12,8 @@
 | MAGNET_CACHE_GB | its bound in gigabytes (50), for whole slides of formats that only OpenSlide reads |
 | MAGNET_TILE_CACHE_GB | bound in gigabytes of the compressed tiles and headers kept there (0: none are kept) |
 | MAGNET_ALLOWED_PREFIXES | folders that manifests may name, one a line (all); the service sets it for its jobs |
+| MAGNET_CLUSTER_MOST | what a cluster that grows can grow to, such as "CPU=192,GPU=8" (it does not grow) |
+| MAGNET_NODE_WAIT_S | seconds that a job waits for such nodes to come (1800) |
 | MAGNET_URL, MAGNET_TOKEN | the service that the command line speaks to, and with what right |
 | RAY_AUTH_TOKEN | for a Ray cluster with token authentication; else what Ray keeps in the user's home |
 """
@@ -99,6 +101,20 @@ def cache_settings() -> CacheSettings:
         max_bytes=int(_number("MAGNET_CACHE_GB", 50.0) * 1e9),
         tile_bytes=int(_number("MAGNET_TILE_CACHE_GB", 0.0, zero=True) * 1e9),
     )
+
+
+def cluster_most() -> dict[str, float]:
+    """What the cluster can grow to, by resource; empty where it does not grow."""
+    text = os.environ.get("MAGNET_CLUSTER_MOST") or ""
+    try:
+        return {name.strip(): float(count) for name, count in (part.split("=") for part in text.split(",") if part)}
+    except ValueError as error:
+        raise UsageError(f'environment variable MAGNET_CLUSTER_MOST is {text!r}: want e.g. "CPU=192,GPU=8"') from error
+
+
+def node_wait_s() -> float:
+    """Seconds that a job waits for nodes of a cluster that grows."""
+    return _number("MAGNET_NODE_WAIT_S", 1800.0)
 
 
 def allowed_prefixes() -> tuple[str, ...] | None:

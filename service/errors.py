@@ -4,6 +4,7 @@ MagnetError
 |-- UsageError              the user: what was asked for cannot be had (also a ValueError); a retry does not help
 |   |-- NotFoundError       the user: nothing lies under this URI
 |   `-- AccessError         the user: the store refuses these credentials
+|-- StoppedError            the user: a job came to a point that the same again would come to; a retry does not help
 |-- StorageError            nobody, or the store's operator: the store failed or was too slow; a retry can help
 `-- SlideError              whoever made the slide: its bytes cannot be used; other slides are not concerned
     |-- UnsupportedSlideError   the format, codec or layout is none that can be read
@@ -87,6 +88,10 @@ class NotFoundError(UsageError):
 
 class AccessError(UsageError):
     """The store does not let these credentials do this."""
+
+
+class StoppedError(MagnetError):
+    """A job came to a point from which it cannot go on, and to which the same again would come."""
 
 
 class StorageError(MagnetError):

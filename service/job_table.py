@@ -48,9 +48,11 @@ def progress(job: JobSummary) -> str:
     """How far it is, and how long it will take."""
     how = job.progress
     if how.total is None or how.done is None:
-        return ""
+        return "" if how.activity is None or job.ended_s else how.activity
     text = f"{how.activity or ''} {how.done}/{how.total}".strip()
-    return text if how.eta_s is None or job.ended_s else f"{text}, {_duration(how.eta_s)} to go"
+    if how.eta_s is None or job.ended_s or how.done == how.total:
+        return text
+    return f"{text}, {_duration(how.eta_s)} to go"
 
 
 def _age(job: JobSummary) -> str:

@@ -40,6 +40,8 @@ class ServiceSettings:
     """URL of the queue's database, such as postgresql+psycopg://user@host/magnet; null: SQLite in `storage`."""
     ray: str = "http://127.0.0.1:8265"
     """Of the cluster's dashboard, which has the Jobs API."""
+    ray_token_file: str | None = None
+    """File with the token of a cluster that wants one; null: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, if any."""
     mlflow: str | None = None
     """Tracking URI for the jobs; null: an SQLite file in the storage folder."""
     python: str = "python"
@@ -72,6 +74,8 @@ class ServiceSettings:
     """Seconds before the second attempt; each further wait is twice as long."""
     retry_most_s: float = 600.0
     """The longest wait between two attempts."""
+    keep_days: float | None = 90.0
+    """Days after which an ended job's rows, logs and attempt folders are removed; results stay. null: never."""
     lease_s: float = 10.0
     """Seconds after which a dispatcher that died is replaced by one that waits."""
     arrivals_s: float = 60.0
@@ -87,6 +91,8 @@ class ServiceSettings:
         for name in seconds:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be a number above 0")
+        if self.keep_days is not None and not 0 < self.keep_days < float("inf"):
+            raise ValueError(f"keep_days = {self.keep_days}: must be a number above 0, or null")
         if self.silence_s < 3 * self.beat_s:
             raise ValueError(f"silence_s = {self.silence_s}: must be at least 3 * beat_s = {3 * self.beat_s:g}")
         if self.database is None and "://" in self.storage:

@@ -11,8 +11,9 @@ from service.api.access import Tokens
 from service.api.app import application
 from service.queue.arrivals import Arrivals
 from service.queue.attempts import Attempts
-from service.queue.dispatcher import Dispatcher
+from service.queue.dispatcher import Dispatcher, forget_workflows
 from service.queue.ray_api import RayJobs
+from service.queue.retention import Retention
 from service.queue.store import JobStore
 from service.queue.tables import Database
 from service.service_settings import ServiceSettings
@@ -35,8 +36,9 @@ def dispatch(settings: ServiceSettings) -> None:
     """Run jobs until told to stop. Jobs under way go on, and are found again at the next start."""
     database = Database(settings.database_url)
     store = JobStore(database)
-    attempts = Attempts(store, RayJobs(settings.ray), settings)
-    dispatcher = Dispatcher(database, attempts, settings, Arrivals(store, settings).tick)
+    attempts = Attempts(store, RayJobs(settings.ray, settings.ray_token_file), settings)
+    ticks = Arrivals(store, settings).tick, Retention(store, settings, forget_workflows).tick
+    dispatcher = Dispatcher(database, attempts, settings, ticks)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: dispatcher.stop())
     dispatcher.run()

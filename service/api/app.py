@@ -31,7 +31,7 @@ def application(settings: ServiceSettings, database: Database) -> FastAPI:
     app = FastAPI(title="MagNets", description=ABOUT, version=importlib.metadata.version("magnifying-networks"))
     store = JobStore(database)
     app.state.settings, app.state.store, app.state.tokens = settings, store, Tokens(database)
-    app.state.ray = RayJobs(settings.ray)
+    app.state.ray = RayJobs(settings.ray, settings.ray_token_file)
     app.state.arrivals = Arrivals(store, settings)
     app.state.rate = Rate(settings.requests_per_minute)
     problems.install(app)

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from service import storage
+from service import exit_status, storage
 from service.errors import MagnetError
 from service.queue.attempt_folder import AttemptFolder, Beat, Ending, attempt_folder
 from service.queue.job import ACTIVE, Job
@@ -27,8 +27,6 @@ LOOK_S = 1.0
 """Seconds between two looks at a job."""
 STOP_AGAIN_S = 5.0
 """Seconds between two requests to stop the same job."""
-EXIT_OK, EXIT_USAGE, EXIT_SLIDES_FAILED = 0, 2, 3
-"""Of the jobs' commands; see `ray_jobs.command`."""
 
 
 class Runs(Protocol):
@@ -86,7 +84,7 @@ class Attempts:
                 return Outcome(reason=str(error), final=True)
             except MagnetError as error:
                 if not told:
-                    self.store.note(job_id, f"waiting: {error}")
+                    self.store.waiting(job_id, number, f"waiting: {error}")
                 told = True
                 time.sleep(LOOK_S)
             else:
@@ -128,12 +126,12 @@ class Attempts:
         if job.attempt != number:
             return
         code, reason = outcome.exit_code, outcome.reason
-        if code in (EXIT_OK, EXIT_SLIDES_FAILED):
-            some = None if code == EXIT_OK else "some slides failed; the table says which and why"
+        if code in exit_status.WITH_RESULTS:
+            some = None if code == exit_status.DONE else "some slides failed; the table says which and why"
             self.store.end(job_id, number, state="done", reason=some, exit_code=code)
         elif job.cancel_requested:
-            self.store.end(job_id, number, state="cancelled", reason="cancelled", exit_code=code)
-        elif outcome.final or code == EXIT_USAGE or job.attempts_left < 1:
+            self.store.end(job_id, number, state="cancelled", reason="cancelled while it ran", exit_code=code)
+        elif outcome.final or code in exit_status.FINAL or job.attempts_left < 1:
             self.store.end(job_id, number, state="failed", reason=reason, exit_code=code)
         else:
             wait_s = self._backoff.wait_s(number - job.first_attempt + 1)
@@ -195,7 +193,7 @@ class _Watch:
         if beat is not None and beat.ending is not None:
             return _ended(beat.ending)
         if status == "SUCCEEDED":
-            return Outcome(exit_code=EXIT_OK)
+            return Outcome(exit_code=exit_status.DONE)
         return Outcome(reason=f"killed: Ray says {status}, and its end was not told")
 
     def _without_ray(self, job: Job, silent_s: float) -> Outcome | None:

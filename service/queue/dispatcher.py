@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -55,13 +55,13 @@ class Dispatcher:
         database: the queue's.
         attempts: what an attempt is made of.
         settings: of the service.
-        tick: also called at every tick, such as for arrivals.
+        ticks: also called at every tick, such as for arrivals.
     """
 
     def __init__(
-        self, database: Database, attempts: Attempts, settings: ServiceSettings, tick: Callable[[], None]
+        self, database: Database, attempts: Attempts, settings: ServiceSettings, ticks: Sequence[Callable[[], None]]
     ) -> None:
-        self.settings, self.attempts, self._tick = settings, attempts, tick
+        self.settings, self.attempts, self._ticks = settings, attempts, ticks
         self.store: JobStore = attempts.store
         self._stopped = threading.Event()
         holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -97,7 +97,8 @@ class Dispatcher:
             for job in self.store.active():
                 self._start(job)
             self._checked_s = time.monotonic()
-        self._tick()
+        for tick in self._ticks:
+            tick()
 
     def _start(self, job: Job) -> None:
         """Give the job's attempt its workflow, unless it has one that goes on."""
@@ -166,6 +167,14 @@ class Dispatcher:
                     log.warning("%s; waiting for it", error)
                 told = True
                 time.sleep(1)
+
+
+def forget_workflows(job_id: str, number: int) -> None:
+    """Remove what DBOS keeps of an attempt."""
+    names = [submission_id(job_id, number)]
+    while DBOS.get_workflow_status(f"{names[0]}.{len(names)}") is not None:
+        names.append(f"{names[0]}.{len(names)}")
+    DBOS.delete_workflows(names)
 
 
 def _plain(outcome: Outcome | None) -> dict[str, Any] | None:

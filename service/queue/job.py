@@ -5,7 +5,7 @@ queued -> starting -> running -> done | failed | cancelled, and back to queued b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 State = Literal["queued", "starting", "running", "done", "failed", "cancelled"]
@@ -89,7 +89,13 @@ class Progress:
     activity: str | None = None
     mlflow_run: str | None = None
 
+    def then(self, later: Progress) -> Progress:
+        """Both, the later one's word being the last; a count belongs to its activity and ends with it."""
+        run = later.mlflow_run or self.mlflow_run
+        return replace(self if later.activity is None else later, mlflow_run=run)
+
     def known(self) -> dict[str, Any]:
-        """What of it has been said."""
-        values = {name: getattr(self, name) for name in ("done", "total", "eta_s", "activity", "mlflow_run")}
-        return {name: value for name, value in values.items() if value is not None}
+        """What of it is to be kept: all of what it is at, where it is at something, and the run once there is one."""
+        counted = {name: getattr(self, name) for name in ("done", "total", "eta_s", "activity")}
+        run = {"mlflow_run": self.mlflow_run} if self.mlflow_run is not None else {}
+        return (counted if any(value is not None for value in counted.values()) else {}) | run

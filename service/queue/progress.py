@@ -5,25 +5,31 @@ from __future__ import annotations
 import re
 
 from service.queue.job import Progress
+from service.queue.job_lines import SPEAKER
 
-TRAIN_STEP = re.compile(r"^step (?P<done>\d+)/(?P<total>\d+)\b.*?(?P<eta>(?:\d+:)?\d+:\d\d) to go")
+STEP = re.compile(r"^(?P<what>step|trial) (?P<done>\d+)/(?P<total>\d+)\b.*?(?P<eta>(?:\d+:)?\d+:\d\d) to go")
+ACTIVITIES = {"step": "training", "trial": "searching"}
 COUNTED = re.compile(  # a bar of tqdm's: "scoring:  45%|####  | 5/11 [00:10<00:12, 1.2s/slide]"
     r"^(?P<what>[\w ]+): .*?\| (?P<done>\d+)/(?P<total>\d+) \[[^<\]]*<(?P<eta>[\d:]+|\?)"
 )
 RUN = re.compile(r"MLflow run (?P<run>[0-9a-f]{32})\b")
-SPEAKER = re.compile(r"^(?:\x1b\[\d+m)?\(.*? pid=\d+[^)]*\)(?:\x1b\[0m)? ")
-"""The process that Ray puts before a worker's line."""
+WAITING = re.compile(r"^waiting for the cluster: ")
+ONE_OF_MANY = "run_trial"
+"""Name of the processes whose steps are not the job's own: a search's trials."""
 
 
 def progress_in(line: str) -> Progress:
     """What a line tells; `Progress()` of one that tells nothing."""
+    speaker = SPEAKER.match(line)
     line = SPEAKER.sub("", line).strip()
-    if found := TRAIN_STEP.match(line):
-        return _counted(found, "training")
+    if (found := STEP.match(line)) and not (speaker and speaker["name"] == ONE_OF_MANY):
+        return _counted(found, ACTIVITIES[found["what"]])
     if found := COUNTED.match(line):
         return _counted(found, found["what"].strip())
     if found := RUN.search(line):
-        return Progress(mlflow_run=found["run"])
+        return Progress(mlflow_run=found["run"], activity="starting workers")
+    if WAITING.match(line):
+        return Progress(activity=line)
     return Progress()
 
 

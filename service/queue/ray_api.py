@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from service import environment
+from service import environment, storage
 from service.errors import MagnetError, UsageError
 
 TIMEOUT = httpx2.Timeout(30.0, connect=5.0)
@@ -31,11 +31,12 @@ class RayJobs:
 
     Args:
         url: of its dashboard.
+        token_file: of a cluster with token authentication; None: as the environment says.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token_file: str | None = None) -> None:
         self.url = url.rstrip("/")
-        token = environment.ray_token()
+        token = environment.ray_token() if token_file is None else storage.read_bytes(token_file).decode().strip()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False)
 
@@ -97,7 +98,7 @@ class RayJobs:
             raise RayAwayError(f"no answer from Ray at {self.url}: {error or type(error).__name__}") from error
         if reply.status_code in (401, 403):
             raise RayAwayError(
-                f"Ray at {self.url} refuses us ({reply.status_code}); set RAY_AUTH_TOKEN, or RAY_AUTH_MODE to the "
-                f"cluster's mode"
+                f"Ray at {self.url} refuses us ({reply.status_code}); set RAY_AUTH_TOKEN, RAY_AUTH_MODE to the "
+                f"cluster's mode, or `ray_token_file` in the service's settings"
             )
         return reply

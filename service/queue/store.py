@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.errors import NotFoundError, UsageError
 from service.queue import fair
-from service.queue.job import ACTIVE, HIGHEST, LOWEST, Attempt, Event, Job, Progress
+from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Job, Progress
 from service.queue.requests import Check, Score, Train, Tune, to_json
 from service.queue.tables import Database, attempts, events, jobs
 
@@ -232,7 +232,8 @@ class JobStore:
     @staticmethod
     def _begin(connection: sa.Connection, job_id: str, now_s: float) -> Job:
         number = _job(connection, job_id).attempt + 1
-        begun = {"state": "starting", "attempt": number, "started_s": now_s, "beat_s": None, "eta_s": None}
+        begun = {"state": "starting", "attempt": number, "started_s": now_s, "beat_s": None}
+        begun |= Progress(activity="starting").known()
         connection.execute(jobs.update().where(jobs.c.id == job_id).values(begun))
         row = {"job_id": job_id, "number": number, "submission_id": submission_id(job_id, number)}
         connection.execute(attempts.insert().values(row | {"state": "starting", "started_s": now_s}))
@@ -243,7 +244,8 @@ class JobStore:
         """Ray has taken the attempt."""
         with self.database.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
-            if connection.execute(jobs.update().where(*own).values(state="running")).rowcount:
+            running = {"state": "running"} | Progress(activity="starting").known()
+            if connection.execute(jobs.update().where(*own).values(running)).rowcount:
                 mine = attempts.c.job_id == job_id, attempts.c.number == number
                 connection.execute(attempts.update().where(*mine).values(state="running"))
                 _note(connection, job_id, "running", f"attempt {number} is with Ray")
@@ -255,10 +257,12 @@ class JobStore:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state.in_(ACTIVE)
             connection.execute(jobs.update().where(*own).values(values))
 
-    def note(self, job_id: str, text: str) -> None:
-        """Something worth telling that changes no state."""
+    def waiting(self, job_id: str, number: int, why: str) -> None:
+        """The attempt cannot be handed to Ray yet."""
         with self.database.writing() as connection:
-            _note(connection, job_id, _job(connection, job_id).state, text)
+            own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
+            connection.execute(jobs.update().where(*own).values(Progress(activity=why[:500]).known()))
+            _note(connection, job_id, _job(connection, job_id).state, why)
 
     def end(self, job_id: str, number: int, *, state: str, reason: str | None, exit_code: int | None) -> None:
         """The attempt and its job have ended."""
@@ -287,6 +291,26 @@ class JobStore:
             mine = attempts.c.job_id == job_id, attempts.c.number == number
             connection.execute(attempts.update().where(*mine).values(over))
             _note(connection, job_id, str(values["state"]), text or f"attempt {number} {attempt_state}")
+
+    def ended_before(self, before_s: float, *, limit: int) -> list[Job]:
+        """Jobs that ended before a time, the oldest first."""
+        query = sa.select(jobs).where(*_long_ended(before_s)).order_by(jobs.c.ended_s).limit(limit)
+        with self.database.reading() as connection:
+            return [Job(**row) for row in connection.execute(query).mappings()]
+
+    def forget(self, job_id: str, before_s: float) -> None:
+        """Remove a job's rows, unless it was queued again since it was found to have ended before this time."""
+        with self.database.writing() as connection:
+            # The job's row is locked by the first statement, and goes last: the others name it.
+            own = sa.select(jobs.c.id).where(jobs.c.id == job_id, *_long_ended(before_s)).with_for_update()
+            if connection.scalar(own) is not None:
+                connection.execute(events.delete().where(events.c.job_id == job_id))
+                connection.execute(attempts.delete().where(attempts.c.job_id == job_id))
+                connection.execute(jobs.delete().where(jobs.c.id == job_id))
+
+
+def _long_ended(before_s: float) -> tuple[sa.ColumnElement[bool], ...]:
+    return jobs.c.state.in_(ENDED), jobs.c.ended_s < before_s
 
 
 def submission_id(job_id: str, number: int) -> str:

@@ -24,6 +24,7 @@ from service.errors import MagnetError
 from service.parent_death import with_parent
 from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Beat, Ending
 from service.queue.job import Progress
+from service.queue.job_lines import CHATTER, COLOUR
 from service.queue.progress import progress_in
 from service.queue.secrets import Mask
 
@@ -37,7 +38,7 @@ ERROR_LINE = re.compile(r"^(error: |\w+(\.\w+)*Error: )")
 
 
 class Log:
-    """What a command says, kept in parts, with its secrets masked.
+    """What a command says, kept in parts, with its secrets masked; colours and Ray's chatter are left out.
 
     Args:
         mask: of the secrets.
@@ -62,15 +63,12 @@ class Log:
             self._take(rest + b"\n")
 
     def _take(self, piece: bytes) -> None:
-        line = self._mask(piece.decode(errors="replace").rstrip("\r\n"))
-        known = progress_in(line).known()
+        line = self._mask(COLOUR.sub("", piece.decode(errors="replace")).rstrip("\r\n"))
         with self._lock:
-            old = self.progress.known()
-            self.progress = Progress(**(old | known))
-            if piece.endswith(b"\r"):
+            self.progress = self.progress.then(progress_in(line))
+            if piece.endswith(b"\r") or CHATTER.search(line):
                 return
-            if line.strip():
-                self._last = line.strip()
+            self._last = line.strip()
             if ERROR_LINE.match(line):
                 self._error = line.strip()
             self._append(f"{line}\n".encode())

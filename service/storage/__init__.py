@@ -4,7 +4,7 @@
 retries and the one place where foreign errors are mapped, `uri` takes names apart.
 """
 
-from service.storage.objects import delete, exists, list_uris, read_bytes, stat, write_bytes
+from service.storage.objects import delete, delete_all, exists, list_uris, read_bytes, stat, write_bytes
 from service.storage.uri import join, name, parent
 
-__all__ = ["delete", "exists", "join", "list_uris", "name", "parent", "read_bytes", "stat", "write_bytes"]
+__all__ = ["delete", "delete_all", "exists", "join", "list_uris", "name", "parent", "read_bytes", "stat", "write_bytes"]

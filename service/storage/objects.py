@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,18 @@ def delete(uri: str) -> None:
         attempt(uri, obstore.delete)
     except NotFoundError:
         return
+
+
+def delete_all(prefix: str) -> None:
+    """Remove a folder with all objects below it; one that is not there is no error."""
+    location = parse(prefix)
+    if location.scheme == "file":
+        with file_errors(prefix):
+            if Path(location.key).is_dir():
+                shutil.rmtree(location.key)
+        return
+    for uri in list_uris(prefix):
+        delete(uri)
 
 
 def file_identity(status: os.stat_result) -> tuple[int, str]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from ray_jobs.processes import free_port, started
+from ray_jobs.processes import answers, free_port, started
 
 FLOW = [
     pytest.mark.flow,
@@ -245,15 +244,6 @@ class Service:
     def slide_reads(self) -> Counter[str]:
         """Requests for each slide, by its id, that the store has answered so far."""
         return Counter(re.findall(rf'"GET /{BUCKET}/slides/(\w+)', self.store_log.read_text()))
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Stands for the cluster's Python in tests of the queue: jobs that sleep, and tell if they run twice at once.
 
 A job's manifest says what it does: ``SECONDS-ANYTHING`` sleeps so long, ``flaky-...`` fails the first time, ``bad-...``
-fails with the exit status of a user's mistake. Beside the manifest it leaves a line for each start and end.
+and ``hopeless-...`` fail with the exit statuses of a user's mistake and of a job that cannot go on. Beside the manifest
+it leaves a line for each start and end.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def main() -> int:
         if kind == "bad":
             print("error: the manifest is wrong in line 7", file=sys.stderr)
             return 2
+        if kind == "hopeless":
+            print("error: step 7: loss nan", file=sys.stderr)
+            return 4
         time.sleep(float(kind) if kind.replace(".", "").isdigit() else 0.2)
         if kind == "flaky" and first:
             print("error: the store was away", file=sys.stderr)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -144,7 +146,30 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_starts(own_queue: Queue) -
     assert not own_queue.trace("0.1-never")
 
 
-def test_a_users_mistake_is_not_tried_again(own_queue: Queue) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("bad-1", "error: the manifest is wrong in line 7"), ("hopeless-1", "error: step 7: loss nan")],
+)
+def test_what_would_end_alike_is_not_tried_again(own_queue: Queue, name: str, reason: str) -> None:
+    """Though Ray says no more than FAILED of it, as of a job that its second attempt mends."""
     own_queue.start_dispatcher()
-    job = own_queue.client.wait(own_queue.submit("bad-1").id, timeout_s=30)
-    assert (job.state, job.attempt, job.reason) == ("failed", 1, "error: the manifest is wrong in line 7")
+    flaky = own_queue.submit("flaky-1")
+    job = own_queue.client.wait(own_queue.submit(name).id, timeout_s=30)
+    assert (job.state, job.attempt, job.reason) == ("failed", 1, reason)
+    mended = own_queue.client.wait(flaky.id, timeout_s=30)
+    assert (mended.state, mended.attempt) == ("done", 2)
+
+
+def test_a_job_that_ended_long_ago_is_forgotten_with_its_workflow(own_queue: Queue) -> None:
+    own = own_queue
+    own.start_dispatcher()
+    job = own.client.wait(own.submit("0.1-old").id, timeout_s=30)
+    own.kill("dispatch")
+    time.sleep(1)  # about 0.00001 days
+    own.config.write_text(f"{own.config.read_text()}keep_days: 0.00001\n")
+    own.start_dispatcher()
+    own.parts["dispatch"].wait_for(lambda: not own.client.jobs().jobs, 30)
+    workflows = f"{own.settings.database_url.removeprefix('sqlite:///')}-workflows"
+    with closing(sqlite3.connect(workflows)) as database:
+        names = [name for (name,) in database.execute("SELECT workflow_uuid FROM workflow_status")]
+    assert not [name for name in names if name.startswith(job.id)]

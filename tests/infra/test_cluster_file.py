@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
+from service.environment import cluster_most
 from tests.infra.schemas import Manifest, check_ray_cluster_file
 
 CLUSTER: Manifest = yaml.safe_load((Path(__file__).parents[2] / "infra" / "ray" / "cluster.yaml").read_text())
@@ -34,6 +35,16 @@ def test_a_broken_cluster_file_is_caught(damage: Callable[[Manifest], object]) -
     damage(broken)
     with pytest.raises(jsonschema.ValidationError):
         check_ray_cluster_file(broken)
+
+
+def test_jobs_know_what_the_cluster_can_grow_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it begins without a GPU."""
+    [words] = [one for one in CLUSTER["docker"]["run_options"] if "MAGNET_CLUSTER_MOST" in one]
+    monkeypatch.setenv("MAGNET_CLUSTER_MOST", words.removeprefix("--env MAGNET_CLUSTER_MOST="))
+    groups = [one for one in CLUSTER["available_node_types"].values() if "max_workers" in one]
+    sums = {name: sum(one["max_workers"] * one["resources"].get(name, 0) for one in groups) for name in ("CPU", "GPU")}
+    assert cluster_most() == sums
+    assert CLUSTER["available_node_types"]["gpu"]["min_workers"] == 0
 
 
 def test_the_head_takes_no_tasks_and_is_not_on_spot() -> None:

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from ray_jobs import score, train, tune
+from service.environment import cluster_most
 from service.service_settings import service_settings
 from tests.infra.kustomize import rendered
 from tests.infra.schemas import Manifest, check_kubernetes, pod_templates
@@ -162,3 +163,18 @@ def test_jobs_are_commands_that_the_image_has(kind: str, module: object) -> None
     parser.parse_args(words[3:])
     with pytest.raises(SystemExit):
         parser.parse_args([*words[3:], "--manifset", "x"])
+
+
+@pytest.mark.parametrize("overlay", ["staging", "production"])
+def test_jobs_know_what_the_cluster_can_grow_to(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it begins without a GPU."""
+    spec = _find(f"overlays/{overlay}", "RayCluster", "magnet")["spec"]
+    [variable] = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    monkeypatch.setenv(variable["name"], variable["value"])
+    most = {"CPU": 0.0, "GPU": 0.0}
+    for group in spec["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        most["CPU"] += group["maxReplicas"] * int(limits["cpu"])
+        most["GPU"] += group["maxReplicas"] * int(limits.get("nvidia.com/gpu", 0))
+    assert cluster_most() == most
+    assert {group["groupName"]: group["minReplicas"] for group in spec["workerGroupSpecs"]}["gpu"] == 0

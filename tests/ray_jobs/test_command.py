@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ray_jobs import command
-from service.errors import MagnetError, SlideError, StorageError, UsageError
+from service import exit_status
+from service.errors import MagnetError, SlideError, StoppedError, StorageError, UsageError
 
 
 def status_of(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -38,6 +39,7 @@ def test_the_status_is_what_the_command_returns(status: int, monkeypatch: pytest
     [
         (UsageError("no such column"), 2),
         (MagnetError("it broke"), 1),
+        (StoppedError("the loss is no number"), 4),
         (StorageError("away"), 1),
         (SlideError("torn", uri="s3://b/x.svs"), 1),
     ],
@@ -72,7 +74,7 @@ def test_other_errors_keep_their_traceback() -> None:
 def test_commands_without_arguments_explain_themselves(script: str) -> None:
     path = Path(command.__file__).with_name(script)
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == command.EXIT_USAGE
+    assert done.returncode == exit_status.USAGE
     assert f"usage: {script}" in done.stdout
     assert "--manifest" in done.stdout
     assert "ray job submit -- python" in done.stdout

@@ -8,6 +8,7 @@ import pytest
 
 from magnet.memory import PARTS, Memory
 from ray_jobs import command, fit, plan
+from service import exit_status
 from service.errors import UsageError
 
 
@@ -44,7 +45,7 @@ def test_without_a_card_the_table_stands_alone_and_one_too_small_gets_advice(
 
 
 def test_without_arguments_it_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main([]) == command.EXIT_USAGE
+    assert plan.main([]) == exit_status.USAGE
     assert "no GPU and no slides are needed" in capsys.readouterr().out
 
 

@@ -29,6 +29,14 @@ def test_speaks_at_most_every_so_often(clock, capsys) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 60 // progress.EVERY_S
 
 
+def test_the_last_step_is_always_told(clock, capsys) -> None:
+    training = progress.Progress(0, 3)
+    for step in (1, 2, 3):
+        clock[0] += 1
+        training.tell(step, {"loss": 1.0, "slides": 1.0, "step_s": 1.0, "wait_s": 0.0})
+    assert capsys.readouterr().out == "step 3/3  train loss 1.0000  waiting 0%  0:00 to go\n"
+
+
 def test_says_nothing_while_this_worker_has_seen_no_slide(clock, capsys) -> None:
     training = progress.Progress(0, 10)
     clock[0] += 100

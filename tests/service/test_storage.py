@@ -49,6 +49,9 @@ def test_objects_are_written_listed_read_and_deleted(store: HttpStore, tmp_path:
     assert [storage.exists(uri) for uri in uris] == [False, True]
     with pytest.raises(NotFoundError, match="a b#c"):
         storage.read_bytes(uris[0])
+    storage.delete_all(root)
+    storage.delete_all(root)
+    assert storage.list_uris(root) == []
 
 
 @pytest.mark.usefixtures("other_clouds")

@@ -103,10 +103,13 @@ def test_a_launch_that_is_done_again_starts_nothing_that_has_begun(own: Own) -> 
     assert own.ray.commands == []
 
 
-def test_a_launch_waits_for_a_cluster_that_is_away_and_says_so_once(own: Own) -> None:
+def test_a_launch_waits_for_a_cluster_that_is_away_and_says_so_once(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     own.ray.fails = [RayAwayError("no answer")] * 5
     job = own.begun()
+    seen: list[str | None] = []
+    monkeypatch.setattr(module.time, "sleep", lambda _: seen.append(own.store.job(job.id).activity))
     assert own.attempts.launch(job.id, 1) is None
+    assert set(seen) == {"waiting: no answer"}
     assert [e.text for e in own.store.events(job.id)].count("waiting: no answer") == 1
 
 
@@ -158,7 +161,8 @@ def test_nothing_is_decided_while_ray_is_away(own: Own) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "state"), [(0, "done"), (3, "done"), (2, "failed"), (1, "queued"), (143, "queued"), (None, "queued")]
+    ("code", "state"),
+    [(0, "done"), (3, "done"), (2, "failed"), (4, "failed"), (1, "queued"), (143, "queued"), (None, "queued")],
 )
 def test_the_exit_status_decides_over_another_attempt(own: Own, code: int | None, state: str) -> None:
     job = own.begun()

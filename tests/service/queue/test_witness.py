@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ray_jobs.progress import _clock
+from ray_jobs.progress import clock
 from service.queue.attempt_folder import PART_BYTES, AttemptFolder
 from service.queue.job import Progress
 from service.queue.progress import progress_in
@@ -97,7 +97,7 @@ def test_a_log_is_read_from_any_byte_over_its_parts(tmp_path: Path, capsys: pyte
     ("line", "expected"),
     [
         (
-            f"step 5/20  train loss 0.6931  waiting 3%  {_clock(3725)} to go",
+            f"step 5/20  train loss 0.6931  waiting 3%  {clock(3725)} to go",
             Progress(done=5, total=20, eta_s=3725.0, activity="training"),
         ),
         (
@@ -106,7 +106,33 @@ def test_a_log_is_read_from_any_byte_over_its_parts(tmp_path: Path, capsys: pyte
         ),
         ("scoring:   0%|          | 0/11 [00:00<?, ?slide/s]", Progress(done=0, total=11, activity="scoring")),
         ("the scores: 3/4 of them", Progress()),
+        (
+            "trial 3/40 ended  best objective 0.9000  1:00:00 to go",
+            Progress(done=3, total=40, eta_s=3600.0, activity="searching"),
+        ),
+        # A trial's steps are not the search's.
+        ("(run_trial pid=7) step 5/20  train loss 0.6931  waiting 3%  0:12 to go", Progress()),
+        ("waiting for the cluster: 1 GPU", Progress(activity="waiting for the cluster: 1 GPU")),
     ],
 )
 def test_progress_is_read_from_what_the_commands_print(line: str, expected: Progress) -> None:
     assert progress_in(line) == expected
+
+
+def test_a_count_ends_with_what_was_counted() -> None:
+    """A training that has checked its slides does not say 12/12 while its workers come up."""
+    checked = progress_in("checking slides: 100%|####| 12/12 [00:00<00:00, 5.0slide/s]")
+    begun = checked.then(progress_in("job x, MLflow run 0123456789abcdef0123456789abcdef; runs: open http://h"))
+    assert begun == Progress(activity="starting workers", mlflow_run="0123456789abcdef0123456789abcdef")
+    assert begun.then(progress_in("epoch 1/3  train loss 0.8")) == begun
+    assert begun.then(progress_in("step 5/20  train loss 0.7  waiting 3%  0:12 to go")).mlflow_run == begun.mlflow_run
+
+
+def test_the_log_leaves_out_colours_and_what_ray_says_of_itself(tmp_path: Path) -> None:
+    program = """if True:
+        print("\\x1b[36m(RayTrainWorker pid=463)\\x1b[0m epoch 1/12")
+        print("[2026-11-23 04:04:19,726 E 343 376] core_worker.cc:2465: Actor with class name: 'X' and ID: '6b' has "
+              "constructor arguments in the object store and max_restarts > 0.")
+    """
+    assert start(tmp_path, program).wait(30) == 0
+    assert AttemptFolder(str(tmp_path)).log(0, 1000) == b"(RayTrainWorker pid=463) epoch 1/12\n"

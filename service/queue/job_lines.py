@@ -1,4 +1,4 @@
-"""What `ray job submit` prints, brought down to what the job itself says."""
+"""A job's own lines among those that Ray puts around them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ CHATTER = re.compile(
 )
 """Lines of Ray's own that tell a user nothing. Warnings and errors are none of them."""
 
-SPEAKER = re.compile(r"^(?:\x1b\[\d+m)?\(.*? pid=\d+[^)]*\)(?:\x1b\[0m)? ")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+SPEAKER = re.compile(r"^(?:\x1b\[\d+m)?\((?P<name>\w*).*? pid=\d+[^)]*\)(?:\x1b\[0m)? ")
 """The process that Ray puts before a worker's line, in colour."""
 
 
