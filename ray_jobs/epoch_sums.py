@@ -5,9 +5,10 @@ Sums and not means, so that an attempt that goes on in the midst of an epoch add
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ray_jobs.group import gathered
+from service.reading import Batch
 
 Sums = dict[str, float]
 
@@ -20,6 +21,20 @@ def added(*parts: Mapping[str, float]) -> Sums:
 def of_all_workers(mine: Mapping[str, float], num_workers: int) -> Sums:
     """The sum over the workers, the same on each."""
     return added(*gathered(mine, num_workers))
+
+
+def read_sums(batches: Sequence[Batch]) -> Sums:
+    """What reading these slides took."""
+    counters = [c for batch in batches for c in batch.counters]
+    return {
+        "read_s_per_slide": sum(c.wait_s for c in counters),
+        "bytes_per_slide": sum(c.bytes for c in counters),
+        "requests_per_slide": sum(c.requests for c in counters),
+        "decode_s_per_slide": sum(c.decode_s for c in counters),
+        "tiles_per_slide": sum(c.tiles for c in counters),
+        "cache_hits_per_slide": sum(c.cache_hits for c in counters),
+        "disk_hits_per_slide": sum(c.disk_hits for c in counters),
+    }
 
 
 def epoch_metrics(total: Mapping[str, float], num_workers: int) -> Sums:

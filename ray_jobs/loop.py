@@ -13,7 +13,7 @@ import ray.train.torch
 import torch
 
 from magnet.zoom import MagNet
-from ray_jobs.attempt import Attempt, Task
+from ray_jobs.attempt import Attempt
 from ray_jobs.fit import DoesNotFitError, chosen
 from ray_jobs.group import gathered
 from ray_jobs.learner import Learner, NotFiniteError
@@ -21,6 +21,7 @@ from ray_jobs.provenance import hardware_tags
 from ray_jobs.quarantine import QuarantineError
 from ray_jobs.reader_actors import reader_for
 from ray_jobs.stream import store_patience_s, stream
+from ray_jobs.task import Task
 from ray_jobs.tracking import Tracker
 from service import storage
 from service.settings import TrainSettings
@@ -60,7 +61,7 @@ def train(config: dict[str, Any]) -> str | None:
         report=ray.train.report,
         predicted_bytes=predicted_bytes,
     )
-    uris, zoom = attempt.uris, settings.model.zoom
+    uris, zoom = task.uris, settings.model.zoom
     try:
         attempt.run(lambda step: stream(uris, order, zoom, first_step=step, rank=rank, num_workers=num_workers))
     except (NotFiniteError, QuarantineError, DoesNotFitError) as error:

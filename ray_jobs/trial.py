@@ -20,7 +20,7 @@ from ray import tune
 
 from magnet.zoom import MagNet
 from ray_jobs import checkpoints, tracking
-from ray_jobs.attempt import Attempt, Task
+from ray_jobs.attempt import Attempt
 from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.fit import DoesNotFitError
 from ray_jobs.learner import Learner, NotFiniteError
@@ -30,6 +30,7 @@ from ray_jobs.pareto import Outcome
 from ray_jobs.provenance import hardware_tags
 from ray_jobs.quarantine import QuarantineError
 from ray_jobs.stream import MicroBatch, read_roots, store_patience_s
+from ray_jobs.task import Task
 from service import storage
 from service.manifest import Manifest
 from service.reader import RegionReader
@@ -158,7 +159,7 @@ def _train(search: Search, trial: str, settings: TrainSettings, tracker: trackin
             tune.report({"epoch": task.order.epochs_done(attempt.step), "objective": value})
 
         attempt = Attempt(task, learner, reader, tracker=tracker, report=report, predicted_bytes=predicted_bytes)
-        attempt.run(lambda step: _stream(reader, attempt.uris, task.order, settings, step))
+        attempt.run(lambda step: _stream(reader, task.uris, task.order, settings, step))
 
 
 def _stream(

@@ -25,11 +25,12 @@ from magnet.presets import PRESETS
 from magnet.windows import Ask, Windows
 from magnet.zoom import MagNet
 from ray_jobs import checkpoints
-from ray_jobs.attempt import Attempt, Task
+from ray_jobs.attempt import Attempt
 from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.learner import Learner, NotFiniteError
 from ray_jobs.quarantine import QuarantineError
 from ray_jobs.stream import MicroBatch, read_roots
+from ray_jobs.task import Task
 from service.counters import ReadCounters
 from service.errors import SlideError, StorageError
 from service.manifest import Slide
@@ -148,7 +149,7 @@ def attempt(it: Task, reader: FakeReader, tracker: FakeTracker) -> tuple[Attempt
         for step, index in it.order.share(first, 0, 1):
             positions = it.order.micro_batch_of(step, index)
             slides = it.order.slides(positions)
-            roots, reasons = read_roots(reader, [made.uris[i] for i in slides], it.settings.model.zoom)  # type: ignore[arg-type]
+            roots, reasons = read_roots(reader, [it.uris[i] for i in slides], it.settings.model.zoom)  # type: ignore[arg-type]
             lost = {int(i): reason for i, reason in zip(slides, reasons, strict=True) if reason}
             yield MicroBatch(step, index, slides, it.order.frames(positions), roots, lost)
 
