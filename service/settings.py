@@ -172,9 +172,19 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML as of version 1.2, where on, off, yes and no are words: some settings here are called on and off."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _read_yaml(uri: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(storage.read_bytes(uri))
+        values = yaml.load(storage.read_bytes(uri), _Yaml)
     except yaml.YAMLError as error:
         raise SettingsError(f"{uri}: not YAML: {error}") from error
     if values is None:
@@ -194,7 +204,7 @@ def _put(values: dict[str, Any], word: str) -> None:
         if not isinstance(values, dict):
             raise SettingsError(f"override {word!r}: {name} is a value, not a group of settings")
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml.load(text, _Yaml)
     except yaml.YAMLError as error:
         raise SettingsError(f"override {word!r}: the value is not YAML: {error}") from error
 

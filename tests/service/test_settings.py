@@ -61,6 +61,16 @@ def test_a_file_changes_the_preset_and_overrides_change_both(tmp_path: Path) -> 
     assert (settings.compute.num_workers, settings.alias) == (2, "champion")
 
 
+def test_on_and_off_are_words_and_true_and_false_are_not(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("recipe: {theta_gradient: off, augment: false}\n")
+    settings = train_settings(str(config), ["recipe.theta_gradient=on", "model.locator.tissue_mask=True"])
+    assert train_settings(str(config)).recipe.theta_gradient == "off"
+    assert settings.recipe.theta_gradient == "on"
+    assert settings.recipe.augment is False
+    assert settings.model.locator.tissue_mask is True
+
+
 def test_settings_come_from_an_object_store_too(store: HttpStore) -> None:
     (store.folder / "run.yaml").write_text("recipe: {epochs: 3}")
     assert train_settings("s3://bucket/run.yaml").recipe.epochs == 3
