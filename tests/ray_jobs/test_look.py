@@ -12,7 +12,8 @@ import yaml
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, ZoomConfig
 from magnet.windows import drive
 from magnet.zoom import MagNet
-from ray_jobs import checkpoints, command, look
+from ray_jobs import checkpoints, look
+from service import exit_status
 from service.reader import RegionReader
 from service.settings import to_dict
 
@@ -68,6 +69,6 @@ def test_slides_that_cannot_be_read_are_named_and_the_others_drawn(
 ) -> None:
     slides = [test_data / "bad" / "random-bytes.svs", test_data / "slides" / "he-two-pieces.tif"]
     status = look.main([*map(str, slides), "--config", str(config), "--out", str(tmp_path / "out")])
-    assert status == command.EXIT_SLIDES_FAILED
+    assert status == exit_status.SLIDES_FAILED
     assert "random-bytes: failed: " in capsys.readouterr().out
     assert "pictures/he-two-pieces.jpg" in drawn(tmp_path / "out")
