@@ -11,7 +11,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magnet.health import Looked
 from ray_jobs import resume
@@ -22,6 +22,7 @@ from ray_jobs.evaluate import Evaluation, evaluate
 from ray_jobs.group import gathered
 from ray_jobs.learner import IN_FLIGHT, Learner
 from ray_jobs.memory_use import compare_with_plan, peak_memory
+from ray_jobs.notice import Notice, PreemptedError
 from ray_jobs.progress import Progress, say
 from ray_jobs.quarantine import Quarantine
 from ray_jobs.steps import Steps
@@ -45,6 +46,10 @@ class News:
     lost: dict[str, str]
     checkpoint: bool
     """Whether it is time for one; the first worker's clock decides."""
+    ask: bool
+    """Whether it is time to ask the cluster if a machine is about to go; the first worker's clock decides."""
+    leave: bool
+    """Whether this worker's machine is about to go."""
 
 
 class Attempt:
@@ -59,6 +64,7 @@ class Attempt:
         tracker: the first worker's.
         report: is told each epoch's metrics, on every worker.
         predicted_bytes: peak memory of a step, by the planner; compared with what the first steps take.
+        notice: that a machine is about to go; None: nobody gives any.
     """
 
     def __init__(
@@ -72,10 +78,12 @@ class Attempt:
         tracker: Tracker | None = None,
         report: Callable[[dict[str, float]], None] | None = None,
         predicted_bytes: int | None = None,
+        notice: Notice | None = None,
     ) -> None:
         self.task, self.learner, self.reader, self.order = task, learner, reader, task.order
         self.rank, self.num_workers = rank, num_workers
         self.tracker, self.report, self.predicted_bytes = tracker, report, predicted_bytes
+        self.notice = notice
         self.store = CheckpointStore(task.folder)
         self.step = 0
         self.sums: Sums = {}
@@ -92,6 +100,7 @@ class Attempt:
 
         Raises:
             NotFiniteError, QuarantineError, DoesNotFitError: on all workers alike; trying again would end alike.
+            PreemptedError: on all workers alike, after a checkpoint; the next attempt goes on from there.
         """
         self._restore()
         first, progress = self.step, Progress(self.step, self.order.num_steps)
@@ -110,26 +119,36 @@ class Attempt:
                         self._compare_memory(self.tracker)
                 if self.order.epochs_done(self.step) > self.order.epochs_done(self.step - 1):
                     self._end_epoch()
-                elif news.checkpoint:
+                elif news.checkpoint or news.leave:
                     self.learner.share_statistics()
                     self._save({}, None)
                 else:
                     continue
+                if news.leave and self.step < self.order.num_steps:
+                    self._leave()
                 if self.tracker is not None and self.tracker.recovered():
                     load.renew()
                 self._begin_lap()
 
     def _tell(self, done: Sums, lost: dict[str, str]) -> News:
-        """Tell the others of a step, and MLflow; the first worker's news, with the losses of all."""
+        """Tell the others of a step, and MLflow; the first worker's news, and whether any worker must leave."""
         minutes = (time.perf_counter() - self._saved_s) / 60
         due = minutes >= self.task.settings.compute.checkpoint_minutes
-        everyone = gathered(News(done.get("loss", 0.0), done["slides"], lost, due), self.num_workers)
+        ask, leave = (False, False) if self.notice is None else (self.notice.due(), self.notice.given())
+        mine = News(done.get("loss", 0.0), done["slides"], lost, checkpoint=due, ask=ask, leave=leave)
+        everyone = gathered(mine, self.num_workers)
         slides = sum(news.slides for news in everyone)
         if self.tracker is not None and slides:
             self.tracker.metrics({"train/step_loss": sum(news.loss for news in everyone) / slides}, step=self.step)
             self.tracker.send()
         self._admit({uri: reason for news in everyone for uri, reason in news.lost.items()})
-        return everyone[0]
+        announced = self.notice is not None and everyone[0].ask and self.notice.announced()
+        return replace(everyone[0], leave=announced or any(news.leave for news in everyone))
+
+    def _leave(self) -> None:
+        """End the attempt, once the checkpoint is written: when one worker ends, Ray stops the others."""
+        gathered(None, self.num_workers)
+        raise PreemptedError(f"a worker's machine is about to be taken away; saved after step {self.step}")
 
     def _admit(self, lost: dict[str, str]) -> None:
         """Leave lost slides out from now on, and name them in MLflow."""

@@ -11,12 +11,14 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError
 
 from magnet.zoom import MagNet
 from ray_jobs.attempt import Attempt
 from ray_jobs.fit import DoesNotFitError, chosen
 from ray_jobs.group import gathered
 from ray_jobs.learner import Learner, NotFiniteError
+from ray_jobs.notice import Notice, PreemptedError
 from ray_jobs.provenance import hardware_tags
 from ray_jobs.quarantine import QuarantineError
 from ray_jobs.reader_actors import reader_for
@@ -34,6 +36,9 @@ def train(config: dict[str, Any]) -> str | None:
 
     Returns:
         Why the training cannot go on, where trying again would end alike: Ray starts anew whoever raises an error.
+
+    Raises:
+        RayActorError: a worker's machine is about to be taken away. As preempted, which Ray counts apart from failures.
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train lets every library speak at INFO
     task: Task = pickle.loads(config["task"])
@@ -51,21 +56,25 @@ def train(config: dict[str, Any]) -> str | None:
     model = MagNet(settings.model, fetch_bytes=storage.read_bytes).to(device)
     learner = Learner(model, settings.recipe, order.num_steps, num_workers)
     tracker = _tracker(task, model.device) if rank == 0 else None
-    attempt = Attempt(
-        task,
-        learner,
-        reader_for(compute, config["readers"], store_patience_s()),
-        rank=rank,
-        num_workers=num_workers,
-        tracker=tracker,
-        report=ray.train.report,
-        predicted_bytes=predicted_bytes,
-    )
-    uris, zoom = task.uris, settings.model.zoom
-    try:
-        attempt.run(lambda step: stream(uris, order, zoom, first_step=step, rank=rank, num_workers=num_workers))
-    except (NotFiniteError, QuarantineError, DoesNotFitError) as error:
-        return str(error)
+    with Notice(lambda: ray.train.get_preemption_info() is not None) as notice:
+        attempt = Attempt(
+            task,
+            learner,
+            reader_for(compute, config["readers"], store_patience_s()),
+            rank=rank,
+            num_workers=num_workers,
+            tracker=tracker,
+            report=ray.train.report,
+            predicted_bytes=predicted_bytes,
+            notice=notice,
+        )
+        uris, zoom = task.uris, settings.model.zoom
+        try:
+            attempt.run(lambda step: stream(uris, order, zoom, first_step=step, rank=rank, num_workers=num_workers))
+        except (NotFiniteError, QuarantineError, DoesNotFitError) as error:
+            return str(error)
+        except PreemptedError as error:
+            raise RayActorError(error_msg=str(error), preempted=True) from error
     return None
 
 

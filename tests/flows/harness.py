@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -142,8 +143,12 @@ class Cluster:
 
     def kill_worker(self, title: str) -> None:
         """The only process of Ray's whose title holds this, with SIGKILL."""
+        self.signal_worker(title, signal.SIGKILL)
+
+    def signal_worker(self, title: str, number: signal.Signals) -> None:
+        """Send a signal to the only process of Ray's whose title holds this."""
         [worker] = self.workers(title)
-        worker.kill()
+        worker.send_signal(number)
 
     def workers(self, title: str) -> list[psutil.Process]:
         """Processes of Ray's whose title holds this."""

@@ -208,6 +208,19 @@ def test_a_slide_that_goes_in_mid_run_is_left_out_and_named(
     assert len(job.history("train/step_loss")) == EPOCHS * STEPS_PER_EPOCH
 
 
+@pytest.mark.long
+def test_a_worker_that_is_asked_to_leave_saves_first_and_costs_no_failure(
+    cluster: Cluster, whole: Job, tmp_path: Path
+) -> None:
+    job = Job(tmp_path / "runs", whole.config)
+    with job.attempt(cluster, "--set", "compute.max_failures=0") as command:
+        job.reach(command, 2)
+        cluster.signal_worker("ray::RayTrainWorker", signal.SIGTERM)
+        assert command.finish().status == 0, command.output
+    assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
+    job.assert_as(whole)
+
+
 def test_a_loss_that_is_no_number_ends_the_job_at_once(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
     job = Job(tmp_path / "runs", whole.config)
     command = job.finish(cluster, "--set", "recipe.learning_rate=1e30", "--set", "recipe.locator_learning_rate=1e30")

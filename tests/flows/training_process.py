@@ -1,0 +1,76 @@
+"""A training without Ray, as a process of its own: it says each step and epoch in JSON, and leaves at SIGTERM.
+
+    python tests/flows/training_process.py MANIFEST FOLDER CHECKPOINT_MINUTES
+
+Exit status 3: it was asked to leave, and has saved.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from magnet.zoom import MagNet
+from ray_jobs.attempt import Attempt
+from ray_jobs.learner import Learner
+from ray_jobs.notice import Notice, PreemptedError
+from ray_jobs.progress import say
+from ray_jobs.stream import MicroBatch, read_roots, store_patience_s
+from ray_jobs.task import Task
+from service.manifest import load_manifest
+from service.reader import RegionReader
+from service.settings import train_settings
+
+SETTINGS = [
+    "model.zoom={schedule: [2, 2], map_px: 28, view_px: 56, patch_px: 32}",
+    "model.classifier.encoder=test_resnet",
+    "recipe={epochs: 4, batch: 2, micro_batch: 2, seed: 1}",
+    "compute.tile_cache_mb=0",  # each step depends on the store
+]
+PREEMPTED = 3
+
+
+class Telling(Learner):
+    """Says the sums of each step."""
+
+    def step(self, step: int, *rest: Any, **options: Any) -> dict[str, float]:
+        sums = super().step(step, *rest, **options)
+        say(json.dumps({"step": step + 1} | sums))
+        return sums
+
+
+def stream(task: Task, reader: RegionReader, first: int) -> Iterator[MicroBatch]:
+    """The order's micro-batches from a step on."""
+    for step, index in task.order.share(first, 0, 1):
+        positions = task.order.micro_batch_of(step, index)
+        slides = task.order.slides(positions)
+        roots, reasons = read_roots(reader, [task.uris[i] for i in slides], task.settings.model.zoom)
+        assert not any(reasons), reasons
+        yield MicroBatch(step, index, slides, task.order.frames(positions), roots)
+
+
+def main() -> int:
+    """Train."""
+    uri, folder, minutes = sys.argv[1:]
+    torch.set_num_threads(1)
+    settings = train_settings(None, [*SETTINGS, f"compute.checkpoint_minutes={minutes}"])
+    manifest = load_manifest(uri, need_labels=True)
+    task = Task(settings, manifest.split("train"), manifest.split("val"), "", "", folder)
+    torch.manual_seed(settings.recipe.seed)
+    learner = Telling(MagNet(settings.model, to_be_loaded=True), settings.recipe, task.order.num_steps)
+    with Notice() as notice, RegionReader(0, 4, deadline_s=store_patience_s()) as reader:
+        attempt = Attempt(task, learner, reader, report=lambda metrics: say(json.dumps(metrics)), notice=notice)
+        try:
+            attempt.run(lambda step: stream(task, reader, step))
+        except PreemptedError as error:
+            say(str(error))
+            return PREEMPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
