@@ -26,7 +26,7 @@ from service.settings import train_settings
 from tests.flows.harness import FLOW, ROOT, SHELL, Command, answers, running
 from tests.postgres import Postgres, postgres
 
-pytestmark = [*FLOW, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.timeout(1200), *FLOW, pytest.mark.long]  # the first timeout counts
 
 COMPOSE = ROOT / "infra" / "compose"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
