@@ -3,9 +3,10 @@
     python benchmarks/train_step.py [--num-slides 32] [--ms-per-slide 60] [--latency-ms 0 30] [--workers 1 2] [--json]
 
 Generated slides lie in an object store on this machine that answers each request `--latency-ms` late. Compute is paced:
-a tiny network, and then a sleep of `--ms-per-slide` for each slide of a micro-batch, as a GPU of that speed would leave
-the CPU idle. Order, learner and reader are the same; through Ray come Ray Data's stream, Ray Train, MLflow (SQLite) and
-checkpoints. The last epoch's steps are timed, so that imports, headers and the first filling of caches are left out.
+a tiny network, and at the end of each zoom a sleep of `--ms-per-slide` for each of its slides, as a GPU of that speed
+would leave the CPU idle. Order, learner and reader are the same; through Ray come Ray Data's stream, Ray Train, MLflow
+(SQLite) and checkpoints. The last epoch's steps are timed, so that imports, headers and the first filling of caches are
+left out.
 
 `ratio_ray_to_bare` is slides/s through Ray over the bare loop's, per worker; `wait_share` the share of the steps in
 which Ray's worker had neither pixels nor anything else to do. Reach: 0.95 and 0.05 at 30 ms and 60 ms per slide. Two
@@ -20,19 +21,22 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
-from magnet.zoom import MagNet
+from magnet.windows import Ask, Windows
+from magnet.zoom import MagNet, Zoomed
 from ray_jobs import bare_loop, checkpoints, cluster, loop, tracking, training
 from ray_jobs.checkpoint_store import CheckpointStore
-from ray_jobs.learner import Learner
 from ray_jobs.processes import free_port, started
 from service import storage
 from service.manifest import Manifest, load_manifest
@@ -57,16 +61,19 @@ class Case:
     ms_per_slide: float
 
 
-def pace(ms_per_slide: float) -> None:
-    """Make every backward pass of this process take as long as a GPU of that speed would."""
-    backward = Learner._backward
+def paced(ms_per_slide: float) -> type[MagNet]:
+    """A network that takes as long as on a GPU of that speed."""
 
-    def paced(self: Learner, zoomed: Any, label_B: torch.Tensor, sums: dict[str, float]) -> torch.Tensor:
-        result = backward(self, zoomed, label_B, sums)
-        time.sleep(len(label_B) * ms_per_slide / 1e3)
-        return result
+    class Paced(MagNet):
+        """Sleeps when a zoom is complete, while others in flight read."""
 
-    Learner._backward = paced  # type: ignore[method-assign]  # the pace of a GPU, on purpose
+        def zoom(self, side_px_B: NDArray[np.float64], **options: Any) -> Generator[Ask, Windows, Zoomed]:
+            """See `MagNet.zoom`."""
+            zoomed = yield from super().zoom(side_px_B, **options)
+            time.sleep(len(side_px_B) * ms_per_slide / 1e3)
+            return zoomed
+
+    return Paced
 
 
 def bare(case: Case) -> float:
@@ -74,19 +81,16 @@ def bare(case: Case) -> float:
     settings = case.settings
     steps_per_epoch = len(case.manifest.slides) // settings.recipe.batch
     ends: list[float] = []
-    original = Learner._backward
-    pace(case.ms_per_slide)
     torch.manual_seed(0)
     with RegionReader(settings.compute.tile_cache_mb << 20, settings.compute.reader_threads) as reader:
         bare_loop.train(
-            MagNet(settings.model, to_be_loaded=True),
+            paced(case.ms_per_slide)(settings.model, to_be_loaded=True),
             settings.recipe,
             case.manifest.slides,
             reader,
             steps_per_epoch * settings.recipe.epochs,
             lambda step, sums: ends.append(time.perf_counter()),
         )
-    Learner._backward = original  # type: ignore[method-assign]  # as it was
     return steps_per_epoch * settings.recipe.batch / (ends[-1] - ends[-1 - steps_per_epoch])
 
 
@@ -99,17 +103,8 @@ def through_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
     run_id, _ = tracking.start_run(uri, experiment="benchmark", name=name, storage=str(folder))
     job = storage.join(str(folder), name)
     task = loop.Task(settings, case.manifest.slides, (), uri, run_id, job)
-    ms_per_slide, entry = case.ms_per_slide, loop.train
-
-    def paced(config: dict[str, Any]) -> str | None:
-        pace(ms_per_slide)
-        return entry(config)
-
-    loop.train = paced  # type: ignore[assignment]  # what the job sends to its workers
-    try:
-        training._fit(task, name, str(folder))  # a job without its checks and registry
-    finally:
-        loop.train = entry  # type: ignore[assignment]  # as it was
+    # a job without its checks and registry
+    training.fit(task, name, str(folder), partial(loop.train, network=paced(case.ms_per_slide)))
     store = CheckpointStore(job)
     last = store.published()[-1]
     with tempfile.TemporaryDirectory() as place:

@@ -26,7 +26,7 @@ from ray_jobs.notice import Notice, PreemptedError
 from ray_jobs.progress import Progress, say
 from ray_jobs.quarantine import Quarantine
 from ray_jobs.steps import Steps
-from ray_jobs.stream import MicroBatch
+from ray_jobs.stream import MicroBatch, store_patience_s
 from ray_jobs.task import Task
 from ray_jobs.tracking import SystemMetrics, Tracker
 from ray_jobs.waiting import FetchPool, WaitClock, ahead
@@ -84,7 +84,7 @@ class Attempt:
         self.rank, self.num_workers = rank, num_workers
         self.tracker, self.report, self.predicted_bytes = tracker, report, predicted_bytes
         self.notice = notice
-        self.store = CheckpointStore(task.folder)
+        self.store = CheckpointStore(task.folder, store_patience_s())
         self.step = 0
         self.sums: Sums = {}
         self.looked: Mapping[str, Looked] = {}

@@ -47,10 +47,12 @@ class CheckpointStore:
 
     Args:
         uri: the job's folder, a path or URI.
+        patience_s: seconds for each file until a bucket that fails or hangs is given up, retries included; None for
+            the environment's.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, patience_s: float | None = None) -> None:
+        self.uri, self.patience_s = uri, patience_s
 
     def publish(self, files: Mapping[str, bytes], step: int, selection: float | None) -> Published:
         """Write a checkpoint, then delete those that are neither among the newest nor the best.
@@ -59,22 +61,22 @@ class CheckpointStore:
             StorageError: the store failed or is full; what was published before is as it was.
         """
         folder = storage.join(self.uri, f"checkpoint-{step:08d}")
-        storage.delete(storage.join(folder, MARKER))  # of a damaged one that this one replaces
+        storage.delete(storage.join(folder, MARKER), self.patience_s)  # of a damaged one that this one replaces
         for name, data in files.items():
-            storage.write_bytes(storage.join(folder, name), data)
+            storage.write_bytes(storage.join(folder, name), data, self.patience_s)
         sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         about = {"step": step, "selection": selection, "sha256": sha256}
-        storage.write_bytes(storage.join(folder, MARKER), json.dumps(about, indent=2).encode())
+        storage.write_bytes(storage.join(folder, MARKER), json.dumps(about, indent=2).encode(), self.patience_s)
         self._clean()
         return Published(folder, step, selection, sha256)
 
     def published(self) -> list[Published]:
         """All that have a readable marker, oldest first."""
         found = []
-        for uri in storage.list_uris(self.uri):
+        for uri in storage.list_uris(self.uri, self.patience_s):
             if storage.name(uri) == MARKER:
                 try:
-                    about = json.loads(storage.read_bytes(uri))
+                    about = json.loads(storage.read_bytes(uri, self.patience_s))
                     one = Published(storage.parent(uri), about["step"], about["selection"], about["sha256"])
                 except (ValueError, TypeError, KeyError) as error:
                     log.warning("%s is damaged (%r): this checkpoint is passed over", uri, error)
@@ -96,7 +98,7 @@ class CheckpointStore:
         for name in one.sha256 if names is None else names:
             uri = storage.join(one.folder, name)
             try:
-                data = storage.read_bytes(uri)
+                data = storage.read_bytes(uri, self.patience_s)
             except NotFoundError as error:
                 raise CheckpointError(f"{uri}: is missing") from error
             if hashlib.sha256(data).hexdigest() != one.sha256.get(name):
@@ -132,16 +134,15 @@ class CheckpointStore:
             keep.add(best.folder)
         old = [uri for uri in self._files() if storage.parent(uri) not in keep]
         for uri in sorted(old, key=lambda uri: storage.name(uri) != MARKER):
-            storage.delete(uri)
+            storage.delete(uri, self.patience_s)
         for folder in {storage.parent(uri) for uri in old}:
             if (place := parse(folder)).scheme == "file":  # a bucket has no folders that would stay behind
                 Path(place.key).rmdir()
 
     def _files(self) -> list[str]:
         """All files of all checkpoints."""
-        return [
-            uri for uri in storage.list_uris(self.uri) if storage.name(storage.parent(uri)).startswith("checkpoint-")
-        ]
+        found = storage.list_uris(self.uri, self.patience_s)
+        return [uri for uri in found if storage.name(storage.parent(uri)).startswith("checkpoint-")]
 
 
 def _best(published: Sequence[Published]) -> Published | None:

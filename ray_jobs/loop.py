@@ -31,8 +31,12 @@ from service.settings import TrainSettings
 __all__ = ["Task", "train"]
 
 
-def train(config: dict[str, Any]) -> str | None:
+def train(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
     """Train the pickled ``config["task"]``, as one worker of the group; ``config["readers"]`` read for it, if any.
+
+    Args:
+        config: of Ray Train.
+        network: what is trained; a benchmark's takes as long as on a GPU.
 
     Returns:
         Why the training cannot go on, where trying again would end alike: Ray starts anew whoever raises an error.
@@ -53,7 +57,7 @@ def train(config: dict[str, Any]) -> str | None:
     settings, order = task.settings, task.order
     compute = settings.compute
     torch.manual_seed(settings.recipe.seed)
-    model = MagNet(settings.model, fetch_bytes=storage.read_bytes).to(device)
+    model = network(settings.model, fetch_bytes=storage.read_bytes).to(device)
     learner = Learner(model, settings.recipe, order.num_steps, num_workers)
     tracker = _tracker(task, model.device) if rank == 0 else None
     with Notice(lambda: ray.train.get_preemption_info() is not None) as notice:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -71,7 +72,7 @@ def train(
         task = loop.Task(settings, manifest.split("train"), manifest.split("val"), uri, run_id, folder)
         store = CheckpointStore(folder)
         if not _trained(store, task):
-            _fit(task, name, storage)
+            fit(task, name, storage)
         metrics, version = _deliver(tracker, store, task, name)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit) as stop:  # Ray makes a SystemExit of Ctrl-C while it trains, and of SIGTERM
@@ -109,8 +110,14 @@ def _trained(store: CheckpointStore, task: loop.Task) -> bool:
     return bool(published) and published[-1].step == task.order.num_steps
 
 
-def _fit(task: loop.Task, name: str, storage: str) -> None:
+def fit(task: loop.Task, name: str, storage: str, entry: Callable[[dict[str, Any]], str | None] = loop.train) -> None:
     """Take all steps on the cluster; their checkpoints lie in the job's folder.
+
+    Args:
+        task: the training.
+        name: of the job.
+        storage: folder of the runs, a path or URI.
+        entry: what each worker runs.
 
     Raises:
         TrainingStoppedError: the training cannot go on.
@@ -118,7 +125,7 @@ def _fit(task: loop.Task, name: str, storage: str) -> None:
     compute = task.settings.compute
     # Ray's annotations are still those of Train V1, which knows neither what a loop returns nor preemptions.
     trainer = TorchTrainer(
-        loop.train,  # type: ignore[arg-type]
+        entry,  # type: ignore[arg-type]
         # As bytes: Ray's controller unpickles what it is given and would import torch and all of this for it (9 s).
         train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, store_patience_s())},
         scaling_config=ScalingConfig(

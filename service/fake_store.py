@@ -6,6 +6,8 @@ listings. As a process of its own:
 
     python -m service.fake_store FOLDER [--port P] [--latency-ms L] [--bucket B]
 
+It then answers 503 to everything from one SIGUSR1 to the next, and nothing between SIGSTOP and SIGCONT.
+
 One event loop and a parser of our own rather than `http.server`: what the store takes, a benchmark on the same cores
 does not have.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import socket
 import struct
 import threading
@@ -72,6 +75,8 @@ class HttpStore:
         """What befalls the next GETs, one each: "500", "503", "403", "expired", "reset", "short", "stall", "other"."""
         self.etags: dict[str, str] = {}
         """ETags other than the files' own."""
+        self.unavailable = False
+        """Whether every request is answered by 503."""
         self._socket = socket.create_server(("127.0.0.1", port), backlog=256)
         self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.Transport] = set()
@@ -119,6 +124,10 @@ class HttpStore:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
+    def toggle(self, *_: object) -> None:
+        """Fail, or work again; a signal's handler."""
+        self.unavailable = not self.unavailable
+
     def connected(self, connection: asyncio.Transport) -> None:
         """Know of a connection, so that it ends with the store."""
         self._connections.add(connection)
@@ -133,7 +142,9 @@ class HttpStore:
         key = unquote(parts.path).removeprefix(f"/{self.bucket}").lstrip("/")
         query = parse_qs(parts.query)
         start, stop = None, None
-        if method == "GET" and "list-type" in query:
+        if self.unavailable:
+            answer = _Answer(503)
+        elif method == "GET" and "list-type" in query:
             answer = self._list(query.get("prefix", [""])[0])
         elif method == "GET" and query.get("comp") == ["list"]:
             answer = self._list_blobs(query.get("prefix", [""])[0])
@@ -304,6 +315,7 @@ def main() -> None:
     parser.add_argument("--bucket", default=BUCKET)
     args = parser.parse_args()
     store = HttpStore(args.folder, args.latency_ms / 1e3, args.port, args.bucket)
+    signal.signal(signal.SIGUSR1, store.toggle)
     print(store.url(""), flush=True)
     store.serve()
 

@@ -16,8 +16,12 @@ from service.storage.stores import Store, attempt
 from service.storage.uri import parse
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, deadline_s: float | None = None) -> bytes:
     """All bytes of an object.
+
+    Args:
+        uri: file or object.
+        deadline_s: seconds for an object's, retries included; None for the environment's. So in all functions here.
 
     Raises:
         NotFoundError, AccessError, StorageError: see `service.errors`.
@@ -26,10 +30,10 @@ def read_bytes(uri: str) -> bytes:
     if location.scheme == "file":
         with file_errors(uri):
             return Path(location.key).read_bytes()
-    return attempt(uri, lambda store, key: bytes(obstore.get(store, key).bytes()))
+    return attempt(uri, lambda store, key: bytes(obstore.get(store, key).bytes()), deadline_s)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes, deadline_s: float | None = None) -> None:
     """Write an object whole or not at all: readers see the old bytes or the new ones, never a part."""
     location = parse(uri)
     if location.scheme == "file":
@@ -38,10 +42,10 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     if location.scheme in ("http", "https"):
         raise UsageError("cannot write to an http(s) URI; use s3://, gs://, az:// or a path", uri=uri)
-    attempt(uri, lambda store, key: obstore.put(store, key, data))
+    attempt(uri, lambda store, key: obstore.put(store, key, data), deadline_s)
 
 
-def list_uris(prefix: str) -> list[str]:
+def list_uris(prefix: str, deadline_s: float | None = None) -> list[str]:
     """URIs of all objects below a folder, sorted; empty where there are none."""
     location = parse(prefix)
     if location.scheme == "file":
@@ -55,16 +59,11 @@ def list_uris(prefix: str) -> list[str]:
     def keys(store: Store, key: str) -> list[str]:
         return [meta["path"] for chunk in obstore.list(store, key or None) for meta in chunk]
 
-    return [f"{location.scheme}://{location.host}/{key}" for key in sorted(attempt(prefix, keys))]
+    return [f"{location.scheme}://{location.host}/{key}" for key in sorted(attempt(prefix, keys, deadline_s))]
 
 
 def stat(uri: str, deadline_s: float | None = None) -> tuple[int, str]:
-    """Size in bytes and ETag. A file's ETag is made of its time of change, size and inode.
-
-    Args:
-        uri: file or object.
-        deadline_s: seconds for an object's, retries included; None for the environment's.
-    """
+    """Size in bytes and ETag. A file's ETag is made of its time of change, size and inode."""
     location = parse(uri)
     if location.scheme == "file":
         with file_errors(uri):
@@ -82,7 +81,7 @@ def exists(uri: str) -> bool:
     return True
 
 
-def delete(uri: str) -> None:
+def delete(uri: str, deadline_s: float | None = None) -> None:
     """Remove an object; one that is not there is no error."""
     location = parse(uri)
     if location.scheme == "file":
@@ -90,7 +89,7 @@ def delete(uri: str) -> None:
             Path(location.key).unlink(missing_ok=True)
         return
     try:
-        attempt(uri, obstore.delete)
+        attempt(uri, obstore.delete, deadline_s)
     except NotFoundError:
         return
 

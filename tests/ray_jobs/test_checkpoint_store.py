@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_a_publication_that_fails_halfway_leaves_the_ones_before(
     publish(store, 1)
     write = storage.write_bytes
 
-    def full(uri: str, data: bytes) -> None:
+    def full(uri: str, data: bytes, deadline_s: float | None = None) -> None:
         if uri.endswith("state"):
             raise StorageError("No space left on device", uri=uri)
         write(uri, data)
@@ -119,3 +120,21 @@ def test_a_publication_that_fails_halfway_leaves_the_ones_before(
     assert steps(store) == [1]
     publish(store, 3)  # and clears away what was left
     assert not any("checkpoint-00000002" in uri for uri in storage.list_uris(store.uri))
+
+
+def test_a_bucket_that_is_away_for_longer_than_one_read_may_fail_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HttpStore(tmp_path) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MAGNET_STORAGE_DEADLINE_S", "0.1")
+        uri = "s3://bucket/runs/job"
+        server.unavailable = True
+        with pytest.raises(StorageError, match="gave up"):
+            publish(CheckpointStore(uri), 1)
+        back = threading.Timer(0.5, server.toggle)
+        back.start()
+        publish(CheckpointStore(uri, patience_s=30), 1)
+        back.join()
+        assert steps(CheckpointStore(uri)) == [1]
