@@ -80,6 +80,7 @@ class HttpStore:
         self._socket = socket.create_server(("127.0.0.1", port), backlog=256)
         self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.Transport] = set()
+        self._listening = threading.Event()
         self._thread = threading.Thread(target=self.serve, daemon=True)
 
     @property
@@ -109,6 +110,7 @@ class HttpStore:
     def serve(self) -> None:
         """Serve until the process or the context ends."""
         self._loop.run_until_complete(self._loop.create_server(lambda: _Connection(self), sock=self._socket))
+        self._listening.set()
         self._loop.run_forever()
         for connection in self._connections:
             connection.abort()
@@ -118,6 +120,7 @@ class HttpStore:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._listening.wait()  # a loop that is stopped before it listens fails
         return self
 
     def __exit__(self, *_: object) -> None:
