@@ -221,6 +221,29 @@ def test_a_worker_that_is_asked_to_leave_saves_first_and_costs_no_failure(
     job.assert_as(whole)
 
 
+@pytest.mark.long
+def test_two_workers_have_the_loss_curve_of_one(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    """Through Ray Train and its process group; each step has two micro-batches of one slide, one for each worker.
+
+    Within float tolerance: sums of two workers' gradients are rounded otherwise, and Adam carries that on. The
+    validation's is another one: it is made with running statistics of normalisation layers, which each worker moves
+    half as often before they are averaged (`Learner.share_statistics`).
+    """
+    jobs = {num: Job(tmp_path / f"{num}", config) for num in (1, 2)}
+    with ray_cluster(cluster.node, tmp_path / "ray.log", num_cpus=3) as wider:
+        wider.wait()
+        for num, job in jobs.items():
+            words = ("--num-workers", str(num), "--set", "recipe.micro_batch=1")
+            command = job.finish(wider, *words)
+            assert command.status == 0, command.output
+            assert job.run().data.params["compute.num_workers"] == str(num)
+    for name in ("train/step_loss", "train/loss"):
+        alone, together = (job.history(name) for job in jobs.values())
+        assert [step for step, _ in together] == [step for step, _ in alone]
+        assert [value for _, value in together] == pytest.approx([value for _, value in alone], rel=1e-3)
+    assert len(jobs[2].history("train/step_loss")) == EPOCHS * STEPS_PER_EPOCH
+
+
 def test_a_loss_that_is_no_number_ends_the_job_at_once(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
     job = Job(tmp_path / "runs", whole.config)
     command = job.finish(cluster, "--set", "recipe.learning_rate=1e30", "--set", "recipe.locator_learning_rate=1e30")
