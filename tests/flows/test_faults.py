@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from ray_jobs.processes import free_port
+from service import exit_status
 from tests.flows.harness import (
     BUCKET,
     EPOCHS,
@@ -247,7 +248,7 @@ def test_two_workers_have_the_loss_curve_of_one(cluster: Cluster, config: Path, 
 def test_a_loss_that_is_no_number_ends_the_job_at_once(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
     job = Job(tmp_path / "runs", whole.config)
     command = job.finish(cluster, "--set", "recipe.learning_rate=1e30", "--set", "recipe.locator_learning_rate=1e30")
-    assert command.status == 1, command.output
+    assert command.status == exit_status.STOPPED, command.output
     assert re.search(r"error: step \d+: loss .*; the weights are as before this step", command.output)
     assert "going on from" not in command.output  # it would end alike
     assert job.run().info.status == "FAILED"
