@@ -149,7 +149,7 @@ def attempt(it: Task, reader: FakeReader, tracker: FakeTracker) -> tuple[Attempt
         for step, index in it.order.share(first, 0, 1):
             positions = it.order.micro_batch_of(step, index)
             slides = it.order.slides(positions)
-            roots, reasons = read_roots(reader, [it.uris[i] for i in slides], it.settings.model.zoom)  # type: ignore[arg-type]
+            roots, reasons = read_roots(reader, [it.uris[i] for i in slides], it.settings.model.zoom)  # type: ignore[arg-type]  # fake
             lost = {int(i): reason for i, reason in zip(slides, reasons, strict=True) if reason}
             yield MicroBatch(step, index, slides, it.order.frames(positions), roots, lost)
 
