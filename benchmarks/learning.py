@@ -202,15 +202,24 @@ def chance_on_candidates(world: World) -> float:
     return float(np.mean(shares))
 
 
-def difference(ours: Sequence[Judged], others: Sequence[Judged], draws: int = 2000) -> dict[str, float]:
-    """AUROC of all slides, ours less another arm's, mean over seeds, with a 95 % interval over slides.
+def difference(ours: Sequence[Judged], others: Sequence[Judged], draws: int = 2000) -> dict[str, dict[str, float]]:
+    """AUROC, ours less another arm's, mean over seeds, with a 95 % interval over slides.
 
-    The slides are drawn anew within each class, the same ones for both arms and all seeds.
+    By group: all slides, and the positive slides of each stratum against all negative ones. The slides are drawn anew
+    within each class, the same ones for both arms and all seeds.
     """
-    label = np.array(ours[0].labels)
-    a, b = (np.array([one.scores for one in arm]) for arm in (ours, others))
-    positive, negative = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
-    wins = [_wins(scores[:, positive], scores[:, negative]) for scores in (a, b)]
+    label, stratum = np.array(ours[0].labels), np.array(ours[0].strata)
+    groups = {"all": label == 1} | {str(name): stratum == name for name in np.unique(stratum[label == 1])}
+    scores = (np.array([one.scores for one in ours]), np.array([one.scores for one in others]))
+    negative = np.flatnonzero(label == 0)
+    return {name: _difference(scores, np.flatnonzero(chosen), negative, draws) for name, chosen in groups.items()}
+
+
+def _difference(
+    scores: tuple[Floats, Floats], positive: NDArray[np.intp], negative: NDArray[np.intp], draws: int
+) -> dict[str, float]:
+    """Of some positive slides and the negative ones; scores (S, slides) of two arms."""
+    wins = [_wins(arm[:, positive], arm[:, negative]) for arm in scores]
     gap = (wins[0].mean(0) - wins[1].mean(0)).astype(np.float64)  # P, Q
     rng = np.random.default_rng(0)
     drawn = [

@@ -11,6 +11,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from magnet.health import Looked
@@ -65,6 +66,8 @@ class Attempt:
         report: is told each epoch's metrics, on every worker.
         predicted_bytes: peak memory of a step, by the planner; compared with what the first steps take.
         notice: that a machine is about to go; None: nobody gives any.
+        cold_reader: opens a reader that has nothing at hand, for each validation, whose bytes then are those of a slide
+            never seen; None: validation reads through `reader`.
     """
 
     def __init__(
@@ -79,11 +82,13 @@ class Attempt:
         report: Callable[[dict[str, float]], None] | None = None,
         predicted_bytes: int | None = None,
         notice: Notice | None = None,
+        cold_reader: Callable[[], AbstractContextManager[Reader]] | None = None,
     ) -> None:
         self.task, self.learner, self.reader, self.order = task, learner, reader, task.order
         self.rank, self.num_workers = rank, num_workers
         self.tracker, self.report, self.predicted_bytes = tracker, report, predicted_bytes
         self.notice = notice
+        self.cold_reader = cold_reader or (lambda: nullcontext(reader))
         self.store = CheckpointStore(task.folder, store_patience_s())
         self.step = 0
         self.sums: Sums = {}
@@ -120,7 +125,6 @@ class Attempt:
                 if self.order.epochs_done(self.step) > self.order.epochs_done(self.step - 1):
                     self._end_epoch()
                 elif news.checkpoint or news.leave:
-                    self.learner.share_statistics()
                     self._save({}, None)
                 else:
                     continue
@@ -185,10 +189,10 @@ class Attempt:
     def _end_epoch(self) -> None:
         """Evaluate, log and publish a checkpoint."""
         task, epoch = self.task, self.order.epochs_done(self.step)
-        self.learner.share_statistics()
         mine = [slide for slide in task.val[self.rank :: self.num_workers] if slide.uri not in self.quarantine.lost]
         precision = task.settings.recipe.precision
-        validation = evaluate(self.learner.model, mine, self.reader, precision, self.num_workers)
+        with self.cold_reader() as reader:
+            validation = evaluate(self.learner.model, mine, reader, precision, self.num_workers)
         self._admit(dict(validation.lost))
         roi, collapsed = roi_health(validation.looked, self.looked, task.settings.model)
         metrics = epoch_metrics(of_all_workers(self.sums, self.num_workers), self.num_workers)

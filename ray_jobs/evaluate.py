@@ -38,6 +38,8 @@ class Evaluation:
     slide_ids: list[str] = field(default_factory=list)
     lost: Mapping[str, str] = field(default_factory=dict)
     """Why a slide could not be read and has no score, by its URI."""
+    bytes_per_slide: float = 0.0
+    """Read for the scores, mean; what the reader had at hand is not counted."""
 
     @property
     def both_classes(self) -> bool:
@@ -71,10 +73,11 @@ class Evaluation:
         }
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """AUROC with interval, over all and by stratum, and the loss; `selection` is what models are chosen by."""
+        """AUROC with interval, over all and by stratum, loss, bytes; `selection` is what models are chosen by."""
         if not len(self.labels):
             return {}
         result = {f"{prefix}/loss": self.loss, f"{prefix}/selection": -self.loss}
+        result[f"{prefix}/bytes_per_slide"] = self.bytes_per_slide
         if not self.both_classes:
             return result
         for stratum, found in auroc_by_stratum(self.labels, self.probabilities, self.strata).items():
@@ -146,8 +149,9 @@ def evaluate(
             slide.stratum or "",
             slide.slide_id,
             _looked(zoomed),
+            sum(counters.bytes for counters in batch.counters),
         )
-        for slide, _, zoomed in zooms_of(model, slides, reader, precision, lost)
+        for slide, batch, zoomed in zooms_of(model, slides, reader, precision, lost)
     ]
     everyone = gathered((mine, lost), num_workers)
     rows = sorted((row for worker, _ in everyone for row in worker), key=lambda row: row[:4])
@@ -158,6 +162,7 @@ def evaluate(
         looked={row[3]: row[4] for row in rows},
         slide_ids=[row[3] for row in rows],
         lost={uri: reason for _, one in everyone for uri, reason in one.items()},
+        bytes_per_slide=sum(row[5] for row in rows) / max(len(rows), 1),
     )
 
 

@@ -23,6 +23,7 @@ from magnet.windows import Ask, Fetch, Windows, drive_many
 from magnet.zoom import MagNet, Zoomed
 from ray_jobs.group import gathered
 from ray_jobs.quarantine import SlideLostError
+from ray_jobs.running_statistics import RunningStatistics
 from service.errors import StoppedError
 
 IN_FLIGHT = 2
@@ -42,10 +43,7 @@ class NotFiniteError(StoppedError):
 
 
 class TooLargeError(RuntimeError):
-    """A worker's card has no room for a micro-batch. Raised on all workers alike, with the weights as before the step.
-
-    Running statistics of normalisation layers have seen the micro-batches that did fit.
-    """
+    """A worker's card has no room for a micro-batch. Raised on all workers alike, with the model as before the step."""
 
 
 class Learner:
@@ -62,6 +60,7 @@ class Learner:
         self.model, self.recipe, self.num_steps, self.num_workers = model, recipe, num_steps, num_workers
         self.negatives = NegativeQuantile(recipe.value_quantile)
         self.optimizer = _adam(model, recipe)
+        self.statistics = RunningStatistics(model, num_workers)
 
     def step(
         self, step: int, micro_batches: Sequence[Portion], pool: Executor, mend: Mend | None = None
@@ -86,17 +85,18 @@ class Learner:
         # Nothing here draws from it; an encoder with dropout would, and must not depend on what came before.
         torch.manual_seed(self.recipe.seed * 1_000_003 + step)
         sums: dict[str, float] = {"slides": 0.0}
-        found, too_large = self._gradients(self._zoomed(step, micro_batches, pool, mend), sums)
-        loss, too_large = self._sum_gradients(sums.get("loss", 0.0), too_large)
-        if too_large:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise TooLargeError(f"step {step}: a micro-batch does not fit the memory of a worker's card")
-        norms = self._clip()
-        if not all(map(math.isfinite, (loss, *norms.values()))):  # both are sums over all workers, who thus agree
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(
-                f"step {step}: loss {loss}, gradient norms {norms}; the weights are as before this step"
-            )
+        with self.statistics.of_one_step():
+            found, too_large = self._gradients(self._zoomed(step, micro_batches, pool, mend), sums)
+            loss, too_large = self._sum_gradients(sums.get("loss", 0.0), too_large)
+            if too_large:
+                self.optimizer.zero_grad(set_to_none=True)
+                raise TooLargeError(f"step {step}: a micro-batch does not fit the memory of a worker's card")
+            norms = self._clip()
+            if not all(map(math.isfinite, (loss, *norms.values()))):  # both are sums over all workers, who thus agree
+                self.optimizer.zero_grad(set_to_none=True)
+                raise NotFiniteError(
+                    f"step {step}: loss {loss}, gradient norms {norms}; the weights are as before this step"
+                )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._calibrate(found)
@@ -110,13 +110,6 @@ class Learner:
         """Go on where `state_dict` was taken."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.negatives.load_state_dict(state["negatives"])
-
-    def share_statistics(self) -> None:
-        """Average the running statistics of normalisation layers over the workers."""
-        for buffer in self.model.buffers() if self.num_workers > 1 else ():
-            if buffer.is_floating_point():
-                distributed.all_reduce(buffer)
-                buffer /= self.num_workers
 
     def _gradients(self, zooms: Iterator[tuple[Tensor, Zoomed]], sums: dict[str, float]) -> tuple[list[Tensor], bool]:
         """Add all micro-batches' gradients; patch logits of negative slides, and whether memory ran out.

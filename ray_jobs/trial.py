@@ -113,7 +113,7 @@ def outcome_of(search: Search, trial: str, settings: TrainSettings, status: str,
     with TemporaryDirectory() as name:
         store.fetch(best, Path(name), [checkpoints.SETTINGS_FILE])
         metrics = checkpoints.describe(Path(name)).metrics
-    auroc, size = metrics["val/auroc"], metrics["train/bytes_per_slide"]
+    auroc, size = metrics["val/auroc"], metrics["val/bytes_per_slide"]
     return replace(plain, auroc=auroc, bytes_per_slide=size, objective=search.settings.objective(auroc, size))
 
 
@@ -152,13 +152,28 @@ def _train(search: Search, trial: str, settings: TrainSettings, tracker: trackin
     model = MagNet(settings.model, fetch_bytes=storage.read_bytes).to(device)
     learner = Learner(model, task.settings.recipe, task.order.num_steps)
     tracker.note_tags(hardware_tags(device))
+
+    def cold_reader() -> RegionReader:
+        """For the cost of a schedule: bytes that another trial or epoch left at hand would make it look cheap."""
+        return RegionReader(
+            compute.tile_cache_mb << 20, compute.reader_threads, disk_cache_bytes=0, deadline_s=store_patience_s()
+        )
+
     with RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=store_patience_s()) as reader:
 
         def report(metrics: dict[str, float]) -> None:
-            value = search.settings.objective(metrics["val/auroc"], metrics["train/bytes_per_slide"])
+            value = search.settings.objective(metrics["val/auroc"], metrics["val/bytes_per_slide"])
             tune.report({"epoch": task.order.epochs_done(attempt.step), "objective": value})
 
-        attempt = Attempt(task, learner, reader, tracker=tracker, report=report, predicted_bytes=predicted_bytes)
+        attempt = Attempt(
+            task,
+            learner,
+            reader,
+            tracker=tracker,
+            report=report,
+            predicted_bytes=predicted_bytes,
+            cold_reader=cold_reader,
+        )
         attempt.run(lambda step: _stream(reader, task.uris, task.order, settings, step))
 
 

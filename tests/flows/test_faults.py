@@ -226,9 +226,7 @@ def test_a_worker_that_is_asked_to_leave_saves_first_and_costs_no_failure(
 def test_two_workers_have_the_loss_curve_of_one(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     """Through Ray Train and its process group; each step has two micro-batches of one slide, one for each worker.
 
-    Within float tolerance: sums of two workers' gradients are rounded otherwise, and Adam carries that on. The
-    validation's is another one: it is made with running statistics of normalisation layers, which each worker moves
-    half as often before they are averaged (`Learner.share_statistics`).
+    Within float tolerance: sums of two workers' gradients are rounded otherwise, and Adam carries that on.
     """
     jobs = {num: Job(tmp_path / f"{num}", config) for num in (1, 2)}
     with ray_cluster(cluster.node, tmp_path / "ray.log", num_cpus=3) as wider:
@@ -238,7 +236,7 @@ def test_two_workers_have_the_loss_curve_of_one(cluster: Cluster, config: Path, 
             command = job.finish(wider, *words)
             assert command.status == 0, command.output
             assert job.run().data.params["compute.num_workers"] == str(num)
-    for name in ("train/step_loss", "train/loss"):
+    for name in ("train/step_loss", "train/loss", "val/loss"):
         alone, together = (job.history(name) for job in jobs.values())
         assert [step for step, _ in together] == [step for step, _ in alone]
         assert [value for _, value in together] == pytest.approx([value for _, value in alone], rel=1e-3)

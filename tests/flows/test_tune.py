@@ -70,6 +70,9 @@ def test_the_killed_search_goes_on_to_one_run_per_trial(tuned: tuple[Path, Comma
         assert steps == list(range(1, len(steps) + 1))
         assert run.data.params.keys() <= parent.data.params.keys() | {"depth", "num_patches"}
         assert run.data.tags["outcome"] in ("complete", "stopped early")
+        # what a slide never seen takes, in the last epoch as in the first: no cache makes a schedule look cheap
+        sizes = [point.value for point in client.get_metric_history(run.info.run_id, "val/bytes_per_slide")]
+        assert min(sizes) > 0.5 * max(sizes) > 0
 
 
 def test_the_parent_lists_trials_and_refusals_and_draws_the_front(tuned: tuple[Path, Command], tmp_path: Path) -> None:

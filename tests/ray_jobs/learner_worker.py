@@ -70,14 +70,11 @@ def steps(preset: str, rank: int, num_workers: int) -> dict[str, Any]:
             found[f"sums {step}"] = it.step(step, mine, pool)
             found[f"weights {step}"] = {name: p.detach().clone() for name, p in named.items()}
     buffers = {name: b.clone() for name, b in it.model.named_buffers() if b.is_floating_point()}
-    it.share_statistics()
-    shared = {name: b.clone() for name, b in it.model.named_buffers() if b.is_floating_point()}
     counts = [float(state["step"]) for state in it.optimizer.state_dict()["state"].values()]
     threshold = it.negatives.value.clone()
     return found | {
         "gradients": gradients,
         "buffers": buffers,
-        "shared": shared,
         "counts": counts,
         "threshold": threshold,
     }

@@ -18,6 +18,7 @@ from magnet.fake_slide import formula_fetch, waves
 from magnet.windows import drive
 from magnet.zoom import MagNet
 from ray_jobs.evaluate import Evaluation, evaluate
+from service.counters import ReadCounters
 from service.manifest import Slide
 
 SCORES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 20)), min_size=2, max_size=40)
@@ -85,6 +86,7 @@ def test_one_class_has_a_loss_and_no_auroc() -> None:
     assert metrics == {
         "val/loss": pytest.approx((math.log(2) + math.log(4)) / 2),
         "val/selection": pytest.approx(-(math.log(2) + math.log(4)) / 2),
+        "val/bytes_per_slide": 0.0,
     }
 
 
@@ -98,13 +100,15 @@ def test_a_sure_mistake_costs_much_and_not_infinitely_much() -> None:
 
 
 class Slides:
-    """A reader whose slides are formulas, by the number in their URI."""
+    """A reader whose slides are formulas, by the number in their URI; slide n takes 100 n bytes."""
 
     def batch(self, uris: Sequence[str]) -> Any:
         rng = np.random.default_rng(int(uris[0]))
         colours = [waves(rng.uniform(-2, 2, (3, 2)).tolist(), rng.uniform(0, 6, 3).tolist())]
         sides = [4096.0]
-        return type("Batch", (), {"side_px": np.array(sides), "fetch": staticmethod(formula_fetch(colours, sides))})
+        fetch = staticmethod(formula_fetch(colours, sides))
+        counters = [ReadCounters(bytes=100 * int(uris[0]))]
+        return type("Batch", (), {"side_px": np.array(sides), "fetch": fetch, "counters": counters})
 
 
 def network() -> MagNet:
@@ -143,6 +147,7 @@ def test_each_slide_is_scored_once_as_by_itself() -> None:
     ):
         assert (label, stratum) == (row[0], row[2])
         assert probability == pytest.approx(row[1], abs=1e-6)
+    assert found.metrics("val")["val/bytes_per_slide"] == 100 * (0 + 1 + 2 + 3 + 4 + 5 + 6) / 7
 
 
 def test_the_order_of_slides_and_who_has_them_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
