@@ -190,6 +190,22 @@ def ray_cluster(node: Mapping[str, str], log: Path, num_cpus: int = 2) -> Iterat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def ray_node(cluster: Cluster, log: Path, num_cpus: int = 2) -> Iterator[Command]:
+    """One more node of a cluster, once it has joined, while the context lasts."""
+    agent_port = free_port()
+    words = shlex.split(
+        f"ray start --block --address={cluster.address} --num-cpus={num_cpus} --node-ip-address=127.0.0.1 "
+        f"--disable-usage-stats --dashboard-agent-listen-port={agent_port} --object-store-memory=300000000"
+    )
+    with running(words, cluster.node, log) as command:
+        command.wait_for(lambda: answers(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz"))
+        yield command
+        for process in psutil.Process(command.process.pid).children(recursive=True) if command.status is None else ():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
 @dataclass(frozen=True)
 class Service:
     """A cluster and an object store that run."""

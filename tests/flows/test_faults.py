@@ -37,6 +37,7 @@ from tests.flows.harness import (
     Trained,
     answers,
     ray_cluster,
+    ray_node,
     running,
 )
 
@@ -218,6 +219,22 @@ def test_a_worker_that_is_asked_to_leave_saves_first_and_costs_no_failure(
         job.reach(command, 2)
         cluster.signal_worker("ray::RayTrainWorker", signal.SIGTERM)
         assert command.finish().status == 0, command.output
+    assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
+    job.assert_as(whole)
+
+
+@pytest.mark.long
+def test_a_node_that_is_drained_saves_first_and_costs_no_failure(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    """As Kubernetes takes a pod away: SIGTERM to `ray start --block`, which drains its node before it ends."""
+    job = Job(tmp_path / "runs", whole.config)
+    with ray_cluster(cluster.node, tmp_path / "head.log", num_cpus=0) as head:
+        head.wait()
+        node = ray_node(head, tmp_path / "first.log")
+        with node as first, job.attempt(head, "--set", "compute.max_failures=0") as command:
+            job.reach(command, 2)
+            with ray_node(head, tmp_path / "second.log"):
+                first.process.terminate()
+                assert command.finish().status == 0, command.output
     assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
     job.assert_as(whole)
 

@@ -15,7 +15,7 @@ from magnet.memory import Memory
 from ray_jobs import fit, loop
 from ray_jobs.fit import DoesNotFitError
 from service.settings import TrainSettings
-from tests.ray_jobs import test_attempt as attempts
+from tests.ray_jobs import attempt_rig as attempts
 
 no_monitor = attempts.no_monitor
 

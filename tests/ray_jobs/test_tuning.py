@@ -17,7 +17,7 @@ from ray_jobs.trial import Search
 from service.manifest import Manifest
 from service.settings import train_settings
 from service.tune_settings import SearchSettings
-from tests.ray_jobs import test_attempt as attempts
+from tests.ray_jobs import attempt_rig as attempts
 
 no_monitor = attempts.no_monitor
 SLIDES = tuple(replace(attempts.slide(n), split="train" if n < 6 else "val") for n in range(8))
