@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ def draw(outcomes: Sequence[Outcome]) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     _panel(left, "last patches per slide", [(one, float(one.num_patches)) for one in points], best)
     _panel(right, "MB read per slide", [(one, one.bytes_per_slide / 1e6) for one in points], best)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_ylabel("validation AUROC")
     figure.suptitle(f"{len(points)} trials, {len(best)} of them on the front")
     return figure

@@ -262,6 +262,12 @@ class Service:
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
         return boto3.client("s3", endpoint_url=self.node["AWS_ENDPOINT_URL"], **keys)
 
+    def texts(self, prefix: str, ending: str) -> list[str]:
+        """Of all objects in the bucket whose keys begin and end like this."""
+        found = self.s3().list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())
+        keys = [one["Key"] for one in found if one["Key"].endswith(ending)]
+        return [self.s3().get_object(Bucket=BUCKET, Key=key)["Body"].read().decode() for key in keys]
+
     def slide_reads(self) -> Counter[str]:
         """Requests for each slide, by its id, that the store has answered so far."""
         return Counter(re.findall(rf'"GET /{BUCKET}/slides/(\w+)', self.store_log.read_text()))
