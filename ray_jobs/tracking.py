@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from matplotlib.figure import Figure
@@ -32,6 +31,7 @@ from ray_jobs.provenance import environment_tags
 from ray_jobs.unsent import Points, Unsent
 from service import storage
 from service.errors import MagnetError, UsageError
+from service.manifest import Manifest
 
 log = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -266,13 +266,18 @@ class Tracker:
         """Set tags."""
         self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
-    def dataset(self, frame: pd.DataFrame, *, source: str, name: str, context: str) -> None:
-        """Note a table that went into the run, by name, source and digest."""
-        with warnings.catch_warnings():  # about guesses that do no harm: kind of source, integers without gaps
-            warnings.simplefilter("ignore")
-            dataset = from_pandas(frame, source=source, name=name)._to_mlflow_entity()
-        used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        self.client.log_inputs(self.run_id, datasets=[used])
+    def datasets(self, manifest: Manifest) -> None:
+        """Note the slides to train and to validate on as the run's inputs, by the manifest's name, URI and digest."""
+        frame = manifest.to_frame()
+        for context in ("train", "val"):
+            part = frame[frame["split"] == context]
+            if len(part):
+                name = f"{Path(manifest.uri).stem}-{context}"
+                with warnings.catch_warnings():  # about guesses that do no harm: kind of source, integers without gaps
+                    warnings.simplefilter("ignore")
+                    dataset = from_pandas(part, source=manifest.uri, name=name)._to_mlflow_entity()
+                used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+                self.client.log_inputs(self.run_id, datasets=[used])
 
     def file(self, path: Path, folder: str | None = None) -> None:
         """Keep a file as an artifact."""

@@ -91,10 +91,7 @@ def _record(
     overrides = json.dumps(changed(settings), sort_keys=True)
     tracker.tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage, **tags})
     tracker.tags({f"slides.{name.replace(' ', '_')}": count for name, count in slide_counts(manifest).items()})
-    frame = manifest.to_frame()
-    for context in ("train", "val") if manifest.split("val") else ("train",):
-        name = f"{Path(manifest.uri).stem}-{context}"
-        tracker.dataset(frame[frame["split"] == context], source=manifest.uri, name=name, context=context)
+    tracker.datasets(manifest)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / rerun.CONFIG_FILE
         config.write_text(yaml.safe_dump(to_dict(settings), sort_keys=False))

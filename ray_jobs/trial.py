@@ -81,6 +81,7 @@ def run_trial(chosen: dict[str, Any], search: Search) -> None:
     tracker.tags({"mlflow.parentRunId": search.parent_run, "trial": trial})
     tracker.params(parameters(settings, search.manifest))
     tracker.begin()
+    tracker.datasets(search.manifest)
     status, reason = "complete", ""
     try:
         _train(search, trial, settings, tracker)

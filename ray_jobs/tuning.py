@@ -101,6 +101,7 @@ def _record(
     searched = {f"search.{key}": value for key, value in flat(to_dict(task.settings)).items()}
     tracker.params(trial.parameters(task.base, task.manifest) | searched)
     tracker.begin()
+    tracker.datasets(task.manifest)
     tracker.tags({"schedules.allowed": str(len(allowed)), "schedules.refused": str(len(refused))})
     print(f"{len(allowed)} schedules to choose from, {len(refused)} refused", flush=True)
     for one in refused[:5]:

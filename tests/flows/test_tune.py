@@ -65,6 +65,8 @@ def test_the_killed_search_goes_on_to_one_run_per_trial(tuned: tuple[Path, Comma
     assert sorted(run.data.params["model.zoom.schedule"] for run in children) == ["1,2", "2,1", "2,2"]
     assert {run.info.status for run in children} == {"FINISHED"}
     client = mlflow_client(folder)
+    for run in (parent, *children):
+        assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["manifest-train", "manifest-val"]
     for run in children:
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/step_loss")]
         assert steps == list(range(1, len(steps) + 1))

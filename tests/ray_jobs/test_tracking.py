@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import threading
@@ -9,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
 from ray_jobs import tracking
 from ray_jobs.tracking import RecordError, SystemMetrics, Tracker, start_run, tracking_uri
 from service.errors import UsageError
+from service.manifest import Manifest, Slide
 
 
 @pytest.fixture(scope="module")
@@ -222,16 +223,17 @@ def test_what_is_pending_is_sent_at_the_end(tracker: Tracker) -> None:
     assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_tags_and_tables(tracker: Tracker) -> None:
+def test_tags_and_slides(tracker: Tracker) -> None:
     tracker.tags({"preset": "paper"})
-    frame = pd.DataFrame({"slide_id": ["a", "b"], "label": [0, 1]})
-    tracker.dataset(frame, source="s3://bucket/cohort.csv", name="cohort-train", context="train")
+    splits = ("train", "train", "test")
+    slides = [Slide(row=n, slide_id=f"s{n}", uri=f"{n}", patient_id="p", split=split) for n, split in enumerate(splits)]
+    tracker.datasets(Manifest(slides=tuple(slides), uri="s3://bucket/cohort.csv", sha256=""))
     run = tracker.client.get_run(tracker.run_id)
     assert run.data.tags["preset"] == "paper"
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.name == "cohort-train"
     assert "s3://bucket/cohort.csv" in used.dataset.source
-    assert len(used.dataset.digest) > 0
+    assert json.loads(used.dataset.profile)["num_rows"] == 2
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "train")]
 
 
