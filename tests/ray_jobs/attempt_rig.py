@@ -168,7 +168,7 @@ def train_until(it: Task, step: int) -> FakeTracker:
             raise Killed
         return whole(number, *args)
 
-    made.learner.step = dying  # type: ignore[method-assign]
+    made.learner.step = dying  # type: ignore[method-assign]  # a fake in its place
     with pytest.raises(Killed):
         made.run(stream)
     return tracker

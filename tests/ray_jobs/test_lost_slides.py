@@ -48,7 +48,7 @@ def test_a_slide_that_turns_unreadable_is_left_out_and_named(whole: Any, tmp_pat
         reader.fails = lambda uri, at: uri == victim and at == layer
         return step(number, *args)
 
-    made.learner.step = breaking  # type: ignore[method-assign]
+    made.learner.step = breaking  # type: ignore[method-assign]  # a fake in its place
     made.run(stream)
     assert list(made.quarantine.lost) == [victim]
     assert tracker.tags["quarantined"] == "id0"
@@ -73,7 +73,7 @@ def test_its_place_stays_empty_whoever_computes_it(tmp_path: Path) -> None:
         )
         sums = []
         share = made.learner.step
-        made.learner.step = lambda *args: sums.append(share(*args)) or sums[-1]  # type: ignore[method-assign, func-returns-value]
+        made.learner.step = lambda *args: sums.append(share(*args)) or sums[-1]  # type: ignore[method-assign, func-returns-value]  # a fake in its place
         made.run(stream)
         return found, sums[0]
 
@@ -129,7 +129,7 @@ def test_a_store_that_fails_is_no_fault_of_a_slide(tmp_path: Path) -> None:
             raise StorageError("the store failed", uri=uris[0])
 
     made, stream = attempt(task(tmp_path), FakeReader(), FakeTracker())
-    made.reader = Away()  # type: ignore[assignment]
+    made.reader = Away()  # type: ignore[assignment]  # a fake in its place
     with pytest.raises(StorageError):
         made.run(stream)
     assert made.quarantine.lost == {}
@@ -147,7 +147,7 @@ def test_other_slides_of_the_next_step_are_opened_during_this_one(tmp_path: Path
         seen.append(len(reader.opened))
         return done
 
-    made.learner.step = step  # type: ignore[method-assign]
+    made.learner.step = step  # type: ignore[method-assign]  # a fake in its place
     made.run(stream)
     per_step = 2 * it.settings.recipe.batch  # once for the roots, once for the training
     assert seen[0] >= 2 * per_step
