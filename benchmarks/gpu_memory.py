@@ -22,7 +22,7 @@ from magnet.fake_slide import formula_fetch, waves
 from magnet.plan import Cut
 from magnet.zoom import MagNet
 from ray_jobs.fit import predicted, ways
-from ray_jobs.learner import IN_FLIGHT, Learner, TooLargeError
+from ray_jobs.learner import Learner, TooLargeError
 from service.settings import TrainSettings, train_settings
 
 SIDE_PX = 110_000
@@ -39,7 +39,7 @@ def last_steps(settings: TrainSettings, cut: Cut, device: torch.device) -> None:
     fetch = formula_fetch([SLIDE] * size, [SIDE_PX] * size)
     portions = [(index, np.full(size, float(SIDE_PX)), fetch, label_B) for index in range(cut.per_worker)]
     learner = Learner(MagNet(settings.model, to_be_loaded=True).to(device), settings.recipe, NUM_STEPS)
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+    with ThreadPoolExecutor(settings.model.zoom.num_in_flight) as pool:
         for step in (NUM_STEPS - 2, NUM_STEPS - 1):
             learner.step(step, portions, pool)
 

@@ -72,6 +72,11 @@ class ZoomConfig:
         """Last patches: the product of the schedule."""
         return math.prod(self.schedule)
 
+    @property
+    def num_in_flight(self) -> int:
+        """Zooms at work at once, so that reading hides behind computing: one waits for each layer, one computes."""
+        return self.num_layers + 2
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocatorConfig:

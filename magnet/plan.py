@@ -84,18 +84,17 @@ def cuts(batch: int, num_workers: int) -> list[Cut]:
     return [Cut(size, math.ceil(batch // size / num_workers)) for size in sizes]
 
 
-def largest_that_fits(options: list[Cut], fits: Callable[[Cut], bool], in_flight: int) -> Cut | None:
+def largest_that_fits(options: list[Cut], fits: Callable[[Cut], bool]) -> Cut | None:
     """The largest micro-batch that fits and lets zooms overlap; None if none fits.
 
-    A worker with fewer than `in_flight` micro-batches a step computes nothing while it waits for pixels, so larger ones
-    come last: they are taken only where the batch is too small for anything else.
+    A worker with a single micro-batch a step computes nothing while it waits for pixels, so that comes last: it is
+    taken only where the batch is too small for anything else.
 
     Args:
         options: of `cuts`.
         fits: whether one does; asked for one after the other, until the first that does.
-        in_flight: micro-batches that are worked on at once.
     """
-    overlapping = [cut for cut in options if cut.per_worker >= in_flight]
+    overlapping = [cut for cut in options if cut.per_worker > 1]
     return next((cut for cut in overlapping or options if fits(cut)), None)
 
 

@@ -6,11 +6,10 @@ end returns its result. Whoever drives it decides where pixels come from. This m
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,30 +95,54 @@ def drive_many(
     """Run zooms to their ends, `num_in_flight` at a time: while one computes, the others wait for their windows.
 
     Turns are taken in a fixed order, not in that of arriving windows: results come in the same order in every run, that
-    of `zooms` where all ask equally often, and a sum over them is the same too.
+    of `zooms` where all ask equally often, and a sum over them is the same too. Before each turn of the oldest, those
+    that have asked less than it have one, the youngest first: so zooms spread over the layers, and what each of them
+    waits for is read while the oldest computes. If all asked at the same time, nobody would compute while they wait.
 
     Args:
         zooms: each with a key, which comes back with its result, and what answers it; taken when there is room.
         pool: threads that fetch; as many as `num_in_flight` serve best.
-        num_in_flight: zooms begun and not ended.
+        num_in_flight: zooms begun and not ended; `ZoomConfig.num_in_flight` hides reads that take no longer than the
+            end of a zoom computes.
         catch: an error of this kind ends its own zoom alone and comes in place of the result; others are raised.
     """
     coming = iter(zooms)
-    waiting: deque[tuple[Key, Generator[Ask, Windows, Result], Fetch, Future[Windows] | None]] = deque()
+    begun: list[_Begun[Key, Result]] = []
     while True:
-        while len(waiting) < num_in_flight and (new := next(coming, None)) is not None:
-            waiting.append((*new, None))
-        if not waiting:
+        while len(begun) < num_in_flight and (new := next(coming, None)) is not None:
+            begun.append(_Begun(*new))
+        if not begun:
             return
-        key, zoom, fetch, windows = waiting.popleft()
-        try:
-            ask = next(zoom) if windows is None else zoom.send(windows.result())
-            waiting.append((key, zoom, fetch, pool.submit(fetch, ask)))
-        except StopIteration as end:
-            yield key, end.value
-        except catch as error:
-            zoom.close()
-            yield key, error
+        oldest = begun[0]
+        behind = [one for one in reversed(begun) if one.num_asked < oldest.num_asked]
+        for one in (*behind, oldest):
+            try:
+                one.turn(pool)
+            except StopIteration as end:
+                begun.remove(one)
+                yield one.key, end.value
+            except catch as error:
+                begun.remove(one)
+                one.zoom.close()
+                yield one.key, error
+
+
+@dataclass(slots=True, eq=False)
+class _Begun(Generic[Key, Result]):
+    """A zoom on its way."""
+
+    key: Key
+    zoom: Generator[Ask, Windows, Result]
+    fetch: Fetch
+    answer: Future[Windows] | None = None
+    num_asked: int = 0
+
+    def turn(self, pool: Executor) -> None:
+        """Wait for the windows, compute, ask for the next. Raises StopIteration with the result at the end."""
+        windows, self.answer = self.answer, None  # they are let go of as soon as the zoom does
+        ask = next(self.zoom) if windows is None else self.zoom.send(windows.result())
+        self.num_asked += 1
+        self.answer = pool.submit(self.fetch, ask)
 
 
 def in_frames(fetch: Fetch, frames: NDArray[np.int64]) -> Fetch:

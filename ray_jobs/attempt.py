@@ -21,7 +21,7 @@ from ray_jobs.epoch_end import line, roi_health
 from ray_jobs.epoch_sums import Sums, added, epoch_metrics, of_all_workers
 from ray_jobs.evaluate import Evaluation, evaluate
 from ray_jobs.group import gathered
-from ray_jobs.learner import IN_FLIGHT, Learner
+from ray_jobs.learner import Learner
 from ray_jobs.memory_use import compare_with_plan, peak_memory
 from ray_jobs.notice import Notice, PreemptedError
 from ray_jobs.progress import Progress, say
@@ -110,7 +110,8 @@ class Attempt:
         self._restore()
         first, progress = self.step, Progress(self.step, self.order.num_steps)
         steps = Steps(self.task, self.learner, self.reader, self.quarantine, self.tracker)
-        with FetchPool(IN_FLIGHT, self._clock) as pool, SystemMetrics(self.tracker) as load:
+        num_threads = self.task.settings.model.zoom.num_in_flight
+        with FetchPool(num_threads, self._clock) as pool, SystemMetrics(self.tracker) as load:
             for work in ahead(steps.opened(stream(first), first), self._clock):
                 if self.step == first:  # until now the stream came up: no share of a step
                     self._begin_lap()

@@ -15,7 +15,7 @@ import torch
 from magnet.config import RecipeConfig
 from magnet.windows import Ask, Fetch, Windows, in_frames
 from magnet.zoom import MagNet
-from ray_jobs.learner import IN_FLIGHT, Learner
+from ray_jobs.learner import Learner
 from ray_jobs.order import Order
 from service.manifest import Slide
 from service.reading import Batch, Reader
@@ -51,7 +51,7 @@ def train(
         augment=recipe.augment,
     )
     learner, roots = Learner(model, recipe, num_steps), _Roots()
-    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fetch") as pool:
+    with ThreadPoolExecutor(model.config.zoom.num_in_flight, thread_name_prefix="fetch") as pool:
         for step in range(num_steps):
             micro_batches = []
             for index in range(order.micro_batches_per_step):

@@ -19,11 +19,9 @@ from magnet.zoom import MagNet, Zoomed
 from ray_jobs.group import gathered
 from ray_jobs.learner import autocast
 from ray_jobs.quarantine import SlideLostError, losses_of, watched
+from ray_jobs.waiting import WaitClock, ahead
 from service.manifest import Slide
 from service.reading import Batch, Reader
-
-IN_FLIGHT = 4
-"""Slides whose zooms run at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +120,13 @@ def zooms_of(
         lost[error.uri] = error.reason
 
     model.eval()
+    in_flight = model.config.zoom.num_in_flight
     with (
-        ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fetch") as pool,
+        ThreadPoolExecutor(in_flight, thread_name_prefix="fetch") as pool,
         torch.inference_mode(),
         autocast(precision, model.device),
     ):
-        for (slide, batch), end in drive_many(begin(), pool, IN_FLIGHT, SlideLostError):
+        for (slide, batch), end in drive_many(ahead(begin(), WaitClock()), pool, in_flight, SlideLostError):
             if isinstance(end, SlideLostError):
                 lose(end)
             else:

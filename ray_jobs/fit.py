@@ -9,7 +9,6 @@ from functools import cache
 from magnet.config import ModelConfig, RecipeConfig
 from magnet.memory import Memory, step_memory
 from magnet.plan import USABLE_SHARE, Cut, cuts, largest_that_fits
-from ray_jobs.learner import IN_FLIGHT
 from service.errors import UsageError
 from service.settings import TrainSettings
 
@@ -22,7 +21,8 @@ def predicted(settings: TrainSettings, cut: Cut) -> Memory:
     """Peak memory of a worker's step whose batch is cut this way."""
     # What decides over the schedule of the training decides nothing here: one measurement serves all such trials.
     recipe = replace(settings.recipe, seed=0, epochs=1, learning_rate=1.0, locator_learning_rate=None)
-    return _predicted(settings.model, recipe, cut.micro_batch, min(cut.per_worker, IN_FLIGHT), cut.per_worker > 1)
+    in_flight = min(cut.per_worker, settings.model.zoom.num_in_flight)
+    return _predicted(settings.model, recipe, cut.micro_batch, in_flight, cut.per_worker > 1)
 
 
 @cache
@@ -51,7 +51,7 @@ def chosen(settings: TrainSettings, card_bytes: float) -> Memory:
         return fits(predicted(settings, cut).peak_bytes, card_bytes)
 
     options = ways(settings)
-    cut = largest_that_fits(options, fitting, IN_FLIGHT)
+    cut = largest_that_fits(options, fitting)
     if cut is None:
         raise DoesNotFitError(refusal(settings, predicted(settings, options[-1]).peak_bytes, card_bytes))
     return predicted(settings, cut)

@@ -26,10 +26,6 @@ from ray_jobs.quarantine import SlideLostError
 from ray_jobs.running_statistics import RunningStatistics
 from service.errors import StoppedError
 
-IN_FLIGHT = 2
-"""Micro-batches whose zooms run at once: while one computes, the other waits for pixels."""
-
-
 Portion = tuple[int, NDArray[np.float64], Fetch, Tensor]
 """A micro-batch to zoom into: its number within the step, side of each slide's root square in level-0 pixels, what
 answers the zoom, and labels (B,)."""
@@ -134,7 +130,7 @@ class Learner:
         while portions:
             torn: list[tuple[int, SlideLostError]] = []
             zooms = (((i, label_B), self._zoom(step, i, sides), fetch) for i, sides, fetch, label_B in portions)
-            for (index, label_B), end in drive_many(zooms, pool, IN_FLIGHT, catch):
+            for (index, label_B), end in drive_many(zooms, pool, self.model.config.zoom.num_in_flight, catch):
                 if isinstance(end, SlideLostError):
                     torn.append((index, end))
                 else:

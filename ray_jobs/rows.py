@@ -28,7 +28,7 @@ from service.scores import empty_row
 from service.slides import SlideInfo
 
 OPENED_AHEAD = 4
-"""Slides whose headers are read, and whose quality is judged, before their turn."""
+"""Slides that are opened, and whose quality is judged, before their turn."""
 SOFTWARE = ", ".join(f"{name} {version(name)}" for name in ("magnifying-networks", "torch", "timm", "imagecodecs"))
 
 
@@ -48,7 +48,7 @@ class Scored:
     compute_s: float = 0.0
 
     def answer(self, ask: Ask) -> Windows:
-        """Answer the slide's zoom, which opened it."""
+        """Answer the slide's zoom."""
         assert self.fetch is not None
         return self.fetch(ask)
 
@@ -59,7 +59,7 @@ def score_slides(
     reader: Reader,
     settings: ZoomSettings | None = None,
     *,
-    in_flight: int = 4,
+    in_flight: int | None = None,
     keep_views: bool = False,
 ) -> Iterator[Scored]:
     """Score slides, several at once.
@@ -69,7 +69,7 @@ def score_slides(
         slides: need `slide_id` and `uri`.
         reader: of their pixels.
         settings: which slides are refused and when a zoom ends; None: the defaults.
-        in_flight: slides whose zooms run at once.
+        in_flight: slides whose zooms run at once; None: as many as hide the reads.
         keep_views: keep what the model saw in the traces, for pictures.
 
     Yields:
@@ -77,49 +77,52 @@ def score_slides(
         status "failed" or "refused" and the reason.
     """
     settings = settings or ZoomSettings()
+    in_flight = in_flight or model.config.zoom.num_in_flight
     with ThreadPoolExecutor(in_flight + OPENED_AHEAD, thread_name_prefix="fetch") as pool:
         zooms = (
-            (scored, _zoom(model, scored, judged, reader, settings, keep_views), scored.answer)
-            for scored, judged in _judged_ahead(slides, reader, settings, pool)
+            (scored, _zoom(model, scored, opened, settings, keep_views), scored.answer)
+            for scored, opened in _opened_ahead(slides, reader, settings, pool)
         )
         for scored, end in drive_many(zooms, pool, in_flight, catch=MagnetError):
             _fill(scored, end, model, settings)
             yield scored
 
 
-def _judged_ahead(
+def _opened_ahead(
     slides: Sequence[Slide], reader: Reader, settings: ZoomSettings, pool: Executor
-) -> Iterator[tuple[Scored, Future[Quality | None]]]:
-    """The slides, the next ones' headers and quality on their way; errors show when the slide has its turn."""
+) -> Iterator[tuple[Scored, Future[None]]]:
+    """The slides, the next ones being opened and judged; errors show when the slide has its turn."""
 
-    def judge(slide: Slide) -> Quality | None:
+    def look_at(scored: Scored) -> None:
+        scored.batch = reader.batch([scored.slide.uri] * settings.frames)
         if settings.gate is not None:
-            return inspect(reader, slide.uri, settings.gate)
-        reader.info(slide.uri)
-        return None
+            scored.quality = inspect(reader, scored.slide.uri, settings.gate)
 
-    coming = deque(pool.submit(judge, slide) for slide in slides[:OPENED_AHEAD])
-    for k, slide in enumerate(slides):
-        judged = coming.popleft()
-        judged.exception()  # waits
+    def begin(slide: Slide) -> tuple[Scored, Future[None]]:
+        scored = Scored(slide, empty_row(slide))
+        return scored, pool.submit(look_at, scored)
+
+    coming = deque(map(begin, slides[:OPENED_AHEAD]))
+    for k in range(len(slides)):
+        scored, opened = coming.popleft()
+        opened.exception()  # waits
         if k + OPENED_AHEAD < len(slides):
-            coming.append(pool.submit(judge, slides[k + OPENED_AHEAD]))
-        yield Scored(slide, empty_row(slide)), judged
+            coming.append(begin(slides[k + OPENED_AHEAD]))
+        yield scored, opened
 
 
 @torch.inference_mode()  # here and not around the loop above, whose consumer would find itself in it
 def _zoom(
     model: MagNet,
     scored: Scored,
-    judged: Future[Quality | None],
-    reader: Reader,
+    opened: Future[None],
     settings: ZoomSettings,
     keep_views: bool,
 ) -> Generator[Ask, Windows, Zoomed]:
-    """A zoom that opens its slide first. Several frames are as many slides of one zoom."""
+    """A zoom into a slide that was opened ahead. Several frames are as many slides of one zoom."""
     scored.started_s = time.perf_counter()
-    scored.batch = reader.batch([scored.slide.uri] * settings.frames)
-    scored.quality = judged.result()
+    opened.result()
+    assert scored.batch is not None
     scored.fetch = in_frames(scored.batch.fetch, np.arange(settings.frames) % NUM_FRAMES)
     enough = _enough(scored, scored.batch, settings) if settings.may_end_early else None
     zoom = model.zoom(scored.batch.side_px, keep_views=keep_views, enough=enough)

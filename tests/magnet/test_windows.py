@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Generator, Iterator
@@ -64,6 +65,22 @@ def test_many_zooms_take_turns_and_end_as_their_turns_do() -> None:
         ended = list(drive_many(zooms, pool, 2))
     assert turns == ["a0", "b0", "a1", "c0", "c1"]
     assert ended == [("b", [0]), ("a", [0, 10]), ("c", [0, 10])]
+
+
+def test_zooms_spread_over_the_layers_so_that_each_read_has_an_end_to_hide_behind() -> None:
+    turns: list[str] = []
+    num_asks = 3  # layers 0 to 2
+    zooms = ((name, Heard(name, num_asks, turns).zoom(), by_layer) for name in "abcdefgh")
+    with ThreadPoolExecutor(1) as pool:
+        for name, _ in drive_many(zooms, pool, num_asks + 1):
+            turns.append(f"{name}.")  # the end, which takes long
+    assert " ".join(turns[:16]) == "a0 d0 c0 b0 a1 d1 c1 b1 a2 d2 c2 b2 a. e0 b. f0"
+    ends = [n for n, turn in enumerate(turns) if turn[1] == "."]
+    assert [turns[n] for n in ends] == [f"{name}." for name in "abcdefgh"]
+    for name in "fgh":  # the first ones begin together
+        asked = [turns.index(f"{name}{layer}") for layer in range(num_asks)]
+        for said, heard in itertools.pairwise([*asked, turns.index(f"{name}.")]):
+            assert any(said < end < heard for end in ends), f"{name}: nothing long is computed while it reads"
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.randoms())

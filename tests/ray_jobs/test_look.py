@@ -46,7 +46,7 @@ def test_an_untrained_network_is_drawn_from_a_config_alone(
     kinds = (("geojson", "geojson"), ("overlays", "jpg"), ("pictures", "jpg"))
     assert drawn(out) == [f"{folder}/{name}.{suffix}" for folder, suffix in kinds for name in names]
     told = capsys.readouterr().out
-    assert "he-two-pieces: 7 regions, 0.1" in told  # 1 + 2 + 4
+    assert "he-two-pieces: 7 regions, 0.2" in told  # 1 + 2 + 4; the header is read too
     assert str(out / "pictures" / "he-two-pieces.jpg") in told
 
 
