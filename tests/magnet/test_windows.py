@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,44 @@ def test_zooms_spread_over_the_layers_so_that_each_read_has_an_end_to_hide_behin
         asked = [turns.index(f"{name}{layer}") for layer in range(num_asks)]
         for said, heard in itertools.pairwise([*asked, turns.index(f"{name}.")]):
             assert any(said < end < heard for end in ends), f"{name}: nothing long is computed while it reads"
+
+
+class Played(Executor):
+    """Fetches that answer 30 ms late, in a time that passes only where somebody computes or waits."""
+
+    def __init__(self) -> None:
+        self.now_ms = self.waited_ms = 0.0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        played, ready_ms = self, self.now_ms + 30
+
+        class Late(Future[Any]):
+            def result(self, timeout: float | None = None) -> Any:
+                late_ms = max(0.0, ready_ms - played.now_ms)
+                played.waited_ms += late_ms
+                played.now_ms += late_ms
+                return super().result(timeout)
+
+        late = Late()
+        late.set_result(fn(*args, **kwargs))
+        return late
+
+    def zoom(self, num_asks: int, layer_ms: float, end_ms: float) -> Zoom:
+        for number in range(num_asks):
+            yield ask(number)
+            self.now_ms += layer_ms
+        self.now_ms += end_ms
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("end_ms", [40.0, 120.0, 480.0])
+def test_reads_hide_behind_ends_that_take_longer(num_layers: int, end_ms: float) -> None:
+    num_zooms, num_asks, pool = 100, num_layers + 1, Played()
+    zooms = [(n, pool.zoom(num_asks, 1.0, end_ms), by_layer) for n in range(num_zooms)]
+    assert [n for n, _ in drive_many(zooms, pool, num_asks + 1)] == list(range(num_zooms))
+    at_the_beginning_ms = num_asks * 30.0  # where nothing can be computed yet
+    assert pool.waited_ms <= at_the_beginning_ms
+    assert pool.now_ms - pool.waited_ms == num_zooms * (num_asks * 1.0 + end_ms)
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.randoms())
