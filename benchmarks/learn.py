@@ -18,7 +18,7 @@ The arms, all with the same encoder and head, judged on the slides of split test
 `hit_rate`: share of the positive slides with a last box that is covered at least 10 % by the lesion. `on_candidates`:
 share of the last boxes' area on lesions and decoys, which look alike from afar. Of the first seed there are pictures:
 its regions over the epochs, and zooms through held-out slides, one of them gone wrong. Every seed's figures are kept in
---out as they come; the same command again goes on with the seeds that are missing.
+--out as they come; the same command again goes on with the seeds and arms that are missing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from learning import (
     chance_on_candidates,
     default_cohort,
     difference,
+    judge,
     magnet_arm,
     open_world,
     random_arm,
@@ -64,31 +65,47 @@ def settings_of(args: argparse.Namespace, seed: int) -> TrainSettings:
     return train_settings(None, [*words, *args.set])
 
 
-def run_seed(args: argparse.Namespace, world: World, seed: int, folder: Path) -> dict[str, Any]:
-    """All arms of one seed, and the figures of each."""
-    settings = settings_of(args, seed)
-    steps = args.steps or steps_within(args.minutes, settings, world, lambda: MagNet(settings.model))
-    say(f"seed {seed}: {steps} steps of {settings.recipe.batch} slides")
-    diary = Diary(world, steps) if seed == args.seeds[0] else None
-    model, magnet = magnet_arm(settings, world, steps, None if diary is None else diary.note)
-    judged = {"magnet": magnet}
-    say(f"  magnet {magnet.report()}")
-    if diary is not None:
-        diary.draw(folder / "regions_over_epochs.png")
-        draw_zooms(model, world, magnet, folder)
-    torch.save(model.state_dict(), folder / f"magnet_seed{seed}.pt")
-    if "random_tissue" in args.arms:
-        judged["random_tissue"] = random_arm(settings, world, magnet)
-    if "thumbnail" in args.arms:
-        judged["thumbnail"] = thumbnail_arm(settings, world, steps)
-    if "tiling" in args.arms:
-        judged["tiling"] = tiling_arm(model, world, np.mean([s[-1] for s in magnet.half_sides], axis=0).tolist(), seed)
-    for name, one in judged.items():
+def run_seed(args: argparse.Namespace, world: World, seed: int, kept: dict[str, Any]) -> dict[str, Any]:
+    """The figures of all arms of one seed, those that are kept already among them."""
+    settings, weights = settings_of(args, seed), args.out / f"magnet_seed{seed}.pt"
+    missing = {"magnet", *args.arms} - kept.keys()
+    if not missing:
+        return kept
+    if "magnet" in missing:
+        steps = args.steps or steps_within(args.minutes, settings, world, lambda: MagNet(settings.model))
+        say(f"seed {seed}: {steps} steps of {settings.recipe.batch} slides")
+        diary = Diary(world, steps) if seed == args.seeds[0] else None
+        model, magnet = magnet_arm(settings, world, steps, None if diary is None else diary.note)
+        if diary is not None:
+            diary.draw(args.out / "regions_over_epochs.png")
+            draw_zooms(model, world, magnet, args.out)
+        torch.save(model.state_dict(), weights)
+    else:
+        model, magnet = trained_magnet(settings, world, weights, kept["magnet"])
+    found = {"magnet": magnet} if "magnet" in missing else {}
+    if "random_tissue" in missing:
+        found["random_tissue"] = random_arm(settings, world, magnet)
+    if "thumbnail" in missing:
+        found["thumbnail"] = thumbnail_arm(settings, world, magnet.steps)
+    if "tiling" in missing:
+        found["tiling"] = tiling_arm(model, world, np.mean([s[-1] for s in magnet.half_sides], axis=0).tolist(), seed)
+    for name, one in found.items():
         say(f"  {name} {one.report()}")
-    return {
+    return kept | {
         name: one.report() | {"scores": one.scores, "labels": one.labels, "strata": one.strata}
-        for name, one in judged.items()
+        for name, one in found.items()
     }
+
+
+def trained_magnet(settings: TrainSettings, world: World, weights: Path, kept: dict[str, Any]) -> tuple[MagNet, Judged]:
+    """A MagNet of an earlier run, judged anew: the controls want its regions' sizes and its training's time."""
+    model = MagNet(settings.model, to_be_loaded=True)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    judged = judge(model, world)
+    if judged.report()["auroc"] != kept["auroc"]:
+        raise SystemExit(f"{weights} is not what its figures were made with: other settings, or another cohort")
+    judged.cpu_s, judged.steps = kept["cpu_minutes"] * 60, kept["steps"]
+    return model, judged
 
 
 def summary(runs: dict[int, dict[str, Any]], chance: float | None) -> dict[str, Any]:
@@ -158,12 +175,12 @@ def main() -> None:
     with RegionReader(tile_cache_bytes=TILE_CACHE_BYTES, num_threads=2) as reader:
         world = open_world(folder, reader)
         for seed in args.seeds:
-            kept = args.out / f"seed{seed}.json"
-            if not kept.exists():
-                part = kept.with_suffix(".part")
-                part.write_text(json.dumps(run_seed(args, world, seed, args.out)))
-                part.replace(kept)
-            runs[seed] = json.loads(kept.read_text())
+            file = args.out / f"seed{seed}.json"
+            kept = json.loads(file.read_text()) if file.exists() else {}
+            runs[seed] = run_seed(args, world, seed, kept)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(runs[seed]))
+            part.replace(file)
         result = summary(runs, chance_on_candidates(world) if world.decoys else None)
     (args.out / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result) if args.json else "\n".join(f"{key:>32} {value}" for key, value in result.items()))

@@ -50,7 +50,6 @@ from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
 TILE_PX, TILE_MPP, BATCH = 256, 0.5, 64
-IN_FLIGHT = 8
 
 
 def main() -> None:
@@ -123,7 +122,7 @@ def _scored_with_readers(model: MagNet, slides: Sequence[Slide], num: int) -> di
 
 def _scored_by(reader: Reader, model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
     began, cpu = time.perf_counter(), time.process_time()
-    rows = [one.row for one in score_slides(model, slides, reader, in_flight=IN_FLIGHT)]
+    rows = [one.row for one in score_slides(model, slides, reader)]
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     bad = [row["reason"] for row in rows if row["status"] != "scored"]
     if bad:
@@ -184,7 +183,7 @@ def _soak(model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
     """Resident memory after each quarter of a long scoring."""
     found, quarter = {}, max(1, len(slides) // 4)
     with RegionReader() as reader:
-        for number, _ in enumerate(score_slides(model, slides, reader, in_flight=IN_FLIGHT), start=1):
+        for number, _ in enumerate(score_slides(model, slides, reader), start=1):
             if number % quarter == 0:
                 found[f"after_{number}"] = round(psutil.Process().memory_info().rss / 1e6, 1)
     return found

@@ -96,35 +96,41 @@ def drive_many(
 
     Turns are taken in a fixed order, not in that of arriving windows: results come in the same order in every run, that
     of `zooms` where all ask equally often, and a sum over them is the same too. Before each turn of the oldest, those
-    that have asked less than it have one, the youngest first: so zooms spread over the layers, and what each of them
-    waits for is read while the oldest computes. If all asked at the same time, nobody would compute while they wait.
+    that have asked less than it have one, the youngest first, if enough others have ended since they asked. So zooms
+    spread evenly over the layers, and what each of them waits for is read while older ones compute their ends. If all
+    asked at the same time, nobody would compute while they wait.
 
     Args:
         zooms: each with a key, which comes back with its result, and what answers it; taken when there is room.
         pool: threads that fetch; as many as `num_in_flight` serve best.
         num_in_flight: zooms begun and not ended; `ZoomConfig.num_in_flight` hides reads that take no longer than the
-            end of a zoom computes.
+            end of a zoom computes, n times as many those that take n times as long.
         catch: an error of this kind ends its own zoom alone and comes in place of the result; others are raised.
     """
     coming = iter(zooms)
     begun: list[_Begun[Key, Result]] = []
+    num_ended = most_asked = 0
     while True:
         while len(begun) < num_in_flight and (new := next(coming, None)) is not None:
             begun.append(_Begun(*new))
         if not begun:
             return
         oldest = begun[0]
-        behind = [one for one in reversed(begun) if one.num_asked < oldest.num_asked]
+        rest = (num_in_flight - 1) // most_asked if most_asked else 0
+        behind = [one for one in reversed(begun) if one.num_asked < oldest.num_asked and one.may_turn(num_ended, rest)]
         for one in (*behind, oldest):
             try:
-                one.turn(pool)
+                one.turn(pool, num_ended)
+                continue
             except StopIteration as end:
-                begun.remove(one)
-                yield one.key, end.value
+                result: Result | Caught = end.value
             except catch as error:
-                begun.remove(one)
                 one.zoom.close()
-                yield one.key, error
+                result = error
+            begun.remove(one)
+            num_ended += 1
+            most_asked = max(most_asked, one.num_asked)
+            yield one.key, result
 
 
 @dataclass(slots=True, eq=False)
@@ -136,12 +142,18 @@ class _Begun(Generic[Key, Result]):
     fetch: Fetch
     answer: Future[Windows] | None = None
     num_asked: int = 0
+    asked_after: int = 0
+    """How many zooms had ended when it asked last."""
 
-    def turn(self, pool: Executor) -> None:
+    def may_turn(self, num_ended: int, rest: int) -> bool:
+        """Whether enough zooms have ended since it asked; nothing is waited for before the first question."""
+        return self.num_asked == 0 or num_ended - self.asked_after >= rest
+
+    def turn(self, pool: Executor, num_ended: int) -> None:
         """Wait for the windows, compute, ask for the next. Raises StopIteration with the result at the end."""
         windows, self.answer = self.answer, None  # they are let go of as soon as the zoom does
         ask = next(self.zoom) if windows is None else self.zoom.send(windows.result())
-        self.num_asked += 1
+        self.num_asked, self.asked_after = self.num_asked + 1, num_ended
         self.answer = pool.submit(self.fetch, ask)
 
 

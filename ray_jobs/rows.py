@@ -27,8 +27,6 @@ from service.score_settings import ZoomSettings
 from service.scores import empty_row
 from service.slides import SlideInfo
 
-OPENED_AHEAD = 4
-"""Slides that are opened, and whose quality is judged, before their turn."""
 SOFTWARE = ", ".join(f"{name} {version(name)}" for name in ("magnifying-networks", "torch", "timm", "imagecodecs"))
 
 
@@ -59,7 +57,7 @@ def score_slides(
     reader: Reader,
     settings: ZoomSettings | None = None,
     *,
-    in_flight: int | None = None,
+    in_flight: int = 16,
     keep_views: bool = False,
 ) -> Iterator[Scored]:
     """Score slides, several at once.
@@ -69,7 +67,7 @@ def score_slides(
         slides: need `slide_id` and `uri`.
         reader: of their pixels.
         settings: which slides are refused and when a zoom ends; None: the defaults.
-        in_flight: slides whose zooms run at once; None: as many as hide the reads.
+        in_flight: slides whose zooms run at once; as many are opened ahead.
         keep_views: keep what the model saw in the traces, for pictures.
 
     Yields:
@@ -77,11 +75,10 @@ def score_slides(
         status "failed" or "refused" and the reason.
     """
     settings = settings or ZoomSettings()
-    in_flight = in_flight or model.config.zoom.num_in_flight
-    with ThreadPoolExecutor(in_flight + OPENED_AHEAD, thread_name_prefix="fetch") as pool:
+    with ThreadPoolExecutor(2 * in_flight, thread_name_prefix="fetch") as pool:
         zooms = (
             (scored, _zoom(model, scored, opened, settings, keep_views), scored.answer)
-            for scored, opened in _opened_ahead(slides, reader, settings, pool)
+            for scored, opened in _opened_ahead(slides, reader, settings, pool, in_flight)
         )
         for scored, end in drive_many(zooms, pool, in_flight, catch=MagnetError):
             _fill(scored, end, model, settings)
@@ -89,9 +86,9 @@ def score_slides(
 
 
 def _opened_ahead(
-    slides: Sequence[Slide], reader: Reader, settings: ZoomSettings, pool: Executor
+    slides: Sequence[Slide], reader: Reader, settings: ZoomSettings, pool: Executor, num: int
 ) -> Iterator[tuple[Scored, Future[None]]]:
-    """The slides, the next ones being opened and judged; errors show when the slide has its turn."""
+    """The slides, the next `num` being opened and judged; errors show when the slide has its turn."""
 
     def look_at(scored: Scored) -> None:
         scored.batch = reader.batch([scored.slide.uri] * settings.frames)
@@ -102,12 +99,12 @@ def _opened_ahead(
         scored = Scored(slide, empty_row(slide))
         return scored, pool.submit(look_at, scored)
 
-    coming = deque(map(begin, slides[:OPENED_AHEAD]))
+    coming = deque(map(begin, slides[:num]))
     for k in range(len(slides)):
         scored, opened = coming.popleft()
         opened.exception()  # waits
-        if k + OPENED_AHEAD < len(slides):
-            coming.append(begin(slides[k + OPENED_AHEAD]))
+        if k + num < len(slides):
+            coming.append(begin(slides[k + num]))
         yield scored, opened
 
 

@@ -47,8 +47,8 @@ class ComputeSettings:
     """Threads of each process that wait for the object store."""
     tile_cache_mb: int = 256
     """Decoded tiles kept in memory by each process."""
-    slides_in_flight: int | None = None
-    """Slides that a scoring process works on at once; null: two more than the model has layers, which hides reads."""
+    slides_in_flight: int = 16
+    """Slides that a scoring process works on at once: many hide reads that take longer than a GPU computes."""
     checkpoint_minutes: float = 10.0
     """Minutes of training between two checkpoints; each epoch ends with one too."""
     max_failures: int = 8
@@ -58,8 +58,8 @@ class ComputeSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker", "reader_threads", "slides_in_flight"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} = {value}: must be at least 1")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("gpus_per_worker", "gpu_memory_gb", "readers", "tile_cache_mb", "max_failures"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
