@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from magnet.health import Looked
 from ray_jobs import resume
 from ray_jobs.checkpoint_store import CheckpointStore
-from ray_jobs.epoch_end import line, roi_health
+from ray_jobs.epoch_end import line, roi_health, waiting
 from ray_jobs.epoch_sums import Sums, added, epoch_metrics, of_all_workers
 from ray_jobs.evaluate import Evaluation, evaluate
 from ray_jobs.group import gathered
@@ -203,6 +204,10 @@ class Attempt:
         if self.tracker is not None:
             for sentence in collapsed:
                 say(f"warning: {sentence}; see roi/ in MLflow")
+            in_flight, recipe = task.settings.model.zoom.num_in_flight, task.settings.recipe
+            per_worker = math.ceil(self.order.micro_batches_per_step / self.num_workers)
+            for sentence in waiting(metrics, in_flight, recipe.micro_batch, per_worker):
+                say(f"warning: {sentence}")
             say(f"epoch {epoch}/{task.settings.recipe.epochs}  {line(metrics)}")
             self.tracker.metrics(metrics | {"step": self.step}, step=epoch)
         self._save(metrics, validation)
