@@ -27,8 +27,11 @@ from service.patients import write_patients
 from service.report import report
 from service.score_settings import ScoreSettings
 
-SLIDES_PER_PART = 8
-"""Slides that are scored and published together: what a crash loses at most, per actor."""
+SLIDES_PER_PART = (8, 64)
+"""Slides that are scored and published together, in a small and in a large manifest: what a crash loses at most, per
+actor. Zooms in flight do not cross from one block to the next, so that short ones keep a GPU waiting at both ends."""
+PARTS = 64
+"""Parts that a manifest has before they grow."""
 SETTINGS_FILE, REPORT_FILE, LOCALISATION_FILE = "settings.json", "report.html", "localisation.json"
 SLIDE = pa.schema(
     [
@@ -131,9 +134,11 @@ def _blocks(slides: list[Slide], done: set[str]) -> list[pa.Table]:
     """What is to be scored together. A function of the manifest and of what is done, so that two drivers that do not
     know of each other, one of them dying, publish the same parts under the same names."""
     columns = SLIDE.names
+    fewest, most = SLIDES_PER_PART
+    size = min(max(len(slides) // PARTS, fewest), most)
     blocks = []
-    for start in range(0, len(slides), SLIDES_PER_PART):
-        todo = [slide for slide in slides[start : start + SLIDES_PER_PART] if slide.slide_id not in done]
+    for start in range(0, len(slides), size):
+        todo = [slide for slide in slides[start : start + size] if slide.slide_id not in done]
         if todo:
             rows = [{name: getattr(slide, name) for name in columns} for slide in todo]
             blocks.append(pa.Table.from_pylist(rows, schema=SLIDE))

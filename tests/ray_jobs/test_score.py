@@ -67,6 +67,13 @@ def test_blocks_are_those_of_the_manifest_whatever_is_done_already() -> None:
     assert scoring._blocks(slides, {one.slide_id for one in slides}) == []
 
 
+@pytest.mark.parametrize(("num_slides", "size"), [(9, 8), (640, 10), (100_000, 64)])
+def test_blocks_grow_with_the_manifest(num_slides: int, size: int) -> None:
+    blocks = scoring._blocks([slide(0)] * num_slides, set())
+    assert len(blocks[0]) == size
+    assert sum(map(len, blocks)) == num_slides
+
+
 def test_a_folder_of_scores_holds_rows_of_one_kind(tmp_path: Path) -> None:
     out = str(tmp_path)
     scoring._keep_settings(ScoreSettings(), out)
