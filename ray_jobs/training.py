@@ -19,6 +19,7 @@ from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.figures import figures
 from ray_jobs.reader_actors import started_readers
 from ray_jobs.stream import store_patience_s
+from service import environment
 from service.errors import StoppedError
 from service.manifest import Manifest
 from service.policy import slide_counts
@@ -184,4 +185,6 @@ def _tell(settings: TrainSettings, metrics: Mapping[str, float], version: str) -
     if settings.fit_on == "train+val":
         print("trained on train and val: the last epoch is taken, and no score is known before the test split's")
     print(f"registered as {name} (version {version})")
-    print(f"score slides with: python ray_jobs/score.py --manifest NEW.csv --model {name} --out FOLDER", flush=True)
+    in_service = environment.allowed_prefixes() is not None  # the service tells its jobs
+    score = "magnet submit score" if in_service else "python ray_jobs/score.py --out FOLDER"
+    print(f"score slides with: {score} --manifest NEW.csv --model {name}", flush=True)
