@@ -125,7 +125,7 @@ class Attempt:
                     if self.step == first + STEPS_TO_PEAK:
                         self._compare_memory(self.tracker)
                 if self.order.epochs_done(self.step) > self.order.epochs_done(self.step - 1):
-                    self._end_epoch()
+                    self._end_epoch(steps.micro_batch)
                 elif news.checkpoint or news.leave:
                     self._save({}, None)
                 else:
@@ -188,8 +188,12 @@ class Attempt:
             size = self.task.settings.recipe.micro_batch
             compare_with_plan(tracker, self.learner.model.device, size, self.predicted_bytes)
 
-    def _end_epoch(self) -> None:
-        """Evaluate, log and publish a checkpoint."""
+    def _end_epoch(self, micro_batch: int) -> None:
+        """Evaluate, log and publish a checkpoint.
+
+        Args:
+            micro_batch: slides that are computed at once by now.
+        """
         task, epoch = self.task, self.order.epochs_done(self.step)
         mine = [slide for slide in task.val[self.rank :: self.num_workers] if slide.uri not in self.quarantine.lost]
         precision = task.settings.recipe.precision
@@ -204,9 +208,9 @@ class Attempt:
         if self.tracker is not None:
             for sentence in collapsed:
                 say(f"warning: {sentence}; see roi/ in MLflow")
-            in_flight, recipe = task.settings.model.zoom.num_in_flight, task.settings.recipe
-            per_worker = math.ceil(self.order.micro_batches_per_step / self.num_workers)
-            for sentence in waiting(metrics, in_flight, recipe.micro_batch, per_worker):
+            in_flight = task.settings.model.zoom.num_in_flight
+            per_worker = math.ceil(self.order.batch // micro_batch / self.num_workers)
+            for sentence in waiting(metrics, in_flight, micro_batch, per_worker):
                 say(f"warning: {sentence}")
             say(f"epoch {epoch}/{task.settings.recipe.epochs}  {line(metrics)}")
             self.tracker.metrics(metrics | {"step": self.step}, step=epoch)
