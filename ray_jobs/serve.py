@@ -125,10 +125,10 @@ def _settings(folder: Path, options: argparse.Namespace) -> ServiceSettings:
         "storage": str(folder),
         "port": options.port,
         "ray": f"http://127.0.0.1:{free_port()}",
-        "ray_token_file": str(folder / "ray-token"),
+        "ray_token_file": str(folder / "private" / "ray-token"),
         "mlflow": f"http://127.0.0.1:{free_port()}",
         "python": sys.executable,
-        "allowed_prefixes": allowed,
+        "places": [{"prefix": place, "write": ["*"]} for place in allowed],
     }
     kept = folder / "service.yaml"
     kept.write_text(yaml.safe_dump(own))

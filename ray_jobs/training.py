@@ -185,6 +185,6 @@ def _tell(settings: TrainSettings, metrics: Mapping[str, float], version: str) -
     if settings.fit_on == "train+val":
         print("trained on train and val: the last epoch is taken, and no score is known before the test split's")
     print(f"registered as {name} (version {version})")
-    in_service = environment.allowed_prefixes() is not None  # the service tells its jobs
+    in_service = environment.rights_text() is not None  # the service tells its jobs
     score = "magnet submit score" if in_service else "python ray_jobs/score.py --out FOLDER"
     print(f"score slides with: {score} --manifest NEW.csv --model {name}", flush=True)

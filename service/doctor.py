@@ -107,7 +107,7 @@ def _gpu(settings: ServiceSettings) -> Finding:
 
 def _mlflow(settings: ServiceSettings) -> Finding:
     if settings.mlflow is None or not settings.mlflow.startswith("http"):
-        return Finding("mlflow", True, f"no server; runs are in a file under {settings.runs}")
+        return Finding("mlflow", True, "no server; each user's runs are in a file of the user's own")
     # Not /health: that answers also where the server refuses the name under which it is called.
     url = f"{settings.mlflow.rstrip('/')}/api/2.0/mlflow/experiments/search"
     try:

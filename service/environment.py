@@ -11,7 +11,7 @@
 | MAGNET_CACHE_DIR | folder of the node's disk cache (the user's cache folder) |
 | MAGNET_CACHE_GB | its bound in gigabytes (50), for whole slides of formats that only OpenSlide reads |
 | MAGNET_TILE_CACHE_GB | bound in gigabytes of the compressed tiles and headers kept there (0: none are kept) |
-| MAGNET_ALLOWED_PREFIXES | folders that manifests may name, one a line (all); the service sets it for its jobs |
+| MAGNET_RIGHTS | what this process may read and write, as JSON (anything); the service sets it for its jobs |
 | MAGNET_CLUSTER_MOST | what a cluster that grows can grow to, such as "CPU=192,GPU=8" (it does not grow) |
 | MAGNET_NODE_WAIT_S | seconds that a job waits for such nodes to come (1800) |
 | MAGNET_URL, MAGNET_TOKEN | the service that the command line speaks to, and with what right |
@@ -117,10 +117,9 @@ def node_wait_s() -> float:
     return _number("MAGNET_NODE_WAIT_S", 1800.0)
 
 
-def allowed_prefixes() -> tuple[str, ...] | None:
-    """Where slides may lie; None: anywhere."""
-    text = os.environ.get("MAGNET_ALLOWED_PREFIXES")
-    return None if text is None else tuple(line for line in text.splitlines() if line)
+def rights_text() -> str | None:
+    """What this process may read and write, as `service.storage.rights` has it; None: anything."""
+    return os.environ.get("MAGNET_RIGHTS")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

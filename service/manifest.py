@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from service import environment, storage
+from service import storage
 from service.errors import MagnetError, UsageError
-from service.prefixes import is_below
 from service.splits import SPLITS, split_patients
 
 COLUMNS = ("slide_id", "uri", "patient_id", "center", "label", "stratum", "split")
@@ -299,11 +298,10 @@ def _slide(row: int, cells: Mapping[str, str], folder: str, problems: list[Probl
     uri = cells.get("uri", "")
     try:
         uri = storage.join(folder, uri) if uri else ""
+        if uri:
+            storage.resolve(uri)  # found here, all wrong rows are named at once
     except UsageError as error:
         problems.append(Problem(row, "uri", error.message))
-    allowed = environment.allowed_prefixes()
-    if uri and allowed is not None and not is_below(uri, allowed):
-        problems.append(Problem(row, "uri", f"lies outside the places that jobs may use ({', '.join(allowed)})"))
     label = cells.get("label", "")
     return Slide(
         row=row,

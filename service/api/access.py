@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import time
 from collections.abc import Callable
@@ -41,6 +42,8 @@ class Caller:
     token_id: str
     owner: str
     scope: str
+    groups: frozenset[str] = frozenset()
+    """As a login named them; the settings may add more."""
 
     def may(self, scope: str) -> bool:
         """Whether the token has this scope, or a wider one."""
@@ -109,7 +112,8 @@ class Tokens:
             row = connection.execute(sa.select(tokens).where(tokens.c.sha256 == _digest(secret))).mappings().first()
         if row is None or row["revoked_s"] is not None or (row["expires_s"] or float("inf")) < time.time():
             raise NoTokenError("the token is unknown, revoked or expired")
-        return Caller(token_id=row["id"], owner=row["owner"], scope=row["scope"])
+        groups = frozenset(json.loads(row["groups"]))
+        return Caller(token_id=row["id"], owner=row["owner"], scope=row["scope"], groups=groups)
 
     def all(self) -> list[Token]:
         """Every token, without its secret."""

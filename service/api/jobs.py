@@ -26,11 +26,13 @@ from service.api.views import (
 from service.errors import NotFoundError
 from service.queue.allowed import check_allowed
 from service.queue.attempt_folder import attempt_folder
+from service.queue.grants import groups_of, user_rights
 from service.queue.job import ENDED, Event, Job
 from service.queue.ray_api import RayJobs
 from service.queue.requests import Score, from_json, results_folder
 from service.queue.store import Filter, JobStore
 from service.service_settings import ServiceSettings
+from service.storage.rights import Rights
 
 FOLLOW_S = 0.5
 """Seconds between two looks at a log or at events that are followed."""
@@ -63,6 +65,11 @@ def settings_of(request: Request) -> ServiceSettings:
     return settings
 
 
+def rights_of(settings: ServiceSettings, caller: Caller) -> Rights:
+    """What a caller's jobs may name."""
+    return user_rights(settings, caller.owner, groups_of(settings, caller.owner, caller.groups))
+
+
 @router.post(
     "", status_code=201, responses=documented(409) | {200: {"description": "Submitted before", "model": JobView}}
 )
@@ -77,10 +84,11 @@ def submit(
 ) -> JobView:
     """Submit a job."""
     settings = settings_of(request)
-    check_allowed(body.job, settings.prefixes)
+    check_allowed(body.job, rights_of(settings, caller))
     job, new = store_of(request).add(
         body.job,
         caller.owner,
+        groups=caller.groups,
         priority=body.priority,
         max_attempts=body.max_attempts,
         idempotency_key=idempotency_key,
@@ -158,8 +166,8 @@ def logs(
 
 async def _log(request: Request, job_id: str, number: int, offset: int, follow: bool) -> AsyncIterator[bytes]:
     """A log's bytes; followed, those of later attempts too."""
-    store, folder = store_of(request), settings_of(request).job_folder(job_id)
-    fixed = not follow
+    store, settings = store_of(request), settings_of(request)
+    folder, fixed = settings.job_folder(store.job(job_id).owner, job_id), not follow
     while True:
         job = await run_in_threadpool(store.job, job_id)
         number = number or job.attempt  # it has not begun
@@ -228,7 +236,7 @@ def shown(request: Request, job: Job) -> JobView:
         )
         for one in store_of(request).attempts(job.id)
     ]
-    results = results_folder(asked, job.id, settings) if isinstance(asked, Score) else None
+    results = results_folder(asked, job.owner, job.id, settings) if isinstance(asked, Score) else None
     known = {"request": json.loads(job.request), "attempts": attempts, "results": results}
     return JobView.model_validate(_common(job) | known | {"mlflow_run": _run_link(settings, job)})
 

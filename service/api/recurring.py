@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 
 from service.api.access import Caller, Reader, Submitter
+from service.api.jobs import rights_of
 from service.api.problems import documented
 from service.api.views import RecurringView
 from service.errors import UsageError
@@ -25,16 +26,17 @@ router = APIRouter(prefix="/v1/recurring", tags=["watches and schedules"], respo
 def add(request: Request, caller: Submitter, body: Recurring) -> RecurringView:
     """Watch a folder, or submit a job on a schedule."""
     settings: ServiceSettings = request.app.state.settings
+    rights = rights_of(settings, caller)
     if isinstance(body, Watch):
-        require_allowed(body.folder, settings.prefixes)
+        require_allowed(body.folder, rights)
         if body.folder.startswith(("http://", "https://")):
             raise UsageError("an http(s) server cannot be listed; use s3://, gs://, az:// or a path", uri=body.folder)
-        check_allowed(Score(manifest=body.folder, model=body.model), settings.prefixes)
+        check_allowed(Score(manifest=body.folder, model=body.model), rights)
     else:
-        check_allowed(body.job, settings.prefixes)
+        check_allowed(body.job, rights)
         if isinstance(body.job, Score) and body.job.out is not None:
             raise UsageError("a scheduled scoring has no out: each of its jobs gets a folder of its own")
-    return _view(_arrivals(request).add(body, caller.owner))
+    return _view(_arrivals(request).add(body, caller.owner, caller.groups))
 
 
 @router.get("")

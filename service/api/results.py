@@ -76,7 +76,7 @@ def _folder(request: Request, caller: Caller, job_id: str) -> str:
     asked = from_json(job.request)
     if not isinstance(asked, Score):
         raise NotFoundError(f"job {job_id} is a {job.kind}: only scorings have scores")
-    return results_folder(asked, job_id, settings_of(request))
+    return results_folder(asked, job.owner, job_id, settings_of(request))
 
 
 def _finite(value: Any) -> Any:

@@ -1,23 +1,30 @@
 """Which places a job may name: no arbitrary files of the cluster's nodes, no internal addresses.
 
-`MAGNET_ALLOWED_PREFIXES` carries the same list to the jobs, where manifests are held to it (`service.manifest`).
+`MAGNET_RIGHTS` carries the same rights to the jobs, where everything that is opened is held to them
+(`service.storage.rights`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from service import storage
-from service.errors import AccessError, UsageError
-from service.prefixes import is_below
-from service.queue.requests import Check, Score, Train, Tune, places, weights_and_encoders
+from service.errors import UsageError
+from service.queue.requests import (
+    Check,
+    Score,
+    Train,
+    Tune,
+    read_places,
+    weights_and_encoders,
+    written_places,
+)
+from service.storage.rights import Rights
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
 """Of what is a file of weights and no name."""
 
 
-def check_allowed(request: Check | Train | Tune | Score, prefixes: Sequence[str]) -> None:
-    """Refuse a request that names a place outside `prefixes`, or code instead of weights.
+def check_allowed(request: Check | Train | Tune | Score, rights: Rights) -> None:
+    """Refuse a request that names a place outside its user's rights, or code instead of weights.
 
     Raises:
         AccessError: naming the place.
@@ -31,12 +38,14 @@ def check_allowed(request: Check | Train | Tune | Score, prefixes: Sequence[str]
     for name in encoders:
         if ":" in name:
             raise UsageError(f"encoder {name!r}: want the plain name of a timm model")
-    for place in [*places(request), *files]:
-        require_allowed(place, prefixes)
+    for place in [*read_places(request), *files]:
+        require_allowed(place, rights)
+    for place in written_places(request):
+        require_allowed(place, rights, write=True)
 
 
-def require_allowed(place: str, prefixes: Sequence[str]) -> None:
-    """Refuse a place outside `prefixes`.
+def require_allowed(place: str, rights: Rights, *, write: bool = False) -> None:
+    """Refuse a place that a user may not read, or write.
 
     Raises:
         AccessError: it lies elsewhere.
@@ -44,9 +53,7 @@ def require_allowed(place: str, prefixes: Sequence[str]) -> None:
     """
     if "://" not in place and not place.startswith("/"):
         raise UsageError("write a whole URI or an absolute path; the cluster has another working folder", uri=place)
-    if not is_below(place, prefixes):
-        allowed = ", ".join(prefixes)
-        raise AccessError(f"lies outside the places that jobs may use ({allowed}); ask an administrator", uri=place)
+    rights.require(place, write=write)
 
 
 def joined(folder: str, relative: str) -> str:

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,6 +24,7 @@ from service import storage
 from service.errors import MagnetError, NotFoundError
 from service.folder import slides_under
 from service.manifest import Slide
+from service.queue.grants import groups_of, user_rights
 from service.queue.requests import Model, Request, Score, Uri
 from service.queue.store import JobStore
 from service.queue.tables import DatabaseAwayError, arrived, recurring
@@ -87,6 +89,8 @@ class Entry:
     body: str
     next_s: float
     note: str | None
+    disabled: str | None
+    groups: str
 
     def parsed(self) -> Watch | Schedule:
         """What it does."""
@@ -105,11 +109,17 @@ class Arrivals:
         self._store, self._settings, self._database = store, settings, store.database
         self._seen: dict[tuple[str, str, str], float] = {}
 
-    def add(self, asked: Watch | Schedule, owner: str) -> Entry:
-        """A new watch or schedule."""
+    def add(self, asked: Watch | Schedule, owner: str, groups: Collection[str] = ()) -> Entry:
+        """A new watch or schedule.
+
+        Args:
+            asked: what it does.
+            owner: whose jobs it makes.
+            groups: of the owner, as a login named them.
+        """
         entry_id = f"{asked.what}-{uuid.uuid4().hex[:12]}"
         body = json.dumps(to_dict(asked), allow_nan=False)
-        row = {"id": entry_id, "owner": owner, "what": asked.what, "body": body}
+        row = {"id": entry_id, "owner": owner, "what": asked.what, "body": body, "groups": json.dumps(sorted(groups))}
         with self._database.writing() as connection:
             connection.execute(recurring.insert().values(row | {"next_s": _next_s(asked, 0.0)}))
         return self.entry(entry_id)
@@ -155,7 +165,8 @@ class Arrivals:
     def _submit(self, entry: Entry, asked: Schedule) -> str:
         # The key is made of the time that was due: a crash after this line submits nothing twice.
         key = f"{entry.id}:{entry.next_s:.0f}"
-        job, _ = self._store.add(asked.job, entry.owner, idempotency_key=key, source=entry.id)
+        groups = json.loads(entry.groups)
+        job, _ = self._store.add(asked.job, entry.owner, groups=groups, idempotency_key=key, source=entry.id)
         return f"submitted {job.id}"
 
     def _watch(self, entry: Entry, asked: Watch) -> str:
@@ -164,7 +175,7 @@ class Arrivals:
         if not new:
             return "nothing new"
         name = uuid.uuid5(uuid.NAMESPACE_URL, "\n".join(f"{slide.uri} {etag}" for slide, etag in new)).hex
-        manifest = storage.join(self._settings.storage, f"watches/{entry.id}/{name}.csv")
+        manifest = storage.join(self._settings.user_folder(entry.owner), f"watches/{entry.id}/{name}.csv")
         storage.write_bytes(manifest, _manifest([slide for slide, _ in new]))
 
         def note(connection: sa.Connection, job_id: str) -> None:
@@ -174,7 +185,8 @@ class Arrivals:
             connection.execute(arrived.insert(), rows)
 
         request = Score(manifest=manifest, model=asked.model)
-        job, _ = self._store.add(request, entry.owner, source=entry.id, within=note)
+        groups = json.loads(entry.groups)
+        job, _ = self._store.add(request, entry.owner, groups=groups, source=entry.id, within=note)
         return f"submitted {job.id} with {len(new)} slide(s)"
 
     def _settled(self, entry: Entry, asked: Watch) -> list[tuple[Slide, str]]:
@@ -182,6 +194,9 @@ class Arrivals:
         query = sa.select(arrived.c.uri, arrived.c.etag).where(arrived.c.watch_id == entry.id)
         with self._database.reading() as connection:
             known = {(uri, etag) for uri, etag in connection.execute(query)}
+        # Again at each look: a right may have been taken away, or a link put in the folder's place.
+        groups = groups_of(self._settings, entry.owner, json.loads(entry.groups))
+        user_rights(self._settings, entry.owner, groups).require(asked.folder)
         if not storage.list_uris(asked.folder.rstrip("/")):
             return []
         found = []

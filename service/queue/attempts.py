@@ -6,6 +6,7 @@ Ray takes once, `follow` only looks, `settle` changes a row that is still as it 
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import time
@@ -15,6 +16,7 @@ from typing import Protocol
 from service import exit_status, storage
 from service.errors import MagnetError
 from service.queue.attempt_folder import AttemptFolder, Beat, Ending, attempt_folder
+from service.queue.grants import groups_of, job_rights
 from service.queue.job import ACTIVE, Job
 from service.queue.ray_api import OVER, RayAwayError, RayRefusedError
 from service.queue.requests import from_json, settings_files, words
@@ -93,20 +95,22 @@ class Attempts:
 
     def _submit(self, job: Job) -> None:
         request, service = from_json(job.request), self.settings
-        folder = service.job_folder(job.id)
+        folder = service.job_folder(job.owner, job.id)
         for name, data in settings_files(request).items():
             storage.write_bytes(storage.join(folder, name), data)
         witness = [service.python, "-m", "service.queue.witness", "--folder", self._folder(job).uri]
-        command = [*witness, "--beat-s", f"{service.beat_s:g}", "--", *words(request, job.id, service)]
+        command = [*witness, "--beat-s", f"{service.beat_s:g}", "--", *words(request, job.owner, job.id, service)]
         about = {"magnet_job": job.id, "owner": job.owner}
-        self.ray.submit(submission_id(job.id, job.attempt), shlex.join(command), self._environment(), about)
+        self.ray.submit(submission_id(job.id, job.attempt), shlex.join(command), self._environment(job), about)
 
     def _folder(self, job: Job) -> AttemptFolder:
-        return attempt_folder(self.settings.job_folder(job.id), job.attempt)
+        return attempt_folder(self.settings.job_folder(job.owner, job.id), job.attempt)
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, job: Job) -> dict[str, str]:
         service = self.settings
-        own = {"MAGNET_STORAGE": service.runs, "MAGNET_ALLOWED_PREFIXES": "\n".join(service.prefixes)}
+        groups = groups_of(service, job.owner, json.loads(job.groups))
+        rights = job_rights(service, job.owner, groups, job.id)
+        own = {"MAGNET_STORAGE": service.runs(job.owner), "MAGNET_RIGHTS": rights.to_text()}
         own |= {"MLFLOW_TRACKING_URI": service.mlflow} if service.mlflow else {}
         return {"PYTHONUNBUFFERED": "1"} | service.job_env | own
 
@@ -145,7 +149,8 @@ class _Watch:
         self._store, self._ray, self._settings = attempts.store, attempts.ray, attempts.settings
         self._job_id, self._number = job_id, number
         self._submission_id = submission_id(job_id, number)
-        self._folder = attempt_folder(self._settings.job_folder(job_id), number)
+        owner = self._store.job(job_id).owner
+        self._folder = attempt_folder(self._settings.job_folder(owner, job_id), number)
         self._beat: Beat | None = None
         self._heard_s = time.monotonic()
         self._stop_s = -float("inf")

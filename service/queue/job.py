@@ -47,6 +47,9 @@ class Job:
     activity: str | None
     mlflow_run: str | None
     source: str | None
+    moved_s: float | None
+    delete_requested: int
+    groups: str
 
     @property
     def attempts_left(self) -> int:

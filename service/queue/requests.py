@@ -126,14 +126,19 @@ def from_json(text: str) -> Check | Train | Tune | Score:
     return ADAPTER.validate_python(json.loads(text))
 
 
-def places(request: Check | Train | Tune | Score) -> list[str]:
-    """Everything that a request names to be read or written."""
+def read_places(request: Check | Train | Tune | Score) -> list[str]:
+    """Everything that a request names to be read."""
     named = [request.manifest]
     if isinstance(request, Score):
-        named += [place for place in (request.out, request.outlines) if place is not None]
+        named += [] if request.outlines is None else [request.outlines]
         if not request.model.startswith(("models:/", "runs:/")):
             named.append(request.model)
     return named
+
+
+def written_places(request: Check | Train | Tune | Score) -> list[str]:
+    """Everything that a request names to be written."""
+    return [request.out] if isinstance(request, Score) and request.out is not None else []
 
 
 def weights_and_encoders(request: Check | Train | Tune | Score) -> tuple[list[str], list[str]]:
@@ -147,10 +152,10 @@ def weights_and_encoders(request: Check | Train | Tune | Score) -> tuple[list[st
     return [p.weights for p in parts if p.weights is not None], [*encoders, *tried]
 
 
-def results_folder(request: Check | Train | Tune | Score, job_id: str, service: ServiceSettings) -> str:
+def results_folder(request: Check | Train | Tune | Score, owner: str, job_id: str, service: ServiceSettings) -> str:
     """Where a scoring's table and pictures go."""
     out = request.out if isinstance(request, Score) else None
-    return out or storage.join(service.job_folder(job_id), "scores")
+    return out or storage.join(service.job_folder(owner, job_id), "scores")
 
 
 def settings_files(request: Check | Train | Tune | Score) -> dict[str, bytes]:
@@ -161,18 +166,19 @@ def settings_files(request: Check | Train | Tune | Score) -> dict[str, bytes]:
     return {name: yaml.safe_dump(to_dict(one), sort_keys=False).encode() for name, one in files.items()}
 
 
-def words(request: Check | Train | Tune | Score, job_id: str, service: ServiceSettings) -> list[str]:
+def words(request: Check | Train | Tune | Score, owner: str, job_id: str, service: ServiceSettings) -> list[str]:
     """The command of a job: the same for each attempt, which so goes on where the last one stopped."""
     command = [service.python, "-m", f"ray_jobs.{request.kind}", "--manifest", request.manifest]
     if isinstance(request, Check):
         return [*command, *(["--need-labels"] if request.need_labels else [])]
-    command += ["--config", storage.join(service.job_folder(job_id), "settings.yaml"), "--storage", service.runs]
+    folder = service.job_folder(owner, job_id)
+    command += ["--config", storage.join(folder, "settings.yaml"), "--storage", service.runs(owner)]
     if isinstance(request, Score):
-        command += ["--model", request.model, "--out", results_folder(request, job_id, service)]
+        command += ["--model", request.model, "--out", results_folder(request, owner, job_id, service)]
         for option, value in (("--split", request.split), ("--outlines", request.outlines)):
             command += [option, value] if value is not None else []
         return command
     command += ["--name", job_id]
     if isinstance(request, Tune):
-        command += ["--search", storage.join(service.job_folder(job_id), "search.yaml")]
+        command += ["--search", storage.join(folder, "search.yaml")]
     return command

@@ -59,7 +59,7 @@ class Retention:
             self._next_s = time.monotonic() + EVERY_S
 
     def _forget(self, job: Job, before_s: float) -> None:
-        folder = self._settings.job_folder(job.id)
+        folder = self._settings.job_folder(job.owner, job.id)
         storage.delete_all(storage.join(folder, "attempts"))
         for name in ("settings.yaml", "search.yaml"):
             storage.delete(storage.join(folder, name))

@@ -6,10 +6,11 @@ crashed in between.
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class JobStore:
         request: Check | Train | Tune | Score,
         owner: str,
         *,
+        groups: Collection[str] = (),
         priority: int = 0,
         max_attempts: int = 5,
         idempotency_key: str | None = None,
@@ -99,6 +101,7 @@ class JobStore:
         """
         text = to_json(request)
         row = _new_row(request.kind, text, owner, priority, max_attempts, idempotency_key, source)
+        row["groups"] = json.dumps(sorted(groups))
         try:
             with self.database.writing() as connection:
                 if earlier := _by_key(connection, owner, idempotency_key):

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Float, ForeignKey, Integer, String, Text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -15,8 +19,7 @@ from service.errors import MagnetError, UsageError
 
 BUSY_S = 30
 """Seconds that a writer waits for another one's transaction in SQLite."""
-SCHEMA_VERSION = 1
-"""Of the tables; kept in `about`."""
+MIGRATIONS = Path(__file__).with_name("migrations")
 
 METADATA = sa.MetaData()
 
@@ -47,6 +50,9 @@ jobs = sa.Table(
     Column("activity", Text),
     Column("mlflow_run", String(64)),
     Column("source", String(64)),  # the watch or schedule that made it
+    Column("moved_s", Float),  # when its progress or its log last changed
+    Column("delete_requested", Integer, nullable=False, server_default="0"),
+    Column("groups", Text, nullable=False, server_default="[]"),  # JSON; its owner's login's when it was submitted
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("jobs_by_state", "state", "due_s"),
     sa.Index("jobs_by_owner", "owner", "seq"),
@@ -85,6 +91,9 @@ tokens = sa.Table(
     Column("created_s", Float, nullable=False),
     Column("expires_s", Float),
     Column("revoked_s", Float),
+    Column("groups", Text, nullable=False, server_default="[]"),  # JSON; those of a login, beside the settings' own
+    Column("note", String(200)),
+    Column("last_used_s", Float),
 )
 
 recurring = sa.Table(  # watches and schedules
@@ -97,6 +106,8 @@ recurring = sa.Table(  # watches and schedules
     Column("body", Text, nullable=False),
     Column("next_s", Float, nullable=False),
     Column("note", Text),
+    Column("disabled", Text),  # why it makes no jobs any more
+    Column("groups", Text, nullable=False, server_default="[]"),  # JSON; its owner's when it was made
 )
 
 arrived = sa.Table(
@@ -117,7 +128,31 @@ leases = sa.Table(
     Column("until_s", Float, nullable=False),
 )
 
-about = sa.Table("about", METADATA, Column("version", Integer, primary_key=True))
+audit = sa.Table(  # triggers of the database refuse to change or delete its rows
+    "audit",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("at_s", Float, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("token_id", String(32)),
+    Column("address", String(64)),
+    Column("action", String(64), nullable=False),
+    Column("object", String(1000)),
+    Column("outcome", String(16), nullable=False),
+    Column("detail", Text),
+    Column("digest", String(64), nullable=False),  # of this row and the digest before it
+)
+
+incidents = sa.Table(  # starts, stops and errors of the service's processes
+    "incidents",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("part", String(32), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("at_s", Float, nullable=False),
+    Column("text", Text),
+    sa.Index("incidents_by_part", "part", "at_s"),
+)
 
 
 class DatabaseAwayError(MagnetError):
@@ -125,13 +160,13 @@ class DatabaseAwayError(MagnetError):
 
 
 class Database:
-    """A database with the queue's tables, which are made if they are missing.
+    """A database with the queue's tables, which are made, or brought to this program's version, on opening.
 
     Args:
         url: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
 
     Raises:
-        UsageError: the URL is none, or the tables are of another version.
+        UsageError: the URL is invalid, or the tables belong to a newer version of this program.
         DatabaseAwayError: it does not answer.
     """
 
@@ -145,12 +180,7 @@ class Database:
         with self.writing() as connection:
             if self.engine.dialect.name == "postgresql":  # two that start at once must not both make the tables
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7243002)"))
-            METADATA.create_all(connection)
-            found = connection.scalar(sa.select(about.c.version))
-            if found is None:
-                connection.execute(about.insert().values(version=SCHEMA_VERSION))
-            elif found != SCHEMA_VERSION:
-                raise UsageError(f"database has tables of version {found}, this program wants {SCHEMA_VERSION}")
+            _upgrade(connection)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -183,6 +213,25 @@ class Database:
         def begun(connection: sa.Connection) -> None:
             if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    """Run the steps that these tables lack: all of them, or after an error none."""
+    scripts = Config()
+    scripts.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    scripts.attributes["connection"] = connection
+    steps = ScriptDirectory.from_config(scripts)
+    version = MigrationContext.configure(connection).get_current_revision()
+    if version == steps.get_current_head():
+        return
+    if version is None and sa.inspect(connection).has_table("about"):
+        command.stamp(scripts, version := "0001")
+    if version is not None and version not in {step.revision for step in steps.walk_revisions()}:
+        raise UsageError(
+            f"the database has tables of version {version}, newer than this program's {steps.get_current_head()}; "
+            "install the program's newer version, or restore a backup"
+        )
+    command.upgrade(scripts, "head")
 
 
 @contextmanager

@@ -36,8 +36,14 @@ class Queue:
         python = folder / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} {STUB} "$@"\n')
         python.chmod(0o755)
-        values = FAST | {"storage": str(folder), "database": database, "python": str(python), "port": free_port()}
+        values = FAST | {
+            "storage": str(folder / "service"),
+            "database": database,
+            "python": str(python),
+            "port": free_port(),
+        }
         values |= {"ray": f"http://127.0.0.1:{free_port()}", "job_env": {"PYTHONPATH": str(ROOT)}}
+        values |= {"places": [{"prefix": str(folder), "write": ["*"]}]}
         values |= {"max_running": {"check": 8}, "max_running_per_user": 8}
         self.config = folder / "service.yaml"
         self.config.write_text(yaml.safe_dump(values))

@@ -25,7 +25,7 @@ def client(service: Service, trained: Trained, tmp_path: Path) -> Iterator[Clien
     """Of an API and a dispatcher in front of the cluster."""
     config, mlflow = tmp_path / "service.yaml", f"sqlite:///{trained.storage}/mlflow.db"
     values = {"storage": str(tmp_path), "ray": service.jobs_url, "port": free_port(), "mlflow": mlflow}
-    values |= {"python": sys.executable, "allowed_prefixes": ["s3://cohort"], "job_env": {"PYTHONPATH": str(ROOT)}}
+    values |= {"python": sys.executable, "places": [{"prefix": "s3://cohort"}], "job_env": {"PYTHONPATH": str(ROOT)}}
     config.write_text(yaml.safe_dump(values))
     magnet = ["python", "-c", "from service.command_line import main; main()"]
     token = admin_token(service_settings(str(config), []), "lab")

@@ -29,7 +29,7 @@ def test_a_job_is_submitted_listed_and_shown(own: Api) -> None:
     assert sent.headers["location"] == f"/v1/jobs/{job_id}"
     shown = own.http.get(f"/v1/jobs/{job_id}", headers=own.headers["ada"]).json()
     assert (shown["state"], shown["priority"], shown["owner"], shown["attempts"]) == ("queued", 3, "ada", [])
-    assert shown["request"]["manifest"] == f"{own.settings.storage}/a.csv"
+    assert shown["request"]["manifest"] == f"{own.lab}/a.csv"
 
 
 def test_the_same_key_makes_one_job_and_another_request_under_it_is_refused(own: Api) -> None:
@@ -66,7 +66,7 @@ def test_each_sees_own_jobs_and_an_admin_sees_all(own: Api) -> None:
     ("who", "status"), [(None, 401), ("eve", 403), ("ada", 201)], ids=["no token", "read only", "submit"]
 )
 def test_submitting_wants_the_scope(own: Api, who: str | None, status: int) -> None:
-    body = {"job": {"kind": "check", "manifest": f"{own.settings.storage}/a.csv"}}
+    body = {"job": {"kind": "check", "manifest": f"{own.lab}/a.csv"}}
     assert own.http.post("/v1/jobs", json=body, headers=own.headers[who] if who else {}).status_code == status
 
 
@@ -82,7 +82,7 @@ def test_an_unknown_or_revoked_token_is_refused(own: Api) -> None:
 
 def test_the_database_holds_no_token(own: Api, tmp_path: Path) -> None:
     secret = own.headers["ada"]["Authorization"].removeprefix("Bearer ")
-    with sqlite3.connect(tmp_path / "queue.db") as connection:
+    with sqlite3.connect(tmp_path / "service/private/queue.db") as connection:
         dump = "\n".join(connection.iterdump())
     connection.close()
     assert "ada" in dump
@@ -96,31 +96,35 @@ def test_the_database_holds_no_token(own: Api, tmp_path: Path) -> None:
         "s3://other/a.csv",
         "http://169.254.169.254/latest/meta-data",
         "file:///etc/passwd",
-        "{storage}/../x.csv",
-        "{storage}-other/x.csv",
+        "{lab}/../x.csv",
+        "{lab}-other/x.csv",
+        "{storage}/x.csv",
+        "{storage}/private/queue.db",
+        "{storage}/users/bob/jobs/x/scores/scores.csv",
     ],
 )
 def test_places_outside_the_prefixes_are_refused(own: Api, place: str) -> None:
-    body = {"job": {"kind": "check", "manifest": place.format(storage=own.settings.storage)}}
+    body = {"job": {"kind": "check", "manifest": place.format(storage=own.settings.storage, lab=own.lab)}}
     answer = own.http.post("/v1/jobs", json=body, headers=own.headers["ada"])
     assert answer.status_code == 403
     assert "lies outside the places" in answer.json()["detail"]
 
 
 def test_a_link_that_leads_out_is_followed_first(own: Api, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("/etc")
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "link").symlink_to("/etc")
     assert own.submit("link/passwd").status_code == 403
 
 
 def test_pickled_weights_and_foreign_networks_are_refused(own: Api) -> None:
-    for classifier in ({"weights": f"{own.settings.storage}/w.pth"}, {"encoder": "hf-hub:x/y"}):
-        job = {"kind": "train", "manifest": f"{own.settings.storage}/a.csv"}
+    for classifier in ({"weights": f"{own.lab}/w.pth"}, {"encoder": "hf-hub:x/y"}):
+        job = {"kind": "train", "manifest": f"{own.lab}/a.csv"}
         body = {"job": job | {"settings": {"model": {"classifier": classifier}}}}
         assert own.http.post("/v1/jobs", json=body, headers=own.headers["ada"]).status_code == 422
 
 
 def test_unknown_settings_are_named(own: Api) -> None:
-    job = {"kind": "train", "manifest": f"{own.settings.storage}/a.csv", "settings": {"recipe": {"epoch": 3}}}
+    job = {"kind": "train", "manifest": f"{own.lab}/a.csv", "settings": {"recipe": {"epoch": 3}}}
     answer = own.http.post("/v1/jobs", json={"job": job}, headers=own.headers["ada"])
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
@@ -130,7 +134,7 @@ def test_unknown_settings_are_named(own: Api) -> None:
 
 def test_a_trainings_settings_start_from_their_preset(own: Api) -> None:
     """As a YAML file's do: 16 slides a step are the paper's batch for three layers."""
-    job = {"kind": "train", "manifest": f"{own.settings.storage}/a.csv", "settings": {"preset": "paper"}}
+    job = {"kind": "train", "manifest": f"{own.lab}/a.csv", "settings": {"preset": "paper"}}
     made = own.http.post("/v1/jobs", json={"job": job}, headers=own.headers["ada"]).json()
     assert made["request"]["settings"]["recipe"]["batch"] == 16
 
@@ -181,9 +185,9 @@ def test_a_waiting_job_is_cancelled_retried_and_tells_so(own: Api) -> None:
 
 
 def test_results_of_a_scoring(own: Api, tmp_path: Path) -> None:
-    job = {"kind": "score", "manifest": f"{tmp_path}/a.csv", "model": "models:/magnet@champion"}
+    job = {"kind": "score", "manifest": f"{own.lab}/a.csv", "model": "models:/magnet@champion"}
     job_id = own.http.post("/v1/jobs", json={"job": job}, headers=own.headers["ada"]).json()["id"]
-    url, out, ada = f"/v1/jobs/{job_id}", f"{tmp_path}/jobs/{job_id}/scores", own.headers["ada"]
+    url, out, ada = f"/v1/jobs/{job_id}", f"{own.settings.storage}/users/ada/jobs/{job_id}/scores", own.headers["ada"]
     assert own.http.get(f"{url}/scores", headers=ada).status_code == 404
     table = pa.Table.from_pylist([scored_row("s 1", float("nan"))], schema=scores.SCHEMA)
     scores.write_table(f"{out}/scores.parquet", table)
@@ -203,8 +207,8 @@ def test_results_of_a_scoring(own: Api, tmp_path: Path) -> None:
 
 def test_watches_and_schedules_are_kept_and_removed(own: Api, tmp_path: Path) -> None:
     ada = own.headers["ada"]
-    watch = {"what": "watch", "folder": f"{tmp_path}/in/", "model": "models:/magnet@champion"}
-    job = {"kind": "check", "manifest": f"{tmp_path}/a.csv"}
+    watch = {"what": "watch", "folder": f"{own.lab}/in/", "model": "models:/magnet@champion"}
+    job = {"kind": "check", "manifest": f"{own.lab}/a.csv"}
     schedule = {"what": "schedule", "cron": "0 2 * * *", "job": job}
     bodies = [watch, schedule, schedule | {"cron": "0 2 * *"}, watch | {"folder": "/etc/"}]
     made = [own.http.post("/v1/recurring", json=body, headers=ada) for body in bodies]
@@ -218,7 +222,7 @@ def test_watches_and_schedules_are_kept_and_removed(own: Api, tmp_path: Path) ->
 def test_the_client_speaks_the_api_and_tells_what_to_do(own: Api) -> None:
     secret = own.headers["ada"]["Authorization"].removeprefix("Bearer ")
     with Client("http://testserver", secret, transport=own.http._transport) as client:
-        job = client.submit(Check(manifest=f"{own.settings.storage}/a.csv"), priority=2)
+        job = client.submit(Check(manifest=f"{own.lab}/a.csv"), priority=2)
         assert client.prioritise(job.id, -2).priority == -2
         assert [one.id for one in client.jobs(kind="check").jobs] == [job.id]
         assert client.cancel(job.id).state == "cancelled"

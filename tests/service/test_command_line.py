@@ -24,7 +24,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
 
 
 def test_a_training_is_submitted_with_the_words_of_train_py(own: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["submit", "train", "--manifest", f"{own.settings.storage}/m.csv", "--set", "recipe.epochs=3"]
+    words = ["submit", "train", "--manifest", f"{own.lab}/m.csv", "--set", "recipe.epochs=3"]
     assert command_line.run([*words, "--priority", "4"]) == 0
     job = own.store.job(capsys.readouterr().out.strip())
     request = from_json(job.request)
@@ -33,7 +33,7 @@ def test_a_training_is_submitted_with_the_words_of_train_py(own: Api, capsys: py
 
 
 def test_a_search_is_submitted_with_the_words_of_tune_py(own: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["submit", "tune", "--manifest", f"{own.settings.storage}/m.csv", "--trials", "7"]
+    words = ["submit", "tune", "--manifest", f"{own.lab}/m.csv", "--trials", "7"]
     assert command_line.run([*words, "--search-set", "max_patches=18"]) == 0
     request = from_json(own.store.job(capsys.readouterr().out.strip()).request)
     assert isinstance(request, Tune)
@@ -41,7 +41,7 @@ def test_a_search_is_submitted_with_the_words_of_tune_py(own: Api, capsys: pytes
 
 
 def test_jobs_are_listed_shown_and_cancelled(own: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    command_line.run(["submit", "check", "--manifest", f"{own.settings.storage}/m.csv"])
+    command_line.run(["submit", "check", "--manifest", f"{own.lab}/m.csv"])
     job_id = capsys.readouterr().out.strip()
     assert command_line.run(["jobs"]) == 0
     assert job_id in capsys.readouterr().out

@@ -12,12 +12,12 @@ from service.settings import SettingsError
 
 def test_the_shipped_example_is_valid_and_hides_its_database() -> None:
     settings = service_settings(str(Path(__file__).parents[2] / "infra" / "service.yaml"), [])
-    assert settings.prefixes == ("s3://lab/magnet", "s3://lab/slides", "s3://archive")
+    assert [place.prefix for place in settings.places] == ["s3://lab/slides", "s3://archive", "s3://lab/results"]
     assert "db.lab" not in repr(settings)
 
 
 def test_the_queue_is_a_file_beside_everything_else_unless_told_otherwise(tmp_path: Path) -> None:
-    assert ServiceSettings(storage=str(tmp_path)).database_url == f"sqlite:///{tmp_path}/queue.db"
+    assert ServiceSettings(storage=str(tmp_path)).database_url == f"sqlite:///{tmp_path}/private/queue.db"
 
 
 @pytest.mark.parametrize(

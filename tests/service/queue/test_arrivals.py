@@ -14,13 +14,14 @@ from service.queue.arrivals import Arrivals, Schedule, Watch
 from service.queue.requests import Check, from_json
 from service.queue.store import Filter, JobStore
 from service.queue.tables import Database
-from service.service_settings import ServiceSettings
+from service.service_settings import Place, ServiceSettings
 
 
 class Own:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings = ServiceSettings(storage=str(folder / "service"), arrivals_s=1e-6)
+        places = Place(prefix=str(folder / "in")), Place(prefix="http://127.0.0.1:1/x")
+        self.settings = ServiceSettings(storage=str(folder / "service"), places=places, arrivals_s=1e-6)
         self.store = JobStore(Database(self.settings.database_url))
         self.arrivals = Arrivals(self.store, self.settings)
 

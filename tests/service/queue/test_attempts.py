@@ -62,7 +62,7 @@ class Own:
         return begun
 
     def folder(self, job: Job) -> AttemptFolder:
-        return attempt_folder(self.settings.job_folder(job.id), job.attempt)
+        return attempt_folder(self.settings.job_folder(job.owner, job.id), job.attempt)
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_launch_hands_ray_the_command_of_the_kind(own: Own) -> None:
     assert own.attempts.launch(job.id, 1) is None
     [command] = own.ray.commands
     own_words = command[command.index("--") + 1 :]
-    config = f"{own.settings.storage}/jobs/{job.id}/settings.yaml"
-    runs = f"{own.settings.storage}/runs"
+    config = f"{own.settings.job_folder(job.owner, job.id)}/settings.yaml"
+    runs = own.settings.runs(job.owner)
     expected = ["py", "-m", "ray_jobs.train", "--manifest", "/m.csv", "--config", config, "--storage", runs]
     assert own_words == [*expected, "--name", job.id]
     assert train_settings(config) == train_settings(None, ["recipe.epochs=3"])
@@ -91,7 +91,7 @@ def test_launch_hands_ray_the_command_of_the_kind(own: Own) -> None:
 def test_a_search_is_handed_over_with_what_it_varies(own: Own) -> None:
     job = own.begun(Tune(manifest="/m.csv", search=SearchSettings(trials=7, schedules=((3, 2), (2, 2, 2)))))
     assert own.attempts.launch(job.id, 1) is None
-    search = f"{own.settings.storage}/jobs/{job.id}/search.yaml"
+    search = f"{own.settings.job_folder(job.owner, job.id)}/search.yaml"
     assert own.ray.commands[0][-2:] == ["--search", search]
     assert search_settings(search, []) == SearchSettings(trials=7, schedules=((3, 2), (2, 2, 2)))
 

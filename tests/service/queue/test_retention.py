@@ -31,11 +31,11 @@ class Own:
         """A job with a log and scores that ended so long ago."""
         self.store.add(Check(manifest="/m.csv"), "ada")
         [job] = self.store.admit(Limits({"check": 9}, 9))
-        folder = attempt_folder(self.settings.job_folder(job.id), 1)
+        folder = attempt_folder(self.settings.job_folder("ada", job.id), 1)
         folder.write_beat(Beat(count=1, log_bytes=3))
         folder.write_log(0, b"log")
         for name in ("settings.yaml", "scores/scores.csv"):
-            storage.write_bytes(f"{self.settings.job_folder(job.id)}/{name}", b"x")
+            storage.write_bytes(f"{self.settings.job_folder('ada', job.id)}/{name}", b"x")
         self.store.end(job.id, 1, state="done", reason=None, exit_code=0)
         with self.store.database.writing() as connection:
             then = {"ended_s": time.time() - days_ago * DAY_S}
@@ -43,7 +43,7 @@ class Own:
         return job.id
 
     def files(self, job_id: str) -> list[str]:
-        folder = self.settings.job_folder(job_id)
+        folder = self.settings.job_folder("ada", job_id)
         return [str(Path(uri).relative_to(folder)) for uri in storage.list_uris(folder)]
 
 
@@ -56,7 +56,7 @@ def test_rows_logs_and_attempts_go_and_results_stay(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         own.store.job(old)
     assert own.files(old) == ["scores/scores.csv"]
-    assert not (tmp_path / "jobs" / old / "attempts").exists()
+    assert not (tmp_path / "users/ada/jobs" / old / "attempts").exists()
     assert len(own.files(new)) == 4
 
 
