@@ -96,7 +96,7 @@ def make_encoder(
             file.
         in_px: side of the views; needed by architectures of fixed input size (vision transformers), else ignored.
         sha256: digest that a file or URI must have.
-        fetch: reads URIs other than ``file://``.
+        fetch: reads paths and URIs of weights; None: local ones are read here.
         trained: False freezes the encoder; see `Encoder`.
         checkpointing: recompute activations in the backward pass instead of keeping them.
         channels_last: memory format; see `Encoder`.

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import safetensors.torch
 import torch
@@ -20,23 +21,24 @@ from torch import Tensor, nn
 FetchBytes = Callable[[str], bytes]
 """Returns the bytes of a URI."""
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+TAG = re.compile(r"[A-Za-z0-9_-]+")
+"""A tag of timm's, such as tv_in1k."""
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
 
 
 def is_file_or_uri(weights: str) -> bool:
-    """Whether `weights` names a file or a URI rather than one of timm's tags."""
-    return "://" in weights or weights.endswith(SUFFIXES)
+    """Whether `weights` names a file or a URI rather than one of timm's tags, which are plain words."""
+    return TAG.fullmatch(weights) is None
 
 
 def read_state_dict(weights: str, *, sha256: str | None = None, fetch: FetchBytes | None = None) -> dict[str, Tensor]:
     """Weights by name, on the CPU.
 
     Args:
-        weights: a path, or a ``file://`` or other URI, ending in one of `SUFFIXES`.
+        weights: a path, or a ``file://`` or other URI; ``.safetensors`` at its end, or a pickled file.
         sha256: hexadecimal digest that the file must have.
-        fetch: reads URIs other than ``file://``.
+        fetch: reads paths and URIs; None: paths and ``file://`` are read here.
 
     Raises:
         FileNotFoundError: no such file.
@@ -49,7 +51,7 @@ def read_state_dict(weights: str, *, sha256: str | None = None, fetch: FetchByte
             f"weights {weights}: SHA-256 is {digest}, expected {sha256}; fetch the file again or correct the digest"
         )
     try:
-        if urlsplit(weights).path.endswith(".safetensors"):
+        if weights.endswith(".safetensors"):
             return safetensors.torch.load(content)
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -87,12 +89,12 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, ignore: Coll
 
 
 def _content(weights: str, fetch: FetchBytes | None) -> bytes:
-    parts = urlsplit(weights)
-    if "://" in weights and parts.scheme != "file":
-        if fetch is None:
-            raise ValueError(f"weights {weights}: nothing here reads {parts.scheme}://; pass fetch or a local path")
+    if fetch is not None:  # one reader for all names: two could read different files
         return fetch(weights)
-    path = Path(unquote(parts.path)) if parts.scheme == "file" else Path(weights)
+    scheme, separator, rest = weights.partition("://")
+    if separator and scheme != "file":
+        raise ValueError(f"weights {weights}: nothing here reads {scheme}://; pass fetch or a local path")
+    path = Path(unquote(rest)) if separator else Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"weights {weights}: no such file")
     return path.read_bytes()

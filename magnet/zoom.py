@@ -84,7 +84,7 @@ class MagNet(nn.Module):
 
     Args:
         config: all settings.
-        fetch_bytes: reads weights that lie at a URI other than a local path.
+        fetch_bytes: reads paths and URIs of weights; None: local ones are read here.
         to_be_loaded: a checkpoint will bring all weights, to score with: the configured initial ones are not read, and
             nothing is compiled.
 

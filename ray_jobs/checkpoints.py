@@ -27,8 +27,9 @@ from torch import nn
 from magnet.config import ModelConfig
 from magnet.zoom import MagNet
 from service import storage
-from service.errors import UsageError
+from service.errors import NotFoundError, UsageError
 from service.settings import parse, to_dict
+from service.storage import rights
 
 FORMAT = 1
 """Raised when a checkpoint of an older version can no longer be read."""
@@ -99,6 +100,26 @@ def publish(folder: Path, uri: str, *, name: str, version: str) -> NamedModel:
     elif storage.read_bytes(there) != weights:
         raise CheckpointError(f"{uri}: holds another model than {name}; take a new folder for another model's scores")
     return NamedModel(uri, name, version, hashlib.sha256(weights).hexdigest(), threshold)
+
+
+def local_folder(uri: str, folder: Path) -> Path:
+    """A checkpoint's folder on this machine.
+
+    Args:
+        uri: of its folder, a path or URI.
+        folder: receives its files, unless they can be read where they lie.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if "://" not in uri and rights.in_force() is None:
+        return Path(uri)
+    try:
+        for name in (MODEL_FILE, SETTINGS_FILE):
+            (folder / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
+    except NotFoundError as error:
+        raise CheckpointError(f"{uri}: no checkpoint lies here; name the folder that train.py wrote") from error
+    return folder
 
 
 def packed(model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> dict[str, bytes]:

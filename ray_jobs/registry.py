@@ -9,9 +9,12 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from ray_jobs import checkpoints
 from service.errors import UsageError
+from service.storage import rights
 
 SCORER = Path(__file__).with_name("pyfunc_model.py")
 """The code that MLflow runs for a registered model: slide URIs in, probabilities and regions out."""
@@ -63,10 +66,11 @@ def resolve(model: str, tracking_uri: str, folder: Path) -> tuple[Path, str]:
         ModelNotFoundError: if there is none.
     """
     if not model.startswith(("models:/", "runs:/")):
-        return Path(model), ""
+        return checkpoints.local_folder(model, folder), ""
     mlflow.set_tracking_uri(tracking_uri)
     try:
         version = _version(model, tracking_uri)
+        _require_readable(model, version, tracking_uri)
         place = Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise ModelNotFoundError(
@@ -77,6 +81,27 @@ def resolve(model: str, tracking_uri: str, folder: Path) -> tuple[Path, str]:
     if found is None:
         raise ModelNotFoundError(f"{model}: is no MagNet: it holds no {checkpoints.MODEL_FILE}")
     return found.parent, version
+
+
+def _require_readable(model: str, version: str, tracking_uri: str) -> None:
+    """Hold a model's files to this process's rights, where MLflow says that they lie on this machine.
+
+    Artifacts that MLflow's server hands out need none: it reads them itself.
+
+    Raises:
+        AccessError: they lie elsewhere.
+    """
+    if rights.in_force() is None:
+        return
+    client = MlflowClient(tracking_uri=tracking_uri)
+    if model.startswith("runs:/"):
+        source = client.get_run(model.split("/")[1]).info.artifact_uri
+    else:
+        source = client.get_model_version_download_uri(_name(model), version)
+        if source.startswith("models:/"):
+            source = client.get_logged_model(source.removeprefix("models:/")).artifact_location
+    if is_local_uri(source):
+        rights.resolve(local_file_uri_to_path(source))
 
 
 def promote(model: str, alias: str, tracking_uri: str) -> tuple[str, str, str | None]:
@@ -93,7 +118,7 @@ def promote(model: str, alias: str, tracking_uri: str) -> tuple[str, str, str | 
     Raises:
         ModelNotFoundError: there is no such model.
     """
-    name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    name = _name(model)
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
         version = _version(model, tracking_uri)
@@ -102,6 +127,11 @@ def promote(model: str, alias: str, tracking_uri: str) -> tuple[str, str, str | 
     except MlflowException as error:
         raise ModelNotFoundError(f"{model}: not found in {tracking_uri} ({error})") from error
     return name, version, None if earlier is None else str(earlier)
+
+
+def _name(model: str) -> str:
+    """The registered name in ``models:/name@alias`` or ``models:/name/version``."""
+    return model.removeprefix("models:/").partition("@")[0].partition("/")[0]
 
 
 def _version(model: str, tracking_uri: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -23,16 +24,22 @@ from pathlib import Path
 
 from service import environment
 from service.counters import ReadCounters
-from service.errors import StorageError, UsageError
+from service.errors import StorageError, UnsupportedSlideError, UsageError
 from service.storage import join, list_uris, name, parent, read_bytes
-from service.storage.objects import exists, file_errors
+from service.storage.files import DESCRIPTORS, file_errors, open_regular
+from service.storage.objects import exists
 from service.storage.ranges import LocalFile, OpenFiles, RangeSource, open_source
+from service.storage.rights import in_force, resolve
 from service.storage.uri import parse
 
 PART_BYTES = 8 << 20
 """A request of a download."""
 MAX_COMPANIONS = 4096
 """Files of one slide."""
+MOST_INDEX_BYTES = 4 << 20
+"""Of an index file that names others."""
+FILE_KEY = re.compile(r"file|image|^index")
+"""Keys of index files (Slidedat.ini, VMS, VMU) under which OpenSlide looks for names of files."""
 
 
 class LocalCopy:
@@ -52,12 +59,22 @@ class LocalCopy:
 def local_copy(source: RangeSource, counters: ReadCounters) -> LocalCopy:
     """The slide as a local file, with the files that belong to it.
 
+    OpenSlide opens files by name, and follows names that it finds in them. A process with rights therefore shows it a
+    descriptor of the file that was checked, and copies of slides that consist of several files.
+
     Raises:
+        AccessError: the slide, or a file that belongs to it, lies outside this process's rights.
         UsageError: it does not fit in the cache.
         StorageError: it could not be copied.
     """
     if isinstance(source, LocalFile):
-        return LocalCopy(parse(source.uri).key)
+        path = resolve(source.uri).key
+        if in_force() is None:
+            return LocalCopy(path)
+        if not _has_companions(source.uri) and os.path.isdir(DESCRIPTORS):
+            with file_errors(source.uri):
+                descriptor = open_regular(path, source.uri)
+            return LocalCopy(f"{DESCRIPTORS}/{descriptor}", descriptor)
     settings = environment.cache_settings()
     return DiskCache(settings.folder / "slides", settings.max_bytes).fetch(source, counters)
 
@@ -145,13 +162,14 @@ def companions(uri: str) -> dict[str, str]:
     found: list[str] = []
     if ending.lower() == "mrxs":
         found = list_uris(f"{stem}/")
+        for index in (other for other in found if name(other).lower() == "slidedat.ini"):
+            _named_files(index)
     elif ending.lower() == "dcm" and parse(uri).scheme not in ("http", "https"):  # those cannot be listed
         beside = [other for other in list_uris(f"{folder}/") if parent(other) == folder]
         found = [other for other in beside if other.lower().endswith(".dcm")]
     elif ending.lower() in ("vms", "vmu"):
-        text = read_bytes(uri).decode("latin-1")
-        named = {line.partition("=")[2].strip() for line in text.splitlines()}
-        beside = [join(folder, other) for other in sorted(named) if other and "/" not in other and "." in other]
+        named = set(_named_files(uri))
+        beside = [join(folder, other) for other in sorted(named) if "." in other]
         found = [other for other in beside if exists(other)]
     if len(found) > MAX_COMPANIONS:
         raise UsageError(
@@ -161,6 +179,26 @@ def companions(uri: str) -> dict[str, str]:
     if any(".." in Path(place).parts or Path(place).is_absolute() for place in inside):
         raise UsageError("a file of the slide has a name that leads out of its folder", uri=uri)
     return inside
+
+
+def _has_companions(uri: str) -> bool:
+    return uri.rpartition(".")[2].lower() in ("mrxs", "dcm", "vms", "vmu")
+
+
+def _named_files(uri: str) -> list[str]:
+    """What the settings of a slide's index file say, each of which OpenSlide may open as a file beside it.
+
+    Raises:
+        UnsupportedSlideError: one would lead out of the slide's folder.
+    """
+    lines = read_bytes(uri, most_bytes=MOST_INDEX_BYTES).decode("latin-1").splitlines()
+    settings = [
+        (key.strip().lower(), value.strip()) for key, equals, value in (line.partition("=") for line in lines) if equals
+    ]
+    for key, value in settings:
+        if FILE_KEY.search(key) and ("/" in value or "\\" in value or value in (".", "..")):
+            raise UnsupportedSlideError(f"{key} names a file outside the slide's folder", uri=uri)
+    return [value for _, value in settings if value and "/" not in value and "\\" not in value]
 
 
 def _download(source: RangeSource, target: Path, counters: ReadCounters) -> None:

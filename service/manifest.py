@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import pandas as pd
@@ -26,6 +27,9 @@ from service.splits import SPLITS, split_patients
 
 COLUMNS = ("slide_id", "uri", "patient_id", "center", "label", "stratum", "split")
 STRATA = ("negative", "macro", "micro", "itc")
+
+MOST_BYTES = 1 << 30
+"""Of a manifest: some ten million rows."""
 
 _SAFE_ID = re.compile(r"[\w(][\w .+()-]{0,99}(?<![ .])")
 """Slide ids name pictures, on any file system."""
@@ -138,9 +142,12 @@ def load_manifest(uri: str, *, need_labels: bool) -> Manifest:
         ManifestError: naming all problems at once.
         NotFoundError, AccessError, StorageError: the file cannot be read.
     """
-    data = storage.read_bytes(uri)
+    data = storage.read_bytes(uri, most_bytes=MOST_BYTES)
     table = _parse_parquet(data) if data[:4] == b"PAR1" else _parse_csv(data)
-    problems = table.problems + _check_columns(table, need_labels)
+    problems = _check_columns(table, need_labels)
+    if table.columns and not {"slide_id", "uri"} & set(table.columns):
+        raise ManifestError(problems, uri)
+    problems = table.problems + problems
     missing = {problem.column for problem in problems if problem.row is None}
     slides: list[Slide] = []
     found: list[Problem] = []
@@ -261,6 +268,9 @@ def _check_columns(table: _Table, need_labels: bool) -> list[Problem]:
     if not table.columns:
         is_empty = Problem(None, None, "is empty; want a header line and one line per slide")
         return [] if table.problems else [is_empty]
+    # What a file without these columns holds is not quoted: it may be any file, and an error is read by many.
+    if not {"slide_id", "uri"} & set(table.columns):
+        return [Problem(None, None, _no_manifest(table.columns))]
     needed = ("slide_id", "uri", "label") if need_labels else ("slide_id", "uri")
     have = f"the table has {', '.join(table.columns)}"
     problems = [Problem(None, name, f"is missing; {have}") for name in needed if name not in table.columns]
@@ -269,6 +279,16 @@ def _check_columns(table: _Table, need_labels: bool) -> list[Problem]:
     if not table.rows and not table.problems:
         problems.append(Problem(None, None, "has a header but no slides"))
     return problems
+
+
+def _no_manifest(columns: Sequence[str]) -> str:
+    """Why a table is no manifest, quoting only what looks like a misspelt column of one."""
+    near = {
+        name: get_close_matches(name, [c.lower() for c in columns], n=1, cutoff=0.7) for name in ("slide_id", "uri")
+    }
+    misspelt = [f"{found[0]!r} looks like {name}" for name, found in near.items() if found]
+    hint = f" ({', '.join(misspelt)})" if misspelt else ""
+    return f"is no manifest: its first line names neither slide_id nor uri{hint}; see the README for the columns"
 
 
 def _check_cells(row: int, cells: Mapping[str, str], need_labels: bool) -> list[Problem]:

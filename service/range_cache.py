@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.planning import Ints
-from service.storage.objects import file_errors
+from service.storage.files import file_errors
 
 Result = TypeVar("Result")
 _Key = tuple[bytes, int, int]

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import re
+
 from service import storage
 from service.errors import UsageError
 from service.queue.requests import (
@@ -19,8 +21,8 @@ from service.queue.requests import (
 )
 from service.storage.rights import Rights
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
-"""Of what is a file of weights and no name."""
+TAG = re.compile(r"[A-Za-z0-9_-]+")
+"""A tag of timm's; any other name of weights is a file's."""
 
 
 def check_allowed(request: Check | Train | Tune | Score, rights: Rights) -> None:
@@ -31,7 +33,7 @@ def check_allowed(request: Check | Train | Tune | Score, rights: Rights) -> None
         UsageError: weights that are pickled, or a network from elsewhere.
     """
     weights, encoders = weights_and_encoders(request)
-    files = [name for name in weights if "://" in name or name.endswith(SUFFIXES)]
+    files = [name for name in weights if not TAG.fullmatch(name)]
     for name in files:
         if not name.endswith(".safetensors"):
             raise UsageError("weights come as .safetensors, pickled ones can run code; convert them", uri=name)

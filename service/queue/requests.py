@@ -6,11 +6,12 @@ The settings are those of YAML files and command lines, checked in the same way;
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter
 
 from magnet.config import CLOSED
 from magnet.presets import PRESETS
@@ -26,7 +27,21 @@ KINDS = ("check", "train", "tune", "score")
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$")]
 """A path or URI: one line."""
-Model = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"^[!-~][ -~]*$")]
+REGISTERED = re.compile(
+    r"models:/[^/@:\\]+(@[A-Za-z0-9_.-]+|/[0-9]+)|runs:/[0-9a-f]{32}(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+"
+)
+"""Names of models in MLflow; no part of them can lead to another folder."""
+
+
+def _is_model(name: str) -> str:
+    if name.lower().startswith(("models:", "runs:")) and not REGISTERED.fullmatch(name):
+        raise ValueError("is no model of MLflow; write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model")
+    return name
+
+
+Model = Annotated[
+    str, StringConstraints(min_length=1, max_length=300, pattern=r"^[!-~][ -~]*$"), AfterValidator(_is_model)
+]
 """As ``score.py --model`` takes it."""
 
 

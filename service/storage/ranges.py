@@ -16,7 +16,10 @@ from obstore.exceptions import GenericError
 
 from service.counters import ReadCounters
 from service.errors import SlideChangedError, SlideError, StorageError
-from service.storage.objects import file_errors, file_identity, object_etag, stat
+from service.storage.files import file_errors, open_regular
+from service.storage.http import HttpStore
+from service.storage.objects import file_identity, object_etag, stat
+from service.storage.rights import resolve
 from service.storage.stores import Store, attempt
 from service.storage.uri import parse
 
@@ -100,7 +103,7 @@ class LocalFile:
         self.uri = uri
         self.size_bytes, self.etag = stat(uri)
         self.head = b""
-        self._path = parse(uri).key
+        self._path = resolve(uri).key
         self._files = files
 
     def read(self, offset: int, length: int, counters: ReadCounters) -> bytes:
@@ -146,6 +149,11 @@ class RemoteObject:
         _check_range(self, offset, length)
 
         def get(store: Store, key: str) -> bytes:
+            if isinstance(store, HttpStore):
+                answer = store.get(key, offset, offset + length)
+                if answer.etag != self.etag or answer.size_bytes != self.size_bytes:
+                    raise _changed(self.uri)
+                return answer.data
             result = obstore.get(store, key, options={"range": (offset, offset + length)})
             if object_etag(result.meta) != self.etag or result.meta["size"] != self.size_bytes:
                 raise _changed(self.uri)
@@ -173,6 +181,9 @@ def open_source(uri: str, files: OpenFiles, deadline_s: float | None = None, hea
 
 def _start_of(num_bytes: int, store: Store, key: str) -> tuple[int, str, bytes]:
     """Size, ETag and first bytes of an object."""
+    if isinstance(store, HttpStore):
+        answer = store.get(key, 0, num_bytes)
+        return answer.size_bytes, answer.etag, answer.data
     try:
         result = obstore.get(store, key, options={"range": (0, num_bytes)})
         return result.meta["size"], object_etag(result.meta), bytes(result.bytes())
@@ -184,7 +195,7 @@ def _start_of(num_bytes: int, store: Store, key: str) -> tuple[int, str, bytes]:
 
 
 def _open_version(path: str, etag: str, uri: str) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_regular(path, uri)
     if file_identity(os.fstat(descriptor))[1] != etag:
         os.close(descriptor)
         raise _changed(uri)

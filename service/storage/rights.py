@@ -60,6 +60,12 @@ class Rights:
                 return right.write if write else right.read or right.write
         return False
 
+    def closed_below(self, location: Location, *, write: bool) -> bool:
+        """Whether some folder inside a resolved place may not be read, or written."""
+        parts = _parts(location)
+        inside = (right for own, right in self._by_parts.items() if own[: len(parts)] == parts)
+        return any(not (right.write if write else right.read or right.write) for right in inside)
+
     def require(self, uri: str, *, write: bool = False) -> Location:
         """The resolved place of `uri`.
 

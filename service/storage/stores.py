@@ -15,13 +15,15 @@ import boto3.session
 from botocore.exceptions import BotoCoreError
 from obstore import exceptions as foreign
 from obstore.auth.boto3 import Boto3CredentialProvider
-from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+from obstore.store import AzureStore, GCSStore, S3Store
 
 from service import environment
 from service.errors import AccessError, MagnetError, NotFoundError, StorageError, UsageError
-from service.storage.uri import Location, parse
+from service.storage.http import HttpStore, store_base
+from service.storage.rights import resolve
+from service.storage.uri import Location
 
-Store = S3Store | GCSStore | AzureStore | HTTPStore
+Store = S3Store | GCSStore | AzureStore | HttpStore
 Result = TypeVar("Result")
 
 REQUEST_TIMEOUT_S = 20.0
@@ -32,7 +34,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 4.0
 _EXPIRED = ("ExpiredToken", "RequestExpired", "InvalidToken", "RequestTimeTooSkewed")
 
 
-def attempt(uri: str, operation: Callable[[Store, str], Result], deadline_s: float | None = None) -> Result:
+def attempt(
+    uri: str, operation: Callable[[Store, str], Result], deadline_s: float | None = None, *, write: bool = False
+) -> Result:
     """Run one operation on the store of `uri`, retried with jitter until the deadline.
 
     The client's own retries are off, so that one clock rules and counts of requests are true.
@@ -41,12 +45,13 @@ def attempt(uri: str, operation: Callable[[Store, str], Result], deadline_s: flo
         uri: an object in an object store, not a file.
         operation: called with the store and the object's key.
         deadline_s: seconds for all attempts together; None for the environment's.
+        write: whether the operation writes; this process's rights are held to it.
 
     Raises:
         NotFoundError, AccessError: at once, the latter after one attempt with fresh credentials.
         StorageError: the last failure, when the deadline has passed.
     """
-    location = parse(uri)
+    location = resolve(uri, write=write)
     allowed_s = environment.storage_deadline_s() if deadline_s is None else deadline_s
     end = time.monotonic() + allowed_s
     pause_s, num_attempts, renewed = FIRST_PAUSE_S, 0, False
@@ -116,7 +121,7 @@ def _store(scheme: str, host: str, fingerprint: tuple[str | None, ...]) -> Store
         return GCSStore(host, **options)
     if scheme == "az":
         return AzureStore(host, **options)
-    return HTTPStore(f"{scheme}://{host}", **options)
+    return HttpStore(store_base(scheme, host), REQUEST_TIMEOUT_S)
 
 
 def _s3_store(bucket: str, options: dict[str, Any]) -> S3Store:

@@ -1,0 +1,171 @@
+"""Local files of a process with rights: no link, pipe or race leads out of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service import storage
+from service.counters import ReadCounters
+from service.disk_cache import companions, local_copy
+from service.errors import AccessError, MagnetError, SlideChangedError, UnsupportedSlideError, UsageError
+from service.folder import slides_under
+from service.reader import RegionReader
+from service.storage.ranges import OpenFiles, open_source
+from service.storage.rights import Right, Rights
+
+SECRET = b"secret of another user"
+
+
+@pytest.fixture
+def allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that may be read and written, beside one that may not."""
+    for name in ("allowed", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.svs").write_bytes(SECRET)
+    rights = Rights([Right(prefix=str(tmp_path / "allowed"), read=True, write=True)])
+    monkeypatch.setenv("MAGNET_RIGHTS", rights.to_text())
+    return tmp_path / "allowed"
+
+
+def swap_before_open(monkeypatch: pytest.MonkeyPatch, victim: Path, target: Path) -> None:
+    """Put a link in the place of `victim` between the check of a name and its opening."""
+    real = os.open
+
+    def swapping(path: str, *arguments: object, **options: object) -> int:
+        if not victim.is_symlink() and str(path).startswith(str(victim)):
+            victim.rename(victim.with_name("moved"))
+            victim.symlink_to(target)
+        return real(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", swapping)
+
+
+READS: dict[str, Callable[[str], object]] = {
+    "read_bytes": storage.read_bytes,
+    "stat": storage.stat,
+    "ranges": lambda uri: open_source(uri, OpenFiles()).read(0, 4, ReadCounters()),
+    "list": lambda uri: storage.list_uris(uri.rpartition("/")[0]),
+    "slides_under": lambda uri: slides_under(uri.rpartition("/")[0]),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
+def test_a_linked_folder_leads_nowhere(allowed: Path, read: Callable[[str], object]) -> None:
+    (allowed / "link").symlink_to(allowed.parent / "closed")
+    with pytest.raises(AccessError, match="lies outside"):
+        read(f"{allowed}/link/x.svs")
+    read(f"{allowed}/x.svs")
+
+
+def test_links_in_a_folder_of_slides_are_refused_one_by_one(allowed: Path) -> None:
+    (allowed / "out.svs").symlink_to(allowed.parent / "closed" / "x.svs")
+    (allowed / "in.svs").symlink_to(allowed / "x.svs")
+    (allowed / "folder").symlink_to(allowed.parent / "closed")
+    slides = slides_under(str(allowed))[0].slides
+    assert [slide.slide_id for slide in slides] == ["in", "out", "x"]
+    assert storage.read_bytes(slides[0].uri) == SECRET
+    with pytest.raises(AccessError):
+        storage.read_bytes(slides[1].uri)
+    with RegionReader() as reader, pytest.raises(AccessError):
+        reader.info(slides[1].uri)
+
+
+def test_a_file_exchanged_for_a_link_while_it_is_opened_is_not_read(
+    allowed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap_before_open(monkeypatch, allowed / "x.svs", allowed.parent / "closed" / "x.svs")
+    with pytest.raises(MagnetError):
+        storage.read_bytes(f"{allowed}/x.svs")
+
+
+def test_a_folder_exchanged_for_a_link_while_a_file_is_opened_is_not_read(
+    allowed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (allowed / "deep").mkdir()
+    (allowed / "deep" / "x.svs").write_bytes(b"own")
+    swap_before_open(monkeypatch, allowed / "deep", allowed.parent / "closed")
+    with pytest.raises(AccessError):
+        storage.read_bytes(f"{allowed}/deep/x.svs")
+
+
+def test_ranges_of_an_exchanged_file_are_not_read(allowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(f"{allowed}/x.svs", OpenFiles())
+    swap_before_open(monkeypatch, allowed / "x.svs", allowed.parent / "closed" / "x.svs")
+    with pytest.raises((AccessError, SlideChangedError, MagnetError)):
+        source.read(0, 4, ReadCounters())
+
+
+def test_nothing_is_written_through_a_folder_exchanged_for_a_link(
+    allowed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (allowed / "out").mkdir()
+    swap_before_open(monkeypatch, allowed / "out", allowed.parent / "closed")
+    with pytest.raises(MagnetError):
+        storage.write_bytes(f"{allowed}/out/scores.csv", b"x")
+    assert [path.name for path in (allowed.parent / "closed").iterdir()] == ["x.svs"]
+
+
+@pytest.mark.parametrize("act", [lambda uri: storage.write_bytes(uri, b"x"), storage.delete, storage.delete_all])
+def test_nothing_outside_is_written_or_deleted(allowed: Path, act: Callable[[str], None]) -> None:
+    closed = allowed.parent / "closed"
+    (allowed / "link").symlink_to(closed)
+    for place in (f"{closed}/x.svs", f"{allowed}/../closed/x.svs", f"{allowed}/link/x.svs", f"{allowed}/link"):
+        with pytest.raises(AccessError, match="may write"):
+            act(place)
+    assert (closed / "x.svs").read_bytes() == SECRET
+
+
+def test_a_pipe_is_refused_at_once(allowed: Path) -> None:
+    os.mkfifo(allowed / "m.csv")
+    with pytest.raises(UsageError, match="pipe or device"):
+        storage.read_bytes(f"{allowed}/m.csv")
+
+
+def test_a_file_larger_than_its_reader_expects_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(bytes(11))
+    with pytest.raises(UsageError, match="has 11 bytes; at most 10"):
+        storage.read_bytes(str(tmp_path / "m.csv"), most_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("index", "line"),
+    [
+        ("x.vms", "ImageFile=../closed/x.jpg"),
+        ("x.vms", "MapFile=/etc/x.jpg"),
+        ("x.vmu", "ImageFile=..\\closed\\x"),
+        ("x/Slidedat.ini", "FILE_0 = ../../closed/Data.dat"),
+        ("x/Slidedat.ini", "INDEXFILE = /etc/Index.dat"),
+    ],
+)
+def test_an_index_that_names_files_elsewhere_is_refused(tmp_path: Path, index: str, line: str) -> None:
+    """OpenSlide joins such names to the slide's folder and opens what comes out."""
+    path = tmp_path / index
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"[S]\n{line}\nDATE = 01/02/2026\n")
+    with pytest.raises(UnsupportedSlideError, match="outside the slide's folder"):
+        companions(str(tmp_path / "x.mrxs") if index.endswith(".ini") else str(path))
+
+
+def test_a_slide_of_several_files_is_copied_with_files_that_may_be_read_only(
+    allowed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGNET_CACHE_DIR", str(allowed.parent / "cache"))
+    (allowed / "x").mkdir()
+    (allowed / "x.mrxs").write_bytes(b"JPEG")
+    (allowed / "x" / "Data0000.dat").symlink_to(allowed.parent / "closed" / "x.svs")
+    source = open_source(f"{allowed}/x.mrxs", OpenFiles())
+    with pytest.raises(AccessError):
+        local_copy(source, ReadCounters())
+
+
+def test_openslide_reads_the_descriptor_that_was_checked(test_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = test_data / "slides" / "fluorescence-dapi.ndpi"
+    with RegionReader() as reader:
+        expected = reader.info(str(slide))
+    monkeypatch.setenv("MAGNET_RIGHTS", Rights([Right(prefix=str(test_data), read=True)]).to_text())
+    with RegionReader() as reader:
+        assert reader.info(str(slide)) == expected
