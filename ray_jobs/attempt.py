@@ -34,6 +34,7 @@ from ray_jobs.tracking import SystemMetrics, Tracker
 from ray_jobs.waiting import FetchPool, WaitClock, ahead
 from service.errors import MagnetError
 from service.reading import Reader
+from service.spreadsheet import safe_cell
 
 STEPS_TO_PEAK = 2
 """Steps after which a training has had its fullest moment: the optimizer's state is there from the second on."""
@@ -165,7 +166,7 @@ class Attempt:
             ids = {slide.uri: slide.slide_id for slide in (*self.task.train, *self.task.val)}
             table = io.StringIO()
             rows = [(ids[uri], uri, reason) for uri, reason in self.quarantine.lost.items()]
-            csv.writer(table).writerows([("slide_id", "uri", "reason"), *rows])
+            csv.writer(table).writerows([("slide_id", "uri", "reason"), *(map(safe_cell, row) for row in rows)])
             self.tracker.note_text(table.getvalue(), "quarantine.csv")
             self.tracker.note_tags({"quarantined": ", ".join(ids[uri] for uri in self.quarantine.lost)[:5000]})
             self.tracker.keep()

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from service import storage
 from service.errors import MagnetError
 from service.manifest import Slide
+from service.spreadsheet import safe_cell
 
 VERSION = "2"
 """Of the table's schema; in the metadata of every file. 2: refused slides, micrometres, levels, patches."""
@@ -181,11 +182,13 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 
 def write_csv(uri: str, table: pa.Table) -> None:
-    """As CSV; lists with spaces between their items."""
+    """As CSV; lists with spaces between their items, texts that a spreadsheet would take for formulas as texts."""
     flat = table.to_pandas(integer_object_nulls=True)  # not 1.0 for a label of 1
     for field in table.schema:
         if pa.types.is_list(field.type):
             flat[field.name] = ["" if row is None else " ".join(map(_item, row)) for row in flat[field.name]]
+        if pa.types.is_string(field.type):
+            flat[field.name] = flat[field.name].map(safe_cell)
     storage.write_bytes(uri, flat.to_csv(index=False, lineterminator="\n").encode())
 
 

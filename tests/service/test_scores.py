@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from service import storage
 from service.fake_store import HttpStore
 from service.manifest import Slide
+from service.patients import write_patients
 from service.scores import (
     REGION,
     SCHEMA,
@@ -89,6 +91,17 @@ def test_the_csv_reads_as_it_was_meant(tmp_path: Path) -> None:
     assert (second["status"], second["reason"]) == ("failed", 'torn, "half"\nof it')
     assert second["label"] == second["call"] == second["probability"] == second["running"] == ""
     assert first["research_use_only"] == "True"
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "\uff1d1"])
+def test_a_patient_id_is_no_formula_in_the_csv_and_unchanged_in_parquet(tmp_path: Path, text: str) -> None:
+    one = replace(slide("a"), patient_id=text)
+    write_part(str(tmp_path), [scored(one)])
+    write_patients(str(tmp_path), finish(str(tmp_path), [one]))
+    for name in ("scores", "patients"):
+        [row] = csv.DictReader(io.StringIO((tmp_path / f"{name}.csv").read_bytes().decode(), newline=""))
+        assert row["patient_id"] == f"'{text}"
+        assert pq.read_table(tmp_path / f"{name}.parquet")["patient_id"].to_pylist() == [text]
 
 
 def test_a_rerun_finds_what_is_finished_and_can_complete_it(tmp_path: Path) -> None:
