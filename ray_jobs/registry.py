@@ -84,14 +84,14 @@ def resolve(model: str, tracking_uri: str, folder: Path) -> tuple[Path, str]:
 
 
 def _require_readable(model: str, version: str, tracking_uri: str) -> None:
-    """Hold a model's files to this process's rights, where MLflow says that they lie on this machine.
+    """Hold a model's files to this process's rights, where an MLflow server says that they lie on this machine.
 
-    Artifacts that MLflow's server hands out need none: it reads them itself.
+    Artifacts that the server hands out itself need none. Without a server only jobs write the records.
 
     Raises:
         AccessError: they lie elsewhere.
     """
-    if rights.in_force() is None:
+    if rights.in_force() is None or not tracking_uri.startswith("http"):
         return
     client = MlflowClient(tracking_uri=tracking_uri)
     if model.startswith("runs:/"):
