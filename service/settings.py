@@ -6,6 +6,7 @@ checked; an unknown one is an error. Nothing here comes from the environment.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -20,6 +21,13 @@ from service import storage
 from service.errors import UsageError
 
 Settings = TypeVar("Settings")
+
+
+REGISTERED_NAME = re.compile(r"[^/:@%\x00-\x1f]{1,200}")
+"""Of a model in MLflow's registry."""
+ALIAS = re.compile(r"[A-Za-z0-9_-]{1,100}")
+VERSION_NAME = re.compile(r"latest|v\d+", re.IGNORECASE)
+"""Aliases that MLflow keeps for itself."""
 
 
 class SettingsError(UsageError):
@@ -60,6 +68,9 @@ class ComputeSettings:
         for name in ("num_workers", "cpus_per_worker", "reader_threads", "slides_in_flight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name, most in (("reader_threads", 1024), ("slides_in_flight", 1024)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at most {most}")
         for name in ("gpus_per_worker", "gpu_memory_gb", "readers", "tile_cache_mb", "max_failures"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
@@ -95,6 +106,11 @@ class TrainSettings:
     """Alias that the registry gives it."""
 
     def __post_init__(self) -> None:
+        # MLflow would refuse these names too, but only when the training is over.
+        if not REGISTERED_NAME.fullmatch(self.registered_model):
+            raise ValueError(f"registered_model = {self.registered_model!r}: must be a name without / : @ and %")
+        if not ALIAS.fullmatch(self.alias) or VERSION_NAME.fullmatch(self.alias):
+            raise ValueError(f"alias = {self.alias!r}: must be letters, digits, _ or -, not 'latest' or a version")
         most = self.recipe.batch // self.recipe.micro_batch
         if self.compute.num_workers > most:
             raise ValueError(
