@@ -26,9 +26,23 @@ class OtherFiles:
 
     names: tuple[str, ...]
     """Relative to the folder."""
+    not_utf8: tuple[str, ...] = ()
+    """The same, of those whose names are not UTF-8: no table, log or database takes them. Their bytes are escaped."""
 
     def told(self) -> str:
         """In one line."""
+        return "; ".join(filter(None, [self._kinds(), self.not_utf8_note()]))
+
+    def not_utf8_note(self) -> str:
+        """The names that are not UTF-8, in one line; empty if there are none."""
+        if not self.not_utf8:
+            return ""
+        single = len(self.not_utf8) == 1
+        count, them = ("1 file name is", "it") if single else (f"{len(self.not_utf8)} file names are", "them")
+        more = ", ..." if len(self.not_utf8) > 3 else ""
+        return f"{count} not UTF-8: {', '.join(self.not_utf8[:3])}{more}; rename {them}"
+
+    def _kinds(self) -> str:
         if not self.names:
             return "no other files"
         kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.names)
@@ -42,7 +56,7 @@ def is_folder(place: str) -> bool:
 
 
 def slides_under(folder: str) -> tuple[Manifest, OtherFiles]:
-    """Every slide under a folder, in the order of their names.
+    """Every slide under a folder, in the order of their names; files whose names are not UTF-8 are left out.
 
     Args:
         folder: a path or a URI that can be listed (s3://, gs://, az://).
@@ -53,10 +67,12 @@ def slides_under(folder: str) -> tuple[Manifest, OtherFiles]:
     base = folder.rstrip("/")
     if "://" not in base:
         base = os.path.abspath(os.path.expanduser(base))
-    uris = storage.list_uris(base)
+    found = storage.list_uris(base)
+    uris = [uri for uri in found if _is_utf8(uri)]
+    not_utf8 = tuple(_escaped(uri.removeprefix(f"{base}/")) for uri in found if not _is_utf8(uri))
     names = [uri.removeprefix(f"{base}/") for uri in uris]
     chosen = [(name, uri) for name, uri in zip(names, uris, strict=True) if _is_slide(name)]
-    other = OtherFiles(tuple(name for name in names if not _is_slide(name)))
+    other = OtherFiles(tuple(name for name in names if not _is_slide(name)), not_utf8)
     if not chosen:
         raise UsageError(f"no slides here ({other.told()}); slides end in {', '.join(SUFFIXES)}", uri=folder)
     slides = [
@@ -65,6 +81,20 @@ def slides_under(folder: str) -> tuple[Manifest, OtherFiles]:
     ]
     listing = "\n".join(uri for _, uri in chosen)
     return Manifest(slides=tuple(slides), uri=folder, sha256=hashlib.sha256(listing.encode()).hexdigest()), other
+
+
+def _is_utf8(name: str) -> bool:
+    """Python keeps the bytes of other names as halves of surrogate pairs, which nothing writes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(name: str) -> str:
+    """A name that can be printed, such as ``caf\\xe9.svs``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_slide(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 
 import uvicorn
@@ -14,6 +15,7 @@ from service.queue.attempts import Attempts
 from service.queue.dispatcher import Dispatcher, forget_workflows
 from service.queue.ray_api import RayJobs
 from service.queue.retention import Retention
+from service.queue.secrets import mask_logs
 from service.queue.store import JobStore
 from service.queue.tables import Database
 from service.service_settings import ServiceSettings
@@ -23,6 +25,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def serve_api(settings: ServiceSettings) -> None:
     """Answer HTTP until told to stop."""
+    _mask_logs(settings)
     app = application(settings, Database(settings.database_url))
     if settings.host not in LOOPBACK:
         logging.getLogger(__name__).warning(
@@ -34,6 +37,7 @@ def serve_api(settings: ServiceSettings) -> None:
 
 def dispatch(settings: ServiceSettings) -> None:
     """Run jobs until told to stop. Jobs under way go on, and are found again at the next start."""
+    _mask_logs(settings)
     database = Database(settings.database_url)
     store = JobStore(database)
     attempts = Attempts(store, RayJobs(settings.ray, settings.ray_token_file), settings)
@@ -42,6 +46,11 @@ def dispatch(settings: ServiceSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: dispatcher.stop())
     dispatcher.run()
+
+
+def _mask_logs(settings: ServiceSettings) -> None:
+    files = {"RAY_AUTH_TOKEN_PATH": settings.ray_token_file, "MLFLOW_TOKEN_FILE": settings.mlflow_token_file}
+    mask_logs(os.environ | {name: path for name, path in files.items() if path is not None})
 
 
 def admin_token(settings: ServiceSettings, owner: str) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from service.api.problems import NotReadyError, documented
+from service.queue.incidents import DISPATCHER, Incidents
 from service.queue.job import STATES
+from service.queue.lease import is_held
 from service.queue.requests import KINDS
 from service.queue.store import JobStore
-from service.queue.tables import leases
 
 router = APIRouter(tags=["health"])
 
@@ -26,7 +26,10 @@ def alive() -> dict[str, str]:
 @router.get("/readyz", responses=documented(503))
 def ready(request: Request) -> dict[str, str]:
     """Whether jobs can be submitted and a dispatcher takes them."""
-    if not _dispatching(request):
+    database = request.app.state.store.database
+    if trouble := Incidents(database).trouble():
+        raise NotReadyError(trouble)
+    if not is_held(database, DISPATCHER):
         raise NotReadyError("no dispatcher is at work; jobs are kept, and begin when one is started")
     return {"status": "ready"}
 
@@ -47,12 +50,14 @@ def metrics(request: Request) -> Response:
     beats = [job.beat_s or job.started_s or time.time() for job in store.active()]
     oldest.set(time.time() - min(beats) if beats else 0)
     at_work = Gauge("magnet_dispatcher_up", "1 while a dispatcher is at work", registry=registry)
-    at_work.set(_dispatching(request))
+    at_work.set(is_held(store.database, DISPATCHER))
+    last_hour = Incidents(store.database).counts(3600.0)
+    restarts = Gauge(
+        "magnet_dispatcher_restarts",
+        "Starts of a dispatcher without an orderly stop before, in the last hour",
+        registry=registry,
+    )
+    restarts.set(max(last_hour["start"] - last_hour["stop"] - 1, 0))
+    errors = Gauge("magnet_dispatcher_errors", "Errors of the dispatcher's loop in the last hour", registry=registry)
+    errors.set(last_hour["error"])
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _dispatching(request: Request) -> bool:
-    store: JobStore = request.app.state.store
-    with store.database.reading() as connection:
-        until_s = connection.scalar(sa.select(leases.c.until_s).where(leases.c.name == "dispatcher"))
-    return until_s is not None and until_s > time.time()

@@ -64,5 +64,9 @@ def _arrivals(request: Request) -> Arrivals:
 
 
 def _view(entry: Entry) -> RecurringView:
-    values = {name: getattr(entry, name) for name in ("id", "owner", "what", "next_s", "note")}
-    return RecurringView.model_validate(values | {"body": json.loads(entry.body)})
+    values = {name: getattr(entry, name) for name in ("id", "owner", "what", "next_s", "note", "disabled")}
+    try:
+        body = json.loads(entry.body)
+    except ValueError:
+        body = None  # a damaged row disables itself, and the others are still listed
+    return RecurringView.model_validate(values | {"body": body if isinstance(body, dict) else {}})

@@ -135,4 +135,6 @@ class RecurringView(BaseModel):
     next_s: float
     note: str | None
     """What the last look found."""
+    disabled: str | None
+    """Why it makes no jobs any more; null: it does."""
     body: dict[str, Any]

@@ -2,29 +2,41 @@
 
 STORAGE/jobs/JOB/attempts/N/beat.json     rewritten every few seconds by the witness beside the job
 STORAGE/jobs/JOB/attempts/N/log/00000.txt ...
-STORAGE/jobs/JOB/attempts/N/stop          written by the service: whoever still works here ends
+STORAGE/jobs/JOB/attempts/N/stop          written by the service, with the reason: the witness ends its command
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, WrapValidator
 
 from service import storage
-from service.errors import NotFoundError
+from service.errors import NotFoundError, StorageError
 from service.queue.job import Progress
 
 PART_BYTES = 256 << 10
 """Of a part of the log; the last part is rewritten as it grows."""
 
 
+def _or_none(value: Any, validated: Callable[[Any], Progress]) -> Progress:
+    """Progress as the tables take it; one that they would refuse must not hide the sign of life."""
+    try:
+        return validated(value)
+    except ValueError:
+        return Progress()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
     """How the command ended."""
 
-    exit_code: int
+    exit_code: Annotated[int, Field(ge=0, le=255)]
     last: str
-    """What it said last, or the error it named."""
+    """The error that it named, or its last line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +47,19 @@ class Beat:
     """Grows with each."""
     log_bytes: int
     """Of the log so far."""
-    progress: Progress = field(default_factory=Progress)
+    progress: Annotated[Progress, WrapValidator(_or_none)] = field(default_factory=Progress)
     ending: Ending | None = None
+    idle_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds since progress or log last changed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """Why an attempt is to end."""
+
+    reason: str = "stopped"
+    final: bool = False
+    """True: there is no other attempt."""
 
 
 class AttemptFolder:
@@ -54,14 +77,21 @@ class AttemptFolder:
         storage.write_bytes(self._at("beat.json"), json.dumps(asdict(beat)).encode())
 
     def beat(self) -> Beat | None:
-        """The newest sign of life; None before the first."""
+        """The newest sign of life; None before the first.
+
+        Raises:
+            StorageError: it cannot be read, or is malformed: a job can write its own folder.
+        """
         try:
-            values = json.loads(storage.read_bytes(self._at("beat.json")))
+            return BEAT.validate_json(storage.read_bytes(self._at("beat.json")))
         except NotFoundError:
             return None
-        ending = values.pop("ending")
-        progress = Progress(**values.pop("progress"))
-        return Beat(progress=progress, ending=None if ending is None else Ending(**ending), **values)
+        except ValueError as error:  # pydantic's
+            raise StorageError("the sign of life is malformed", uri=self._at("beat.json")) from error
+
+    def begun(self) -> bool:
+        """Whether a witness has begun here."""
+        return storage.exists(self._at("beat.json"))
 
     def write_log(self, part: int, data: bytes) -> None:
         """Replace a part of the log."""
@@ -87,16 +117,30 @@ class AttemptFolder:
             part, skip = part + 1, 0
         return found[:most_bytes]
 
-    def stop(self) -> None:
-        """Tell whoever works here to end."""
-        storage.write_bytes(self._at("stop"), b"stop\n")
+    def stop(self, stop: Stop) -> None:
+        """Make the command here end; the first reason stays."""
+        if not self.stopped():
+            storage.write_bytes(self._at("stop"), json.dumps(asdict(stop)).encode())
 
     def stopped(self) -> bool:
         """Whether `stop` was called."""
         return storage.exists(self._at("stop"))
 
+    def why_stopped(self) -> Stop | None:
+        """Why `stop` was called; None if it was not."""
+        try:
+            return STOP.validate_json(storage.read_bytes(self._at("stop")))
+        except NotFoundError:
+            return None
+        except ValueError:  # written by an earlier version
+            return Stop()
+
     def _at(self, name: str) -> str:
         return storage.join(self.uri, name)
+
+
+BEAT = TypeAdapter(Beat)
+STOP = TypeAdapter(Stop)
 
 
 def attempt_folder(job_folder: str, number: int) -> AttemptFolder:

@@ -31,7 +31,7 @@ def chosen(
     last_start_s: Mapping[str, float],
     *,
     per_kind: Mapping[str, int],
-    per_user: int,
+    per_user: Mapping[str, int],
     now_s: float,
 ) -> list[Waiting]:
     """The jobs to start now, in order.
@@ -41,14 +41,16 @@ def chosen(
         running: kind and owner of each job that runs.
         last_start_s: when a job of an owner was last started; owners who had none may be missing.
         per_kind: how many of each kind may run at once.
-        per_user: how many of one owner may run at once.
+        per_user: how many of each owner may run at once.
         now_s: the time.
     """
     pairs = list(running)
     kinds, owners = Counter(kind for kind, _ in pairs), Counter(owner for _, owner in pairs)
     served = {owner: (at_s, 0) for owner, at_s in last_start_s.items()}
     rest, result = list(waiting), list[Waiting]()
-    while rest := [job for job in rest if kinds[job.kind] < per_kind[job.kind] and owners[job.owner] < per_user]:
+    while rest := [
+        job for job in rest if kinds[job.kind] < per_kind[job.kind] and owners[job.owner] < per_user[job.owner]
+    ]:
         best = min(
             rest,
             key=lambda job: (

@@ -61,7 +61,8 @@ class FakeJobs:
         if process.poll() is None:
             return 200, {"status": "RUNNING"}
         ended = "STOPPED" if kill_s is not None else "SUCCEEDED" if process.returncode == 0 else "FAILED"
-        return 200, {"status": ended}
+        message = "" if ended == "SUCCEEDED" else f"Job entrypoint command failed with exit code {process.returncode}"
+        return 200, {"status": ended, "message": message}
 
     def stop(self, submission_id: str) -> tuple[int, object]:
         """Ask it to end."""

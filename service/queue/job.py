@@ -6,7 +6,9 @@ queued -> starting -> running -> done | failed | cancelled, and back to queued b
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 State = Literal["queued", "starting", "running", "done", "failed", "cancelled"]
 ACTIVE = ("starting", "running")
@@ -14,6 +16,10 @@ ACTIVE = ("starting", "running")
 ENDED = ("done", "failed", "cancelled")
 """Nothing more happens by itself."""
 STATES = ("queued", *ACTIVE, *ENDED)
+
+ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""As the tables take it."""
 
 LOWEST, HIGHEST = -10, 10
 """Priorities; a higher one is earlier among the jobs of its owner."""
@@ -86,11 +92,15 @@ class Event:
 class Progress:
     """How far a job says it is."""
 
-    done: int | None = None
-    total: int | None = None
-    eta_s: float | None = None
-    activity: str | None = None
-    mlflow_run: str | None = None
+    done: Count | None = None
+    total: Count | None = None
+    eta_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    activity: Annotated[str, Field(max_length=500, pattern=ONE_LINE)] | None = None
+    mlflow_run: Annotated[str, Field(max_length=64, pattern=ONE_LINE)] | None = None
+
+    def counted(self) -> tuple[object, ...]:
+        """What changes when the job gets on; the estimate of the time to go does so by itself."""
+        return self.done, self.total, self.activity, self.mlflow_run
 
     def then(self, later: Progress) -> Progress:
         """Both, the later one's word being the last; a count belongs to its activity and ends with it."""

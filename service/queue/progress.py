@@ -7,13 +7,17 @@ import re
 from service.queue.job import Progress
 from service.queue.job_lines import SPEAKER
 
-STEP = re.compile(r"^(?P<what>step|trial) (?P<done>\d+)/(?P<total>\d+)\b.*?(?P<eta>(?:\d+:)?\d+:\d\d) to go")
+STEP = re.compile(
+    r"^(?P<what>step|trial) (?P<done>\d{1,9})/(?P<total>\d{1,9})\b.*?(?P<eta>(?:\d{1,9}:)?\d{1,9}:\d\d) to go"
+)
 ACTIVITIES = {"step": "training", "trial": "searching"}
 COUNTED = re.compile(  # a bar of tqdm's: "scoring:  45%|####  | 5/11 [00:10<00:12, 1.2s/slide]"
-    r"^(?P<what>[\w ]+): .*?\| (?P<done>\d+)/(?P<total>\d+) \[[^<\]]*<(?P<eta>[\d:]+|\?)"
+    r"^(?P<what>[\w ]+): .*?\| (?P<done>\d{1,9})/(?P<total>\d{1,9}) \[[^<\]]*<(?P<eta>[\d:]{1,20}|\?)"
 )
 RUN = re.compile(r"MLflow run (?P<run>[0-9a-f]{32})\b")
 WAITING = re.compile(r"^waiting for the cluster: ")
+LONGEST_ACTIVITY = 300
+"""Characters."""
 ONE_OF_MANY = "run_trial"
 """Name of the processes whose steps are not the job's own: a search's trials."""
 
@@ -29,7 +33,7 @@ def progress_in(line: str) -> Progress:
     if found := RUN.search(line):
         return Progress(mlflow_run=found["run"], activity="starting workers")
     if WAITING.match(line):
-        return Progress(activity=line)
+        return Progress(activity=line[:LONGEST_ACTIVITY])
     return Progress()
 
 
@@ -42,5 +46,5 @@ def _seconds(clock: str) -> float:
     """Of "1:02:03" or "2:03"."""
     total = 0
     for part in clock.split(":"):
-        total = 60 * total + int(part)
+        total = 60 * total + int(part or 0)
     return float(total)

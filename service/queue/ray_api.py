@@ -63,12 +63,18 @@ class RayJobs:
         Raises:
             RayAwayError: the cluster does not answer.
         """
-        reply = self._call("GET", f"/api/jobs/{submission_id}")
-        if reply.status_code == 404:
-            return None
-        if reply.status_code != 200:
-            raise RayAwayError(f"Ray answers {reply.status_code} when asked for {submission_id}")
-        return str(reply.json()["status"])
+        known = self._job(submission_id)
+        return None if known is None else str(known["status"])
+
+    def message(self, submission_id: str) -> str:
+        """What Ray says of a job, in one line; empty if nothing.
+
+        Raises:
+            RayAwayError: the cluster does not answer.
+        """
+        text = str((self._job(submission_id) or {}).get("message") or "")
+        first = text.partition(", last available logs")[0].strip().splitlines()  # those are the job's own
+        return first[0][:300] if first else ""
 
     def stop(self, submission_id: str) -> None:
         """Ask a job to end; one that is over or unknown stays so.
@@ -90,6 +96,18 @@ class RayJobs:
     def link(self, submission_id: str) -> str:
         """Where a person sees the job."""
         return f"{self.url}/#/jobs/{submission_id}"
+
+    def _job(self, submission_id: str) -> dict[str, Any] | None:
+        reply = self._call("GET", f"/api/jobs/{submission_id}")
+        if reply.status_code == 404:
+            return None
+        try:
+            known = reply.json()
+        except ValueError:  # of a proxy, or of a head that is shutting down
+            known = None
+        if reply.status_code != 200 or not isinstance(known, dict) or "status" not in known:
+            raise RayAwayError(f"Ray answers {reply.status_code} when asked for {submission_id}")
+        return known
 
     def _call(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:

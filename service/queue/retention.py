@@ -1,7 +1,8 @@
-"""Forgets jobs that ended long ago: their rows, logs and attempt folders.
+"""Removes jobs: those that a user deletes with all their files, and after `keep_days` the logs and rows of the others.
 
-What a job was for stays: scores and pictures, trainings' checkpoints, MLflow's runs. Files go first and the rows last,
-so that whoever comes after a crash still finds what is left to be done.
+Of an expired job the results stay: scores and pictures, trainings' checkpoints, MLflow's runs. Of a deleted one the
+files in its own folders go too, but neither MLflow's run nor what it wrote elsewhere. A job is marked first, so that it
+cannot be queued again; then go its files, and its rows last: after a kill at any point the next tick continues.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable
 
 from service import storage
 from service.errors import MagnetError
-from service.queue.job import Job
-from service.queue.store import JobStore
-from service.queue.tables import DatabaseAwayError
+from service.queue.job import ENDED, Job
+from service.queue.lease import LeaseLostError
+from service.queue.store import BY_USER, JobStore
+from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
 from service.service_settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -22,47 +24,57 @@ log = logging.getLogger(__name__)
 EVERY_S = 600.0
 """Seconds between two looks for such jobs."""
 AT_ONCE = 20
-"""Jobs forgotten in one tick, which keeps the dispatcher from its other work for so long."""
+"""Jobs removed in one tick, which keeps the dispatcher from its other work for so long."""
+PAUSE_S = 60.0
+"""Seconds without removing after the store failed."""
 
 
 class Retention:
-    """Keeps a service's finished jobs for as long as its settings say.
+    """Removes a service's jobs that are deleted, or older than its settings keep them.
 
     Args:
         store: the jobs.
         settings: of the service.
-        forget_attempt: is told job and number of each attempt, to forget what else is kept of it.
+        forget_attempt: called with job and number of each attempt, to remove what else is kept of it.
     """
 
     def __init__(
         self, store: JobStore, settings: ServiceSettings, forget_attempt: Callable[[str, int], None] = lambda *_: None
     ) -> None:
         self._store, self._settings, self._forget_attempt = store, settings, forget_attempt
-        self._next_s = -float("inf")
+        self._next_s = self._pause_s = -float("inf")
 
     def tick(self) -> None:
-        """Forget some jobs, if it is time to."""
-        if self._settings.keep_days is None or time.monotonic() < self._next_s:
+        """Remove what users have deleted; and if it is time to, some of what has expired."""
+        if self._settings.keep_days is not None and time.monotonic() >= self._next_s:
+            self._store.expire(time.time() - self._settings.keep_days * 86400)
+            self._next_s = time.monotonic() + EVERY_S
+        if time.monotonic() < self._pause_s:
             return
-        before_s = time.time() - self._settings.keep_days * 86400
-        old = self._store.ended_before(before_s, limit=AT_ONCE)
-        for job in old:
+        for job in self._store.to_delete(limit=AT_ONCE):
             try:
-                self._forget(job, before_s)
-            except DatabaseAwayError:
+                self._remove(job)
+            except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
                 raise
             except MagnetError as error:
-                log.warning("%s is kept until the store answers: %s", job.id, error)
-                old = []  # the others can wait for it too
-                break
-        if len(old) < AT_ONCE:
-            self._next_s = time.monotonic() + EVERY_S
+                log.warning("%s is kept until its files can be removed: %s", job.id, error)
+                self._pause_s = time.monotonic() + PAUSE_S  # the store is unavailable for the others too
+                return
 
-    def _forget(self, job: Job, before_s: float) -> None:
+    def _remove(self, job: Job) -> None:
+        """Remove a job that has ended; one that has not is cancelled first."""
+        if job.state not in ENDED:
+            if not job.cancel_requested:
+                self._store.cancel(job.id)
+            return
         folder = self._settings.job_folder(job.owner, job.id)
-        storage.delete_all(storage.join(folder, "attempts"))
-        for name in ("settings.yaml", "search.yaml"):
-            storage.delete(storage.join(folder, name))
+        if job.delete_requested == BY_USER:
+            storage.delete_all(folder)
+            storage.delete_all(storage.join(self._settings.runs(job.owner), job.id))
+        else:
+            storage.delete_all(storage.join(folder, "attempts"))
+            for name in ("settings.yaml", "search.yaml"):
+                storage.delete(storage.join(folder, name))
         for number in range(1, job.attempt + 1):
             self._forget_attempt(job.id, number)
-        self._store.forget(job.id, before_s)
+        self._store.forget(job.id)

@@ -10,7 +10,8 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,12 @@ from service.errors import NotFoundError, UsageError
 from service.queue import fair
 from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Job, Progress
 from service.queue.requests import Check, Score, Train, Tune, to_json
-from service.queue.tables import Database, attempts, events, jobs
+from service.queue.tables import Database, attempts, events, jobs, lock
 
 MOST_WAITING = 5000
 """Jobs that are weighed against each other when one may start."""
+BY_USER, EXPIRED = 1, 2
+"""Of `delete_requested`: a user deletes the job and all its files; `keep_days` have passed, and its results stay."""
 
 
 class ConflictError(UsageError):
@@ -41,6 +44,17 @@ class Limits:
 
     per_kind: Mapping[str, int]
     per_user: int
+    """Of each user, where `of_user` is not given."""
+    of_user: Callable[[str, Collection[str]], int] | None = None
+    """Of a user with groups."""
+
+    def by_user(self, groups: Mapping[str, Collection[str]]) -> dict[str, int]:
+        """The limit of each user.
+
+        Args:
+            groups: of each user.
+        """
+        return {owner: self.of_user(owner, g) if self.of_user else self.per_user for owner, g in groups.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +85,19 @@ class JobStore:
 
     Args:
         database: with the queue's tables.
+        fence: called at the beginning of each transaction of a dispatcher; raises where another one has taken over.
     """
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, database: Database, fence: Callable[[sa.Connection], None] | None = None) -> None:
+        self.database, self.fence = database, fence
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction; one of a dispatcher that is no longer the one at work is refused."""
+        with self.database.writing() as connection:
+            if self.fence is not None:
+                self.fence(connection)
+            yield connection
 
     # ------------------------------------------------------------------------------------------------------ asked for
 
@@ -103,9 +126,10 @@ class JobStore:
         row = _new_row(request.kind, text, owner, priority, max_attempts, idempotency_key, source)
         row["groups"] = json.dumps(sorted(groups))
         try:
-            with self.database.writing() as connection:
+            with self.writing() as connection:
                 if earlier := _by_key(connection, owner, idempotency_key):
                     return _same(earlier, text), False
+                lock(connection, f"jobs of {owner}")  # two at once must not both be the last that the quota allows
                 _check_queued(connection, owner, max_queued)
                 connection.execute(jobs.insert().values(row))
                 _note(connection, row["id"], "queued", "submitted")
@@ -124,7 +148,7 @@ class JobStore:
         Raises:
             NotFoundError: no such job.
         """
-        with self.database.writing() as connection:
+        with self.writing() as connection:
             ended = {"state": "cancelled", "reason": "cancelled before it began", "ended_s": time.time()}
             waiting = jobs.update().where(jobs.c.id == job_id, jobs.c.state == "queued")
             if connection.execute(waiting.values(ended | {"cancel_requested": 1})).rowcount:
@@ -135,16 +159,32 @@ class JobStore:
                     _note(connection, job_id, _job(connection, job_id).state, "cancel requested")
             return _job(connection, job_id)
 
-    def retry(self, job_id: str) -> Job:
+    def delete(self, job_id: str) -> Job:
+        """Have a job removed with its files, which the dispatcher does once it has ended; it is cancelled before.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        self.cancel(job_id)
+        with self.writing() as connection:
+            connection.execute(jobs.update().where(jobs.c.id == job_id).values(delete_requested=BY_USER))
+            return _job(connection, job_id)
+
+    def retry(self, job_id: str, *, max_queued: int | None = None) -> Job:
         """Queue an ended job again; its attempts go on counting, and continue the same run.
 
         Raises:
-            ConflictError: the job has not ended.
+            ConflictError: the job has not ended, or is being deleted.
+            TooManyJobsError: the owner has `max_queued` jobs waiting.
         """
-        with self.database.writing() as connection:
-            job = _job(connection, job_id)
+        with self.writing() as connection:
+            job = _job(connection, job_id, for_update=True)
+            if job.delete_requested:
+                raise ConflictError(f"job {job_id} is being deleted; submit a new one")
             if job.state not in ("failed", "cancelled"):
                 raise ConflictError(f"job {job_id} is {job.state}; only a failed or cancelled one is retried")
+            lock(connection, f"jobs of {job.owner}")
+            _check_queued(connection, job.owner, max_queued)
             again = {"state": "queued", "reason": None, "cancel_requested": 0, "due_s": time.time(), "ended_s": None}
             again |= {"first_attempt": job.attempt + 1}
             connection.execute(jobs.update().where(jobs.c.id == job_id).values(again))
@@ -159,7 +199,7 @@ class JobStore:
         """
         if not LOWEST <= priority <= HIGHEST:
             raise UsageError(f"priority {priority}: must be {LOWEST} to {HIGHEST}")
-        with self.database.writing() as connection:
+        with self.writing() as connection:
             waiting = jobs.c.id == job_id, jobs.c.state == "queued"
             if not connection.execute(jobs.update().where(*waiting).values(priority=priority)).rowcount:
                 raise ConflictError(f"job {job_id} is {_job(connection, job_id).state}, not queued")
@@ -217,64 +257,87 @@ class JobStore:
     def admit(self, limits: Limits) -> list[Job]:
         """Begin the next attempt of as many waiting jobs as the limits let in."""
         now_s = time.time()
-        with self.database.writing() as connection:
-            columns = [jobs.c[name] for name in ("id", "kind", "owner", "priority", "created_s")]
+        with self.writing() as connection:
+            _fail_unknown_kinds(connection, limits.per_kind)
+            columns = [jobs.c[name] for name in ("id", "kind", "owner", "priority", "created_s", "groups")]
             due = sa.select(*columns).where(jobs.c.state == "queued", jobs.c.due_s <= now_s)
-            waiting = [fair.Waiting(*row) for row in connection.execute(due.order_by(jobs.c.seq).limit(MOST_WAITING))]
+            rows = connection.execute(due.order_by(jobs.c.seq).limit(MOST_WAITING)).all()
+            waiting = [fair.Waiting(*row[:-1]) for row in rows]
             if not waiting:
                 return []
             active = connection.execute(sa.select(jobs.c.kind, jobs.c.owner).where(jobs.c.state.in_(ACTIVE)))
             running = [(kind, owner) for kind, owner in active]
             starts = connection.execute(sa.select(jobs.c.owner, sa.func.max(jobs.c.started_s)).group_by(jobs.c.owner))
             last_start_s = {owner: at_s for owner, at_s in starts if at_s is not None}
+            per_user = limits.by_user({row.owner: groups_in(row.groups) for row in rows})
             next_ones = fair.chosen(
-                waiting, running, last_start_s, per_kind=limits.per_kind, per_user=limits.per_user, now_s=now_s
+                waiting, running, last_start_s, per_kind=limits.per_kind, per_user=per_user, now_s=now_s
             )
-            return [self._begin(connection, one.id, now_s) for one in next_ones]
+            begun = [self._begin(connection, job.id, now_s) for job in next_ones]
+            return [job for job in begun if job is not None]
 
     @staticmethod
-    def _begin(connection: sa.Connection, job_id: str, now_s: float) -> Job:
+    def _begin(connection: sa.Connection, job_id: str, now_s: float) -> Job | None:
+        """The job with its new attempt; None if it was cancelled in the meantime."""
         number = _job(connection, job_id).attempt + 1
-        begun = {"state": "starting", "attempt": number, "started_s": now_s, "beat_s": None}
+        begun = {"state": "starting", "attempt": number, "started_s": now_s, "beat_s": None, "moved_s": None}
         begun |= Progress(activity="starting").known()
-        connection.execute(jobs.update().where(jobs.c.id == job_id).values(begun))
+        waiting = jobs.c.id == job_id, jobs.c.state == "queued"
+        if not connection.execute(jobs.update().where(*waiting).values(begun)).rowcount:
+            return None
         row = {"job_id": job_id, "number": number, "submission_id": submission_id(job_id, number)}
         connection.execute(attempts.insert().values(row | {"state": "starting", "started_s": now_s}))
         _note(connection, job_id, "starting", f"attempt {number}")
         return _job(connection, job_id)
 
     def running(self, job_id: str, number: int) -> None:
-        """Ray has taken the attempt."""
-        with self.database.writing() as connection:
+        """Ray has taken the attempt; its hours, and the time without progress, count from now."""
+        now_s = time.time()
+        with self.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
-            running = {"state": "running"} | Progress(activity="starting").known()
+            running = {"state": "running", "moved_s": now_s} | Progress(activity="starting").known()
             if connection.execute(jobs.update().where(*own).values(running)).rowcount:
                 mine = attempts.c.job_id == job_id, attempts.c.number == number
-                connection.execute(attempts.update().where(*mine).values(state="running"))
+                connection.execute(attempts.update().where(*mine).values(state="running", started_s=now_s))
                 _note(connection, job_id, "running", f"attempt {number} is with Ray")
 
-    def beat(self, job_id: str, number: int, progress: Progress) -> None:
-        """A sign of life of the attempt, and how far it is."""
-        values = progress.known() | {"beat_s": time.time()}
-        with self.database.writing() as connection:
+    def beat(self, job_id: str, number: int, progress: Progress, idle_s: float = 0.0) -> None:
+        """A sign of life of the attempt, and how far it is.
+
+        Args:
+            job_id: the job.
+            number: of the attempt.
+            progress: how far it is.
+            idle_s: seconds since its progress or log last changed.
+        """
+        now_s = time.time()
+        values = progress.known() | {"beat_s": now_s, "moved_s": now_s - idle_s}
+        with self.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state.in_(ACTIVE)
             connection.execute(jobs.update().where(*own).values(values))
 
+    def describe(self, job_id: str, number: int, activity: str) -> None:
+        """Say what the attempt does, without a sign of life of it."""
+        with self.writing() as connection:
+            own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state.in_(ACTIVE)
+            connection.execute(jobs.update().where(*own).values(activity=clean(activity, 500)))
+
     def waiting(self, job_id: str, number: int, why: str) -> None:
         """The attempt cannot be handed to Ray yet."""
-        with self.database.writing() as connection:
+        with self.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
-            connection.execute(jobs.update().where(*own).values(Progress(activity=why[:500]).known()))
+            connection.execute(jobs.update().where(*own).values(Progress(activity=clean(why, 500)).known()))
             _note(connection, job_id, _job(connection, job_id).state, why)
 
     def end(self, job_id: str, number: int, *, state: str, reason: str | None, exit_code: int | None) -> None:
         """The attempt and its job have ended."""
         now_s = time.time()
-        self._settle(job_id, number, state, {"state": state, "reason": reason, "ended_s": now_s}, reason, exit_code)
+        values = {"state": state, "reason": None if reason is None else clean(reason), "ended_s": now_s}
+        self._settle(job_id, number, state, values, reason, exit_code)
 
     def again(self, job_id: str, number: int, *, reason: str, exit_code: int | None, wait_s: float) -> None:
         """The attempt failed; the job waits for another one."""
-        values = {"state": "queued", "reason": reason, "due_s": time.time() + wait_s}
+        values = {"state": "queued", "reason": clean(reason), "due_s": time.time() + wait_s}
         self._settle(job_id, number, "failed", values, f"{reason}; next attempt in {wait_s:.0f} s", exit_code)
 
     def _settle(
@@ -286,7 +349,8 @@ class JobStore:
         text: str | None,
         exit_code: int | None,
     ) -> None:
-        with self.database.writing() as connection:
+        text = None if text is None else clean(text)
+        with self.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state.in_(ACTIVE)
             if not connection.execute(jobs.update().where(*own).values(**values, eta_s=None)).rowcount:
                 return  # settled before a crash
@@ -295,25 +359,27 @@ class JobStore:
             connection.execute(attempts.update().where(*mine).values(over))
             _note(connection, job_id, str(values["state"]), text or f"attempt {number} {attempt_state}")
 
-    def ended_before(self, before_s: float, *, limit: int) -> list[Job]:
-        """Jobs that ended before a time, the oldest first."""
-        query = sa.select(jobs).where(*_long_ended(before_s)).order_by(jobs.c.ended_s).limit(limit)
+    def expire(self, before_s: float) -> None:
+        """Mark the jobs that ended before a time to be forgotten: from now on they cannot be queued again."""
+        with self.writing() as connection:
+            old = jobs.c.state.in_(ENDED), jobs.c.ended_s < before_s, jobs.c.delete_requested == 0
+            connection.execute(jobs.update().where(*old).values(delete_requested=EXPIRED))
+
+    def to_delete(self, *, limit: int) -> list[Job]:
+        """Jobs that are to be deleted or forgotten, the oldest first."""
+        query = sa.select(jobs).where(jobs.c.delete_requested != 0).order_by(jobs.c.seq).limit(limit)
         with self.database.reading() as connection:
             return [Job(**row) for row in connection.execute(query).mappings()]
 
-    def forget(self, job_id: str, before_s: float) -> None:
-        """Remove a job's rows, unless it was queued again since it was found to have ended before this time."""
-        with self.database.writing() as connection:
+    def forget(self, job_id: str) -> None:
+        """Remove the rows of a job that has ended and is to be deleted."""
+        with self.writing() as connection:
             # The job's row is locked by the first statement, and goes last: the others name it.
-            own = sa.select(jobs.c.id).where(jobs.c.id == job_id, *_long_ended(before_s)).with_for_update()
-            if connection.scalar(own) is not None:
+            marked = jobs.c.id == job_id, jobs.c.state.in_(ENDED), jobs.c.delete_requested != 0
+            if connection.scalar(sa.select(jobs.c.id).where(*marked).with_for_update()) is not None:
                 connection.execute(events.delete().where(events.c.job_id == job_id))
                 connection.execute(attempts.delete().where(attempts.c.job_id == job_id))
                 connection.execute(jobs.delete().where(jobs.c.id == job_id))
-
-
-def _long_ended(before_s: float) -> tuple[sa.ColumnElement[bool], ...]:
-    return jobs.c.state.in_(ENDED), jobs.c.ended_s < before_s
 
 
 def submission_id(job_id: str, number: int) -> str:
@@ -348,8 +414,32 @@ def _new_row(
     }
 
 
-def _job(connection: sa.Connection, job_id: str) -> Job:
-    row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+def groups_in(text: str) -> list[str]:
+    """The groups that a row holds; none where it is damaged."""
+    try:
+        return [str(group) for group in json.loads(text)]
+    except (ValueError, TypeError):
+        return []
+
+
+def clean(text: str, most: int = 2000) -> str:
+    """Text as every database takes it: without null characters and halves of characters, and not too long."""
+    return text[:most].replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def _fail_unknown_kinds(connection: sa.Connection, kinds: Iterable[str]) -> None:
+    """Fail waiting jobs of kinds that this program does not know, such as those of a newer version."""
+    unknown = jobs.c.state == "queued", jobs.c.kind.not_in(list(kinds))
+    for job_id, kind in connection.execute(sa.select(jobs.c.id, jobs.c.kind).where(*unknown)).all():
+        reason = f"jobs of kind {kind!r} are unknown to this version of the program; install the one that made it"
+        failed = {"state": "failed", "reason": reason, "ended_s": time.time()}
+        connection.execute(jobs.update().where(jobs.c.id == job_id).values(failed))
+        _note(connection, job_id, "failed", reason)
+
+
+def _job(connection: sa.Connection, job_id: str, *, for_update: bool = False) -> Job:
+    query = sa.select(jobs).where(jobs.c.id == job_id)
+    row = connection.execute(query.with_for_update() if for_update else query).mappings().one_or_none()
     if row is None:
         raise NotFoundError(f"no job {job_id}")
     return Job(**row)
@@ -376,5 +466,5 @@ def _check_queued(connection: sa.Connection, owner: str, max_queued: int | None)
 
 
 def _note(connection: sa.Connection, job_id: object, state: str, text: str) -> None:
-    row = {"job_id": job_id, "at_s": time.time(), "state": state, "text": text[:2000]}
+    row = {"job_id": job_id, "at_s": time.time(), "state": state, "text": clean(text)}
     connection.execute(events.insert().values(row))

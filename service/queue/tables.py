@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,19 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Float, ForeignKey, Integer, String, Text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 
 from service.errors import MagnetError, UsageError
 
 BUSY_S = 30
 """Seconds that a writer waits for another one's transaction in SQLite."""
 MIGRATIONS = Path(__file__).with_name("migrations")
+
+CORRUPT_SQLITE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+CORRUPT_POSTGRES = ("XX001", "XX002")
+"""SQLSTATE of damaged data, and of a damaged index."""
+AWAY = (OperationalError, InterfaceError, InternalError)
+"""Errors of a database that does not answer, is locked, full or being shut down."""
 
 METADATA = sa.MetaData()
 
@@ -156,7 +163,11 @@ incidents = sa.Table(  # starts, stops and errors of the service's processes
 
 
 class DatabaseAwayError(MagnetError):
-    """The queue's database cannot be had. To act: its operator. A retry can help."""
+    """The queue's database is unavailable. To act: its operator. A retry can help."""
+
+
+class DatabaseCorruptError(MagnetError):
+    """The queue's database is damaged. To act: its operator, who restores a backup. A retry does not help."""
 
 
 class Database:
@@ -168,6 +179,7 @@ class Database:
     Raises:
         UsageError: the URL is invalid, or the tables belong to a newer version of this program.
         DatabaseAwayError: it does not answer.
+        DatabaseCorruptError: its file is damaged, or is no database.
     """
 
     def __init__(self, url: str) -> None:
@@ -178,8 +190,7 @@ class Database:
         if self.engine.dialect.name == "sqlite":
             self._prepare_sqlite()
         with self.writing() as connection:
-            if self.engine.dialect.name == "postgresql":  # two that start at once must not both make the tables
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7243002)"))
+            lock(connection, "migrations")  # two that start at once must not both make the tables
             _upgrade(connection)
 
     @contextmanager
@@ -215,6 +226,19 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def lock(connection: sa.Connection, name: str) -> None:
+    """Let one transaction at a time past this point, until it ends; SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+
+
+def now_s(connection: sa.Connection) -> float:
+    """Seconds since 1970: by a server's clock, so that machines whose clocks differ agree; else by this machine's."""
+    if connection.dialect.name == "postgresql":
+        return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())")) or 0.0)
+    return time.time()
+
+
 def _upgrade(connection: sa.Connection) -> None:
     """Run the steps that these tables lack: all of them, or after an error none."""
     scripts = Config()
@@ -238,10 +262,20 @@ def _upgrade(connection: sa.Connection) -> None:
 def _mapped() -> Iterator[None]:
     try:
         yield
-    except sa.exc.IntegrityError:
-        raise
     except DBAPIError as error:
-        raise DatabaseAwayError(f"the queue's database failed: {error.orig}") from error
+        if _is_corrupt(error):
+            message = f"the queue's database is damaged ({error.orig}); stop the service and restore a backup"
+            raise DatabaseCorruptError(message) from error
+        if isinstance(error, AWAY) or error.connection_invalidated:
+            raise DatabaseAwayError(f"the queue's database failed: {error.orig}") from error
+        raise  # a statement that it refuses: waiting would not help
+
+
+def _is_corrupt(error: DBAPIError) -> bool:
+    """Whether a driver's error says that the database's files are damaged."""
+    if getattr(error.orig, "sqlstate", None) in CORRUPT_POSTGRES:
+        return True
+    return getattr(error.orig, "sqlite_errorname", "").startswith(CORRUPT_SQLITE)
 
 
 def _with_driver(url: str) -> str:

@@ -21,11 +21,13 @@ from functools import partial
 from typing import BinaryIO
 
 from service.errors import MagnetError
+from service.exit_status import INTERRUPTED
 from service.parent_death import with_parent
 from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Beat, Ending
 from service.queue.job import Progress
 from service.queue.job_lines import CHATTER, COLOUR
 from service.queue.progress import progress_in
+from service.queue.reason import Reason
 from service.queue.secrets import Mask
 
 GRACE_S = 20.0
@@ -34,7 +36,8 @@ LAST_PATIENCE_S = 60.0
 """Seconds in which the end is told again and again to a store that is away."""
 MOST_PARTS = 400
 """Of a log: 100 MiB; what comes after is not kept."""
-ERROR_LINE = re.compile(r"^(error: |\w+(\.\w+)*Error: )")
+LONGEST_LINE = 64 << 10
+"""Bytes; a longer line is taken in pieces."""
 
 
 class Log:
@@ -49,7 +52,8 @@ class Log:
         self._lock = threading.Lock()
         self._parts: list[bytearray] = [bytearray()]
         self._written = 0
-        self._last = self._error = ""
+        self._reason = Reason()
+        self._changed_s = time.monotonic()
         self.progress = Progress()
 
     def read(self, stream: BinaryIO) -> None:
@@ -59,18 +63,28 @@ class Log:
             *whole, rest = re.split(rb"(?<=[\r\n])", rest + data)
             for piece in whole:
                 self._take(piece)
+            if len(rest) > LONGEST_LINE:
+                rest = self._take_part(rest)
         if rest:
             self._take(rest + b"\n")
+
+    def _take_part(self, line: bytes) -> bytes:
+        """Take the beginning of a long line, cut between words where no secret can be cut; what is left of it."""
+        cut = self._mask.cut(line, LONGEST_LINE)
+        self._take(line[:cut] + b"\n")
+        return line[cut:]
 
     def _take(self, piece: bytes) -> None:
         line = self._mask(COLOUR.sub("", piece.decode(errors="replace")).rstrip("\r\n"))
         with self._lock:
-            self.progress = self.progress.then(progress_in(line))
-            if piece.endswith(b"\r") or CHATTER.search(line):
+            progress = self.progress.then(progress_in(line))
+            kept = not piece.endswith(b"\r") and not CHATTER.search(line)
+            if kept or progress.counted() != self.progress.counted():
+                self._changed_s = time.monotonic()
+            self.progress = progress
+            if not kept:
                 return
-            self._last = line.strip()
-            if ERROR_LINE.match(line):
-                self._error = line.strip()
+            self._reason.take(line)
             self._append(f"{line}\n".encode())
         sys.stdout.write(f"{line}\n")  # Ray's dashboard shows it too
         sys.stdout.flush()
@@ -97,10 +111,19 @@ class Log:
                 self._parts[k] = bytearray()  # full, written, and not looked at again
         return size
 
-    def said_last(self) -> str:
-        """The error that the command named, or its last line."""
+    def idle_s(self) -> float:
+        """Seconds since log or progress last changed."""
         with self._lock:
-            return (self._error or self._last)[:500]
+            return time.monotonic() - self._changed_s
+
+    def said_last(self, *, killed: bool = False) -> str:
+        """The error that the command named, or its last own line.
+
+        Args:
+            killed: whether a signal ended it: errors that it named before are not the reason.
+        """
+        with self._lock:
+            return self._reason.text(killed=killed)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -156,12 +179,12 @@ def _watch(
 
 def _beat(log: Log, folder: AttemptFolder, count: int, ending: Ending | None = None) -> bool:
     size = log.write(folder)
-    folder.write_beat(Beat(count=count, log_bytes=size, progress=log.progress, ending=ending))
+    folder.write_beat(Beat(count=count, log_bytes=size, progress=log.progress, ending=ending, idle_s=log.idle_s()))
     return True
 
 
 def _tell_end(log: Log, folder: AttemptFolder, count: int, status: int) -> None:
-    ending = Ending(exit_code=status, last=log.said_last())
+    ending = Ending(exit_code=status, last=log.said_last(killed=status > 128 and status != INTERRUPTED))
     deadline = time.monotonic() + LAST_PATIENCE_S
     while not _tolerant(lambda: _beat(log, folder, count + 1, ending)) and time.monotonic() < deadline:
         time.sleep(1)

@@ -15,7 +15,8 @@ def one(name: str, owner: str, *, kind: str = "check", priority: int = 0, create
 
 
 def names(*jobs: Waiting, per_user: int = 1, now_s: float = 0.0, per_kind: dict[str, int] = MANY) -> list[str]:
-    found = chosen(jobs, [], {}, per_kind=per_kind, per_user=per_user, now_s=now_s)
+    limits = {job.owner: per_user for job in jobs}
+    found = chosen(jobs, [], {}, per_kind=per_kind, per_user=limits, now_s=now_s)
     return [job.id for job in found]
 
 
@@ -25,7 +26,7 @@ def test_limits_of_kinds_and_users_hold_whatever_waits() -> None:
         kinds = {kind: rng.randint(0, 3) for kind in MANY}
         jobs = [one(str(k), rng.choice("abc"), kind=rng.choice(list(MANY))) for k in range(30)]
         running = [(rng.choice(list(MANY)), rng.choice("abc")) for _ in range(rng.randint(0, 4))]
-        begun = chosen(jobs, running, {}, per_kind=kinds, per_user=2, now_s=0)
+        begun = chosen(jobs, running, {}, per_kind=kinds, per_user=dict.fromkeys("abc", 2), now_s=0)
         after = [(job.kind, job.owner) for job in begun]
         for kind, count in Counter(kind for kind, _ in after).items():
             assert count + sum(k == kind for k, _ in running) <= kinds[kind]
@@ -38,7 +39,7 @@ def test_users_take_turns_though_one_came_first_with_a_hundred_urgent_jobs() -> 
     last: dict[str, float] = {}
     started = []
     for now_s in range(1, 5):  # one place, free again each time
-        [job] = chosen(waiting, [], last, per_kind=MANY | {"check": 1}, per_user=9, now_s=now_s)
+        [job] = chosen(waiting, [], last, per_kind=MANY | {"check": 1}, per_user={"a": 9, "b": 9}, now_s=now_s)
         waiting.remove(job)
         last[job.owner] = now_s
         started.append(job.owner)
@@ -62,3 +63,9 @@ def test_waiting_makes_up_for_priority() -> None:
 def test_a_kind_at_its_limit_holds_up_no_other() -> None:
     train, check = one("train", "a", kind="train", priority=9), one("check", "a")
     assert names(train, check, per_kind=MANY | {"train": 0}) == ["check"]
+
+
+def test_each_user_has_a_limit_of_their_own() -> None:
+    jobs = [one(f"{owner}{k}", owner) for owner in "abc" for k in range(3)]
+    begun = chosen(jobs, [], {}, per_kind=MANY, per_user={"a": 1, "b": 2, "c": 0}, now_s=0)
+    assert Counter(job.owner for job in begun) == {"a": 1, "b": 2}

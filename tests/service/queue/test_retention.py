@@ -13,7 +13,7 @@ from service.queue import retention as module
 from service.queue.attempt_folder import Beat, attempt_folder
 from service.queue.requests import Check
 from service.queue.retention import Retention
-from service.queue.store import Filter, JobStore, Limits
+from service.queue.store import ConflictError, Filter, JobStore, Limits
 from service.queue.tables import Database, jobs
 from service.service_settings import ServiceSettings
 
@@ -76,13 +76,78 @@ def test_nothing_is_forgotten_where_that_is_off(tmp_path: Path) -> None:
     assert own.store.job(old).state == "done"
 
 
-def test_one_that_was_queued_again_in_the_meantime_stays(tmp_path: Path) -> None:
+def test_one_that_was_queued_again_in_time_stays(tmp_path: Path) -> None:
     own = Own(tmp_path, keep_days=30)
     old = own.ended(31)
     with own.store.database.writing() as connection:
-        connection.execute(jobs.update().values(state="queued", ended_s=None))
-    own.store.forget(old, time.time() - 30 * DAY_S)
+        connection.execute(jobs.update().values(state="failed"))
+    own.store.retry(old)
+    own.retention.tick()
     assert own.store.job(old).state == "queued"
+
+
+def test_one_that_is_being_removed_cannot_be_queued_again(tmp_path: Path) -> None:
+    """Else its new attempt would lose its files."""
+    own = Own(tmp_path, keep_days=30)
+    old = own.ended(31)
+    with own.store.database.writing() as connection:
+        connection.execute(jobs.update().values(state="failed"))
+    own.store.expire(time.time() - 30 * DAY_S)
+    with pytest.raises(ConflictError, match="being deleted"):
+        own.store.retry(old)
+
+
+def test_a_deleted_job_goes_with_results_and_checkpoints_and_no_other_does(tmp_path: Path) -> None:
+    own = Own(tmp_path, keep_days=None)
+    deleted, other = own.ended(0), own.ended(0)
+    for job_id in (deleted, other):
+        storage.write_bytes(f"{own.settings.runs('ada')}/{job_id}/checkpoint", b"x")
+    own.store.delete(deleted)
+    own.retention.tick()
+    assert [job.id for job in own.store.page(Filter())] == [other]
+    assert (own.files(deleted), len(own.files(other))) == ([], 4)
+    assert storage.list_uris(own.settings.runs("ada")) == [f"{own.settings.runs('ada')}/{other}/checkpoint"]
+
+
+def test_a_running_job_that_is_deleted_is_cancelled_and_kept_until_it_has_ended(tmp_path: Path) -> None:
+    own = Own(tmp_path, keep_days=None)
+    own.store.add(Check(manifest="/m.csv"), "ada")
+    [job] = own.store.admit(Limits({"check": 9}, 9))
+    assert own.store.delete(job.id).cancel_requested
+    own.retention.tick()
+    assert own.store.job(job.id).state == "starting"
+    own.store.end(job.id, 1, state="cancelled", reason=None, exit_code=None)
+    own.retention.tick()
+    assert own.store.page(Filter()) == []
+
+
+@pytest.mark.parametrize("step", ["delete_all", "forget_attempt", "forget"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_deletion_that_was_killed_is_completed_by_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str
+) -> None:
+    own = Own(tmp_path, keep_days=None)
+    own.store.delete(own.ended(0))
+    places: dict[str, tuple[object, str]] = {
+        "delete_all": (storage, "delete_all"),
+        "forget_attempt": (own.retention, "_forget_attempt"),
+        "forget": (own.store, "forget"),
+    }
+    owner, name = places[step]
+    real = getattr(owner, name)
+
+    def killed(*arguments: object) -> None:
+        if when == "after":
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        own.retention.tick()
+    monkeypatch.undo()
+    Retention(own.store, own.settings).tick()
+    assert own.store.page(Filter()) == []
+    assert storage.list_uris(own.settings.user_folder("ada")) == []
 
 
 def test_a_store_that_is_away_puts_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

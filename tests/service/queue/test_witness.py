@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ray_jobs.progress import clock
-from service.queue.attempt_folder import PART_BYTES, AttemptFolder
+from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Stop
 from service.queue.job import Progress
 from service.queue.progress import progress_in
 from service.queue.secrets import Mask
@@ -60,7 +60,7 @@ def test_told_through_its_folder_it_stops_the_command(tmp_path: Path) -> None:
     process = start(tmp_path, "import time; print('begun'); time.sleep(60)")
     folder = AttemptFolder(str(tmp_path))
     wait_for_log(folder, b"begun")
-    folder.stop()
+    folder.stop(Stop(reason="stopped"))
     assert process.wait(20) == 128 + signal.SIGTERM
 
 

@@ -1,0 +1,35 @@
+"""What it means that a command was ended by a signal."""
+
+from __future__ import annotations
+
+import signal
+
+CAUSES = {
+    "SIGKILL": "as when memory runs out",
+    "SIGSEGV": "a crash in native code",
+    "SIGBUS": "a crash in native code, or a full /dev/shm",
+    "SIGABRT": "a failed check in native code",
+    "SIGFPE": "a crash in native code",
+    "SIGILL": "native code for another processor",
+    "SIGTERM": "as when its node or cluster is shut down",
+    "SIGHUP": "as when its terminal or parent ends",
+    "SIGPIPE": "the reader of its output ended",
+    "SIGXCPU": "a limit of the node",
+    "SIGXFSZ": "a limit of the node",
+}
+"""What such an end usually comes from."""
+
+
+def signal_reason(exit_code: int, last: str) -> str | None:
+    """Why a command ended, in one line; None if it was not by a signal.
+
+    Args:
+        exit_code: of the command; 128 + N after signal N.
+        last: the last line that it printed, or the error that it named.
+    """
+    try:
+        name = signal.Signals(exit_code - 128).name
+    except ValueError:
+        return None
+    cause = f", {CAUSES[name]}" if name in CAUSES else ""
+    return f"killed by {name}{cause}; last output: {last}" if last else f"killed by {name}{cause}; it printed nothing"

@@ -1,0 +1,34 @@
+"""A user's limits: own entry, strictest group, the service's default."""
+
+from __future__ import annotations
+
+from service.queue.quotas import Limits, effective
+from service.service_settings import Quota, ServiceSettings
+
+SETTINGS = ServiceSettings(
+    storage="/s",
+    groups={"lab": ("ada", "bob"), "guests": ("bob",)},
+    quotas={
+        "@lab": Quota(max_queued=50, max_running=3),
+        "@guests": Quota(max_queued=5, max_running=9),
+        "bob": Quota(max_running=0),
+        "guests": Quota(max_queued=1),  # a user of that name, no group
+    },
+    max_queued_per_user=100,
+    max_running_per_user=4,
+    max_recurring_per_user=7,
+)
+
+
+def test_a_user_without_a_quota_has_the_services_limits() -> None:
+    assert effective(SETTINGS, "eve") == Limits(max_queued=100, max_running=4, max_recurring=7)
+
+
+def test_members_of_a_group_have_its_limits_and_of_two_the_strictest() -> None:
+    assert effective(SETTINGS, "ada") == Limits(max_queued=50, max_running=3, max_recurring=7)
+    assert effective(SETTINGS, "ada", ["guests"]).max_queued == 5
+    assert effective(SETTINGS, "ada", ["guests"]).max_running == 3
+
+
+def test_a_users_own_entry_wins_where_it_says_something() -> None:
+    assert effective(SETTINGS, "bob") == Limits(max_queued=5, max_running=0, max_recurring=7)
