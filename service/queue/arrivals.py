@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
@@ -109,19 +109,28 @@ class Arrivals:
         self._store, self._settings, self._database = store, settings, store.database
         self._seen: dict[tuple[str, str, str], float] = {}
 
-    def add(self, asked: Watch | Schedule, owner: str, groups: Collection[str] = ()) -> Entry:
+    def add(
+        self,
+        asked: Watch | Schedule,
+        owner: str,
+        groups: Collection[str] = (),
+        within: Callable[[sa.Connection, str], None] | None = None,
+    ) -> Entry:
         """A new watch or schedule.
 
         Args:
             asked: what it does.
             owner: whose jobs it makes.
             groups: of the owner, as a login named them.
+            within: called last in the same transaction, with the entry's id.
         """
         entry_id = f"{asked.what}-{uuid.uuid4().hex[:12]}"
         body = json.dumps(to_dict(asked), allow_nan=False)
         row = {"id": entry_id, "owner": owner, "what": asked.what, "body": body, "groups": json.dumps(sorted(groups))}
         with self._database.writing() as connection:
             connection.execute(recurring.insert().values(row | {"next_s": _next_s(asked, 0.0)}))
+            if within is not None:
+                within(connection, entry_id)
         return self.entry(entry_id)
 
     def entry(self, entry_id: str) -> Entry:
@@ -138,10 +147,12 @@ class Arrivals:
         with self._database.reading() as connection:
             return [Entry(**row) for row in connection.execute(query).mappings()]
 
-    def remove(self, entry_id: str) -> None:
+    def remove(self, entry_id: str, within: Callable[[sa.Connection, str], None] | None = None) -> None:
         """End one; its jobs go on."""
         with self._database.writing() as connection:
             connection.execute(recurring.delete().where(recurring.c.id == entry_id))
+            if within is not None:
+                within(connection, entry_id)
 
     def tick(self) -> None:
         """Do what is due."""
