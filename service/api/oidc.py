@@ -131,7 +131,7 @@ class Provider:
         if about.get("issuer") != issuer:
             raise ProviderAwayError("the provider's discovery document names another issuer than the settings")
         uri = about.get("jwks_uri")
-        if not isinstance(uri, str) or urlsplit(uri)[:2] != urlsplit(issuer)[:2]:
+        if not isinstance(uri, str) or not _same_host(uri, issuer):
             raise ProviderAwayError("the provider's keys lie on another host than the issuer; they are not fetched")
         keys = _get(uri).get("keys")
         return [key for values in (keys if isinstance(keys, list) else []) if (key := _verification_key(values))]
@@ -209,6 +209,14 @@ def _get(url: str) -> dict[str, Any]:
     if reply.status_code != 200 or not isinstance(answer, dict):
         raise ProviderAwayError(f"the provider answered {reply.status_code} at {url}")
     return answer
+
+
+def _same_host(url: str, other: str) -> bool:
+    """Whether scheme, host and port are the same."""
+    try:
+        return urlsplit(url)[:2] == urlsplit(other)[:2]
+    except ValueError:
+        return False
 
 
 def _is_time(value: object) -> bool:
