@@ -168,6 +168,11 @@ _S3_VARIABLES = (
 )
 
 
+def mlflow_token() -> str | None:
+    """The token of an MLflow server that wants one, from MLflow's own variable."""
+    return os.environ.get("MLFLOW_TRACKING_TOKEN") or None
+
+
 def _profile_exists(session: botocore.session.Session) -> bool:
     name = session.get_config_variable("profile")
     return name is None or name in session.available_profiles

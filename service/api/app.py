@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
 
-from service.api import health, jobs, problems, recurring, results, tokens
+from service.api import audit, health, jobs, login, logs, models, problems, recurring, results, tokens, whoami
 from service.api.access import Tokens
-from service.api.limits import BodyLimit, Rate
+from service.api.denials import Denials
+from service.api.gate import Gate
+from service.api.limits import Followed
+from service.api.manifests import Manifests
+from service.api.oidc import Provider
 from service.queue.arrivals import Arrivals
 from service.queue.ray_api import RayJobs
 from service.queue.store import JobStore
@@ -19,6 +22,7 @@ from service.service_settings import ServiceSettings
 ABOUT = """Train, tune and run Magnifying Networks on slides in object storage. For research use only.
 
 Send a token with each request: `Authorization: Bearer magnet_...`."""
+PARTS = (jobs, logs, results, recurring, models, tokens, whoami, login, audit, health)
 
 
 def application(settings: ServiceSettings, database: Database) -> FastAPI:
@@ -28,19 +32,18 @@ def application(settings: ServiceSettings, database: Database) -> FastAPI:
         settings: of the service.
         database: the queue's.
     """
-    app = FastAPI(title="MagNets", description=ABOUT, version=importlib.metadata.version("magnifying-networks"))
+    version = importlib.metadata.version("magnifying-networks")
+    app = FastAPI(title="MagNets", description=ABOUT, version=version, redoc_url=None)
     store = JobStore(database)
     app.state.settings, app.state.store, app.state.tokens = settings, store, Tokens(database)
     app.state.ray = RayJobs(settings.ray, settings.ray_token_file)
     app.state.arrivals = Arrivals(store, settings)
-    app.state.rate = Rate(settings.requests_per_minute)
+    app.state.followed = Followed(settings.max_followed_per_user)
+    app.state.manifests = Manifests()
+    app.state.provider = None if settings.oidc is None else Provider(settings.oidc)
     problems.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=_too_large)
-    for part in (jobs, results, recurring, tokens, health):
+    routes = [route for part in PARTS for route in part.router.routes]
+    for part in PARTS:
         app.include_router(part.router)
+    app.add_middleware(Gate, settings=settings, tokens=app.state.tokens, routes=routes, denials=Denials(database))
     return app
-
-
-async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = problems.problem(413, "the request is larger than this service takes", "send less; settings are small")
-    await answer(scope, receive, send)

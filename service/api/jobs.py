@@ -1,18 +1,19 @@
-"""Routes of jobs: submit, list, show, log, events, cancel, retry, priority."""
+"""Routes of jobs: submit, list, show, cancel, retry, priority, delete."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
+import re
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from starlette.concurrency import run_in_threadpool
+import sqlalchemy as sa
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from service.api.access import Caller, Reader, Submitter
+from service.api import outs
+from service.api.access import Caller, ForbiddenError
+from service.api.callers import Reader, Submitter
+from service.api.denials import actor_of
+from service.api.manifests import Manifests
 from service.api.problems import documented
 from service.api.views import (
     AttemptView,
@@ -24,33 +25,58 @@ from service.api.views import (
     Submission,
 )
 from service.errors import NotFoundError
+from service.queue import audit, quotas
 from service.queue.allowed import check_allowed
-from service.queue.attempt_folder import attempt_folder
 from service.queue.grants import groups_of, user_rights
-from service.queue.job import ENDED, Event, Job
+from service.queue.job import Job
 from service.queue.ray_api import RayJobs
-from service.queue.requests import Score, from_json, results_folder
-from service.queue.store import Filter, JobStore
+from service.queue.requests import Check, Score, Train, Tune, from_json, results_folder
+from service.queue.store import Filter, JobStore, Within
+from service.queue.tables import jobs
 from service.service_settings import ServiceSettings
 from service.storage.rights import Rights
 
-FOLLOW_S = 0.5
-"""Seconds between two looks at a log or at events that are followed."""
-LOG_BYTES = 1 << 20
-"""Of a log that are sent in one piece."""
 BIGGEST = 2**31 - 1
 """Of numbers that the database is asked for."""
 
-JobId = Annotated[str, Path(pattern=r"^[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$", description="as submit told it")]
+JobId = Annotated[str, Path(description="as `magnet jobs` lists it")]
+_JOB_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}", re.ASCII)
+OPEN_ALIAS = "challenger"
+"""The alias that any submitter's training may give its model."""
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(404))
 
 
 def found(request: Request, caller: Caller, job_id: str) -> Job:
-    """A job that the caller may see. Raises `NotFoundError`."""
-    job = store_of(request).job(job_id)
-    caller.require_owner(job.owner, f"job {job_id}")
+    """A job that the caller may see. Raises `NotFoundError`, the same for a job of another user and for none."""
+    missing = NotFoundError(f"no job {job_id[:80]!r}; `magnet jobs` lists them")
+    if _JOB_ID.fullmatch(job_id) is None:
+        raise missing
+    try:
+        job = store_of(request).job(job_id)
+        caller.require_owner(job.owner, f"job {job_id}")
+    except NotFoundError:
+        raise missing from None
     return job
+
+
+def recorded(caller: Caller, action: str, detail: str | None = None) -> Within:
+    """What writes the audit log's row in the transaction of a change."""
+
+    def record(connection: sa.Connection, what: str) -> None:
+        audit.append(connection, actor_of(caller), action, what, detail=detail)
+
+    return record
+
+
+def require_alias(caller: Caller, request: Check | Train | Tune | Score) -> None:
+    """Refuse a training that names its model for others to use, such as `champion`, without the scope for it.
+
+    Raises:
+        ForbiddenError: the token's scope is too narrow.
+    """
+    if isinstance(request, Train | Tune) and request.settings.alias != OPEN_ALIAS:
+        caller.require_scope("promote", f"alias = {request.settings.alias} (any other than {OPEN_ALIAS})")
 
 
 def store_of(request: Request) -> JobStore:
@@ -84,7 +110,17 @@ def submit(
 ) -> JobView:
     """Submit a job."""
     settings = settings_of(request)
-    check_allowed(body.job, rights_of(settings, caller))
+    require_alias(caller, body.job)
+    rights = rights_of(settings, caller)
+    check_allowed(body.job, rights)
+    if not _submitted_before(request, caller, idempotency_key):
+        manifests: Manifests = request.app.state.manifests
+        manifests.require(body.job.manifest, rights)
+
+    def within(connection: sa.Connection, job_id: str) -> None:
+        recorded(caller, "job.submit", f"{body.job.kind} of {body.job.manifest}")(connection, job_id)
+        outs.require_free(connection, body.job, caller.owner)  # after the audit log, which lets in one at a time
+
     job, new = store_of(request).add(
         body.job,
         caller.owner,
@@ -92,7 +128,8 @@ def submit(
         priority=body.priority,
         max_attempts=body.max_attempts,
         idempotency_key=idempotency_key,
-        max_queued=settings.max_queued_per_user,
+        max_queued=quotas.effective(settings, caller.owner, caller.groups).max_queued,
+        within=within,
     )
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -110,6 +147,8 @@ def listed(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> JobPage:
     """Jobs, newest first: one's own, or for admins everybody's."""
+    if owner not in (None, caller.owner) and not caller.may("admin"):
+        raise ForbiddenError(f"jobs of {owner} are listed for administrators only; leave owner out for your own")
     whose = owner if caller.may("admin") else caller.owner
     page = store_of(request).page(Filter(owner=whose, state=state, kind=kind), before=before, limit=limit)
     return JobPage(jobs=[summary(job) for job in page], next=page[-1].seq if len(page) == limit else None)
@@ -125,94 +164,29 @@ def show(request: Request, caller: Reader, job_id: JobId) -> JobView:
 def cancel(request: Request, caller: Submitter, job_id: JobId) -> JobView:
     """Cancel a job; one that has ended stays as it is."""
     found(request, caller, job_id)
-    return shown(request, store_of(request).cancel(job_id))
+    return shown(request, store_of(request).cancel(job_id, recorded(caller, "job.cancel")))
 
 
 @router.post("/{job_id}/retry", responses=documented(404, 409))
 def retry(request: Request, caller: Submitter, job_id: JobId) -> JobView:
     """Queue a failed or cancelled job again; it goes on where it stopped."""
     found(request, caller, job_id)
-    return shown(request, store_of(request).retry(job_id))
+    return shown(request, store_of(request).retry(job_id, recorded(caller, "job.retry")))
 
 
 @router.post("/{job_id}/priority", responses=documented(404, 409))
 def prioritise(request: Request, caller: Submitter, job_id: JobId, body: PriorityChange) -> JobView:
     """Change a waiting job's priority."""
     found(request, caller, job_id)
-    return shown(request, store_of(request).set_priority(job_id, body.priority))
+    record = recorded(caller, "job.priority", f"priority {body.priority}")
+    return shown(request, store_of(request).set_priority(job_id, body.priority, record))
 
 
-@router.get(
-    "/{job_id}/logs",
-    response_class=StreamingResponse,
-    responses=documented(404) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-def logs(
-    request: Request,
-    caller: Reader,
-    job_id: JobId,
-    attempt: Annotated[int | None, Query(ge=1, le=BIGGEST, description="default: the newest")] = None,
-    offset: Annotated[int, Query(ge=0, le=BIGGEST, description="bytes to leave out")] = 0,
-    follow: Annotated[bool, Query(description="go on until the job has ended")] = False,
-) -> StreamingResponse:
-    """What a job printed, as kept in the object store."""
-    job = found(request, caller, job_id)
-    number = attempt or job.attempt
-    if number > job.attempt:
-        raise NotFoundError(f"job {job_id} has had {job.attempt} attempt(s), not {number}")
-    text = _log(request, job_id, number, offset, follow)
-    return StreamingResponse(text, media_type="text/plain; charset=utf-8")
-
-
-async def _log(request: Request, job_id: str, number: int, offset: int, follow: bool) -> AsyncIterator[bytes]:
-    """A log's bytes; followed, those of later attempts too."""
-    store, settings = store_of(request), settings_of(request)
-    folder, fixed = settings.job_folder(store.job(job_id).owner, job_id), not follow
-    while True:
-        job = await run_in_threadpool(store.job, job_id)
-        number = number or job.attempt  # it has not begun
-        data = b""
-        if number:
-            data = await run_in_threadpool(attempt_folder(folder, number).log, offset, LOG_BYTES)
-        if data:
-            offset += len(data)
-            yield data
-            continue
-        if not fixed and number and job.attempt > number:
-            number, offset = number + 1, 0
-            yield f"--- attempt {number} ---\n".encode()
-            continue
-        if fixed or job.state in ENDED or await request.is_disconnected():
-            return
-        await asyncio.sleep(FOLLOW_S)
-
-
-def _followed(request: Request, caller: Reader, job_id: JobId) -> str:
-    """The id of a job that the caller may see, looked for before the stream begins: later is too late for a 404."""
-    return found(request, caller, job_id).id
-
-
-@router.get("/{job_id}/events", response_class=EventSourceResponse)
-async def events(
-    request: Request,
-    job_id: Annotated[str, Depends(_followed)],
-    last_event_id: Annotated[int | None, Header(ge=0, le=BIGGEST, description="go on after this one")] = None,
-    follow: Annotated[bool, Query(description="go on until the job has ended")] = True,
-) -> AsyncIterator[ServerSentEvent]:
-    """What happens to a job, as server-sent events."""
-    store, after = store_of(request), last_event_id or 0
-    while True:
-        job = await run_in_threadpool(store.job, job_id)
-        for event in await run_in_threadpool(store.events, job_id, after=after):
-            after = event.seq
-            yield ServerSentEvent(id=str(event.seq), event=event.state, raw_data=_event_text(event))
-        if not follow or job.state in ENDED or await request.is_disconnected():
-            return
-        await asyncio.sleep(FOLLOW_S)
-
-
-def _event_text(event: Event) -> str:
-    return json.dumps({"job": event.job_id, "at_s": event.at_s, "state": event.state, "text": event.text})
+@router.delete("/{job_id}", status_code=202, responses=documented(404, 409))
+def delete(request: Request, caller: Submitter, job_id: JobId) -> JobView:
+    """Delete an ended job with its files, logs and results; the dispatcher does so within minutes."""
+    found(request, caller, job_id)
+    return shown(request, store_of(request).request_deletion(job_id, recorded(caller, "job.delete")))
 
 
 def summary(job: Job) -> JobSummary:
@@ -251,7 +225,17 @@ def _common(job: Job) -> dict[str, object]:
     cancelling = bool(job.cancel_requested) and job.state in ("starting", "running")
     values = {name: getattr(job, name) for name in JobSummary.model_fields if name not in ("state", "progress")}
     progress = ProgressView(activity=job.activity, done=job.done, total=job.total, eta_s=job.eta_s)
+    values["delete_requested"] = bool(job.delete_requested)
     return values | {"state": "cancelling" if cancelling else job.state, "progress": progress}
+
+
+def _submitted_before(request: Request, caller: Caller, key: str | None) -> bool:
+    """Whether this key has made a job; what that job needed may be gone by now."""
+    if key is None:
+        return False
+    with store_of(request).database.reading() as connection:
+        own = sa.select(jobs.c.seq).where(jobs.c.owner == caller.owner, jobs.c.idempotency_key == key)
+        return connection.scalar(own) is not None
 
 
 def _run_link(settings: ServiceSettings, job: Job) -> str | None:

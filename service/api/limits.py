@@ -1,21 +1,22 @@
-"""How much one may ask: requests per minute, bytes per request."""
+"""Limits of callers: requests per minute, and logs or events that one user follows at once."""
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
-from collections.abc import Callable
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from service.errors import MagnetError
 
 MOST_CALLERS = 10_000
-"""Whose rates are remembered."""
+"""Callers whose rates are remembered."""
 
 
 class TooManyRequestsError(MagnetError):
-    """A token asks too often. To act: whoever holds it, more slowly."""
+    """A caller asks too often, or follows too much at once. To act: the caller, later."""
 
 
 class Rate:
@@ -23,11 +24,12 @@ class Rate:
 
     Args:
         per_minute: requests; twice as many in a burst.
+        what: that is counted, for the message.
         clock: seconds.
     """
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_s, self._most, self._clock = per_minute / 60, 2.0 * per_minute, clock
+    def __init__(self, per_minute: int, what: str = "requests", clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._most, self._what, self._clock = per_minute / 60, 2.0 * per_minute, what, clock
         self._lock = threading.Lock()
         self._left: dict[str, tuple[float, float]] = {}
 
@@ -37,6 +39,11 @@ class Rate:
         Raises:
             TooManyRequestsError: the bucket is empty.
         """
+        if not self.allow(caller):
+            raise TooManyRequestsError(f"more than {self._per_s * 60:g} {self._what} a minute")
+
+    def allow(self, caller: str) -> bool:
+        """Take one from a caller's bucket; False: it is empty."""
         with self._lock:
             now_s = self._clock()
             left, since_s = self._left.pop(caller, (self._most, now_s))
@@ -44,39 +51,54 @@ class Rate:
             self._left[caller] = (max(left - 1, 0), now_s)
             if len(self._left) > MOST_CALLERS:
                 del self._left[next(iter(self._left))]
-        if left < 1:
-            raise TooManyRequestsError(f"more than {self._per_s * 60:g} requests a minute")
+        return left >= 1
 
 
-class BodyLimit:
-    """Refuses requests that are larger than allowed, before they are read.
+class Followed:
+    """Streams that each user follows at the moment, in this process.
 
     Args:
-        app: what is guarded.
-        max_bytes: of a body.
-        refuse: answers instead.
+        most: of one user.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, refuse: ASGIApp) -> None:
-        self._app, self._max_bytes, self._refuse = app, max_bytes, refuse
+    def __init__(self, most: int) -> None:
+        self._most, self._lock, self._count = most, threading.Lock(), Counter[str]()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it. A body without a length is read first, no further than allowed."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        messages: list[Message] = []
-        size = int(dict(scope["headers"]).get(b"content-length", b"0") or 0)
-        more = size <= self._max_bytes
-        while more:
-            messages.append(message := await receive())
-            size = sum(len(one.get("body", b"")) for one in messages)
-            more = message.get("more_body", False) and size <= self._max_bytes
-        if size > self._max_bytes:
-            await self._refuse(scope, receive, send)
-            return
+    def count(self, owner: str) -> int:
+        """Streams that a user follows."""
+        with self._lock:
+            return self._count[owner]
 
-        async def replay() -> Message:
-            return messages.pop(0) if messages else await receive()
+    @contextmanager
+    def following(self, owner: str) -> Iterator[None]:
+        """Hold one of a user's places while the block runs.
 
-        await self._app(scope, replay, send)
+        Raises:
+            TooManyRequestsError: the user has no place left.
+        """
+        with self._lock:
+            if self._count[owner] >= self._most:
+                raise TooManyRequestsError(
+                    f"{owner} follows {self._most} logs or events at once; end one, or ask without follow"
+                )
+            self._count[owner] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count[owner] -= 1
+                if not self._count[owner]:
+                    del self._count[owner]
+
+
+def source_of(address: str | None) -> str:
+    """The key under which requests of an address are counted: an IPv6 network of 64 bits is one source."""
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return address or "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)

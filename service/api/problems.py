@@ -14,6 +14,8 @@ from starlette.exceptions import HTTPException
 
 from service.api.access import ForbiddenError, NoTokenError
 from service.api.limits import TooManyRequestsError
+from service.api.mlflow_models import MlflowAwayError
+from service.api.oidc import LoginError, ProviderAwayError
 from service.errors import AccessError, MagnetError, NotFoundError, StorageError, UsageError
 from service.queue.ray_api import RayAwayError
 from service.queue.store import ConflictError, TooManyJobsError
@@ -26,8 +28,23 @@ class NotReadyError(MagnetError):
     """No dispatcher is at work. To act: the service's operator."""
 
 
+class RefusedError(MagnetError):
+    """A request that is refused before any route sees it. To act: the caller.
+
+    Args:
+        message: what was wrong.
+        status: of HTTP.
+        to_do: what to do about it.
+    """
+
+    def __init__(self, message: str, status: int = 400, to_do: str = "correct the request", **place: Any) -> None:
+        super().__init__(message, **place)
+        self.status, self.to_do = status, to_do
+
+
 STATUS: Mapping[type[MagnetError], tuple[int, str]] = {
     NoTokenError: (401, "send a token: Authorization: Bearer magnet_..."),
+    LoginError: (401, "log in at the provider again; GET /v1/login names it"),
     ForbiddenError: (403, "ask an administrator for a token with more rights"),
     TooManyRequestsError: (429, "wait a moment, then go on more slowly"),
     TooManyJobsError: (429, "submit more when some of your jobs have ended"),
@@ -38,6 +55,8 @@ STATUS: Mapping[type[MagnetError], tuple[int, str]] = {
     NotReadyError: (503, "an administrator starts one: magnet dispatch"),
     DatabaseAwayError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
     RayAwayError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
+    ProviderAwayError: (503, "try again in a moment; an administrator looks at `oidc` in the settings"),
+    MlflowAwayError: (503, "try again in a moment; an administrator looks at `mlflow` in the settings"),
     StorageError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
 }
 """Of our errors, the most special first: status and what to do."""
@@ -59,7 +78,7 @@ PROBLEM = {
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: problems that a route can answer with, beside those of every route."""
     content = {"application/problem+json": {"schema": PROBLEM}}
-    wanted = {400, 401, 403, 413, 422, 429, 503, *statuses}
+    wanted = {400, 401, 403, 408, 413, 421, 422, 429, 503, *statuses}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(wanted)}
 
 
@@ -71,16 +90,23 @@ def problem(status: int, detail: str, to_do: str, wrong: list[dict[str, str]] | 
     return Response(content, status, headers, media_type="application/problem+json")
 
 
+def answer_to(error: MagnetError) -> Response:
+    """The answer to one of our errors."""
+    if isinstance(error, RefusedError):
+        return problem(error.status, str(error), error.to_do)
+    status, to_do = next((known for kind, known in STATUS.items() if isinstance(error, kind)), (500, ""))
+    if isinstance(error, DatabaseAwayError):  # what the driver says names hosts and accounts
+        log.error("%s", error)
+        return problem(status, "the queue's database does not answer", to_do)
+    return problem(status, str(error), to_do or "report it, with the service's log")
+
+
 def install(app: FastAPI) -> None:
     """Answer every error so."""
 
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, MagnetError)
-        status, to_do = next((known for kind, known in STATUS.items() if isinstance(error, kind)), (500, ""))
-        if isinstance(error, DatabaseAwayError):  # what the driver says names hosts and accounts
-            log.error("%s", error)
-            return problem(status, "the queue's database does not answer", to_do)
-        return problem(status, str(error), to_do or "report it, with the service's log")
+        return answer_to(error)
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -14,6 +14,10 @@ Priority = Annotated[int, Field(ge=LOWEST, le=HIGHEST)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 
 
+Scope = Literal["read", "submit", "promote", "admin"]
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,99}$", description="not `latest`, not v and a number")]
+
+
 class Closed(BaseModel):
     """A body whose unknown keys are refused."""
 
@@ -72,6 +76,8 @@ class JobSummary(BaseModel):
     progress: ProgressView
     source: str | None
     """The watch or schedule that made it."""
+    delete_requested: bool = False
+    """It will be removed soon, with its files."""
 
 
 class JobView(JobSummary):
@@ -100,16 +106,25 @@ class PriorityChange(Closed):
 
 
 class TokenRequest(Closed):
-    """A token that is wanted."""
+    """A token that is requested."""
 
     owner: Name
-    scope: Literal["read", "submit", "admin"]
+    scope: Scope
     days: Annotated[float, Field(gt=0, le=36500)] | None = None
-    """Until it expires; null: never."""
+    """Until it expires; left out: the service's `token_days`; null: never, where the service allows that."""
+    note: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = None
+    """For people: what it is for."""
+
+
+class TokenRotation(Closed):
+    """How a token is replaced."""
+
+    grace_s: Annotated[float, Field(ge=0, le=86400)] = 3600.0
+    """Seconds for which the old secret stays valid."""
 
 
 class TokenView(BaseModel):
-    """A token, without its secret."""
+    """A token, without its secret; times are seconds since 1970."""
 
     id: str
     owner: str
@@ -117,13 +132,101 @@ class TokenView(BaseModel):
     created_s: float
     expires_s: float | None
     revoked_s: float | None
+    note: str | None = None
+    last_used_s: float | None = None
+    """To the minute."""
+    groups: list[str] = []
+    """Of its owner, as a login named them."""
 
 
 class NewToken(TokenView):
     """A token that was just made."""
 
     secret: str
-    """Told only here."""
+    """Shown only here."""
+
+
+class Usage(BaseModel):
+    """A limit, and how much of it is used."""
+
+    used: int
+    limit: int
+
+
+class WhoAmI(BaseModel):
+    """The caller."""
+
+    owner: str
+    scope: str
+    groups: list[str]
+    """Those of the service's settings and those of the login."""
+    token_id: str
+    expires_s: float | None
+    """Seconds since 1970; null: never."""
+    queued: Usage
+    running: Usage
+    recurring: Usage
+    followed: Usage
+
+
+class LoginOffer(BaseModel):
+    """Where a user logs in."""
+
+    issuer: str
+    client_id: str
+
+
+class Login(Closed):
+    """What the provider gave a user."""
+
+    id_token: Annotated[str, Field(min_length=1, max_length=100_000, pattern=r"^[A-Za-z0-9_.-]+$")]
+    nonce: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """That the login asked for."""
+
+
+class Promotion(Closed):
+    """A model that gets an alias."""
+
+    model: Annotated[
+        str, Field(max_length=400, pattern=r"^models:/[^/@:\x00-\x1f\x7f]{1,250}(@[A-Za-z0-9_-]{1,100}|/[0-9]{1,9})$")
+    ]
+    """models:/NAME@ALIAS or models:/NAME/VERSION."""
+    alias: Alias = "champion"
+
+
+class Promoted(BaseModel):
+    """A model whose alias was set."""
+
+    name: str
+    alias: str
+    version: str
+    earlier: str | None
+    """Version that the alias stood for before; null: none."""
+
+
+class AuditRow(BaseModel):
+    """A row of the audit log."""
+
+    seq: int
+    at_s: float
+    """Seconds since 1970."""
+    actor: str
+    token_id: str | None
+    address: str | None
+    action: str
+    object: str | None
+    outcome: str
+    detail: str | None
+    digest: str
+    """SHA-256 of this row and the digest before it."""
+
+
+class AuditPage(BaseModel):
+    """Some rows of the audit log, oldest first."""
+
+    rows: list[AuditRow]
+    next: int | None
+    """For `after`, to see later ones; null: there are none."""
 
 
 class RecurringView(BaseModel):

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -110,13 +110,20 @@ class Arrivals:
         self._store, self._settings, self._database = store, settings, store.database
         self._seen: dict[str, dict[tuple[str, str], float]] = {}  # of each watch: when a version was first seen
 
-    def add(self, asked: Watch | Schedule, owner: str, groups: Collection[str] = ()) -> Entry:
+    def add(
+        self,
+        asked: Watch | Schedule,
+        owner: str,
+        groups: Collection[str] = (),
+        within: Callable[[sa.Connection, str], None] | None = None,
+    ) -> Entry:
         """A new watch or schedule.
 
         Args:
             asked: what it does.
             owner: whose jobs it makes.
             groups: of the owner, as a login named them.
+            within: called last in the same transaction, with the entry's id.
 
         Raises:
             UsageError: the times of a schedule are too close.
@@ -136,6 +143,8 @@ class Arrivals:
             if (connection.scalar(query) or 0) >= most:
                 raise TooManyJobsError(f"{owner} has {most} watches and schedules, the most allowed; remove one first")
             connection.execute(recurring.insert().values(row | {"next_s": next_s}))
+            if within is not None:
+                within(connection, entry_id)
         return self.entry(entry_id)
 
     def entry(self, entry_id: str) -> Entry:
@@ -152,11 +161,13 @@ class Arrivals:
         with self._database.reading() as connection:
             return [Entry(**row) for row in connection.execute(query).mappings()]
 
-    def remove(self, entry_id: str) -> None:
+    def remove(self, entry_id: str, within: Callable[[sa.Connection, str], None] | None = None) -> None:
         """End one; its jobs go on."""
         with self._store.writing() as connection:
             connection.execute(recurring.delete().where(recurring.c.id == entry_id))
             connection.execute(arrived.delete().where(arrived.c.watch_id == entry_id))
+            if within is not None:
+                within(connection, entry_id)
 
     def tick(self) -> None:
         """Do what is due. An entry that fails in a way nobody expects is disabled with the reason; the others go on.

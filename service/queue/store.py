@@ -24,6 +24,8 @@ from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Jo
 from service.queue.requests import Check, Score, Train, Tune, to_json
 from service.queue.tables import Database, attempts, events, jobs, lock
 
+Within = Callable[[sa.Connection, str], None]
+"""What else is written in a change's transaction; called last, with the connection and the job's id."""
 MOST_WAITING = 5000
 """Jobs that are weighed against each other when one may start."""
 BY_USER, EXPIRED = 1, 2
@@ -112,7 +114,7 @@ class JobStore:
         idempotency_key: str | None = None,
         source: str | None = None,
         max_queued: int | None = None,
-        within: Callable[[sa.Connection, str], None] | None = None,
+        within: Within | None = None,
     ) -> tuple[Job, bool]:
         """A new job, or the one that the same key made before, and whether it is new.
 
@@ -142,7 +144,7 @@ class JobStore:
                     return _same(earlier, text), False
             raise
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel(self, job_id: str, within: Within | None = None) -> Job:
         """Cancel a job: a waiting one at once, a running one by its dispatcher within seconds; an ended one stays.
 
         Raises:
@@ -157,20 +159,24 @@ class JobStore:
                 active = jobs.c.id == job_id, jobs.c.state.in_(ACTIVE), jobs.c.cancel_requested == 0
                 if connection.execute(jobs.update().where(*active).values(cancel_requested=1)).rowcount:
                     _note(connection, job_id, _job(connection, job_id).state, "cancel requested")
-            return _job(connection, job_id)
+            return _changed(connection, job_id, within)
 
-    def delete(self, job_id: str) -> Job:
-        """Have a job removed with its files, which the dispatcher does once it has ended; it is cancelled before.
+    def request_deletion(self, job_id: str, within: Within | None = None) -> Job:
+        """Mark an ended job for deletion, with its files, logs and results; the dispatcher removes them.
 
         Raises:
             NotFoundError: no such job.
+            ConflictError: the job has not ended.
         """
-        self.cancel(job_id)
         with self.writing() as connection:
-            connection.execute(jobs.update().where(jobs.c.id == job_id).values(delete_requested=BY_USER))
-            return _job(connection, job_id)
+            ended = jobs.c.id == job_id, jobs.c.state.in_(ENDED)
+            if not connection.execute(jobs.update().where(*ended).values(delete_requested=BY_USER)).rowcount:
+                raise ConflictError(
+                    f"job {job_id} is {_job(connection, job_id).state}; cancel it first, then delete it"
+                )
+            return _changed(connection, job_id, within)
 
-    def retry(self, job_id: str, *, max_queued: int | None = None) -> Job:
+    def retry(self, job_id: str, within: Within | None = None, *, max_queued: int | None = None) -> Job:
         """Queue an ended job again; its attempts go on counting, and continue the same run.
 
         Raises:
@@ -189,9 +195,9 @@ class JobStore:
             again |= {"first_attempt": job.attempt + 1}
             connection.execute(jobs.update().where(jobs.c.id == job_id).values(again))
             _note(connection, job_id, "queued", "retried by hand")
-            return _job(connection, job_id)
+            return _changed(connection, job_id, within)
 
-    def set_priority(self, job_id: str, priority: int) -> Job:
+    def set_priority(self, job_id: str, priority: int, within: Within | None = None) -> Job:
         """Change a waiting job's place among its owner's.
 
         Raises:
@@ -204,7 +210,7 @@ class JobStore:
             if not connection.execute(jobs.update().where(*waiting).values(priority=priority)).rowcount:
                 raise ConflictError(f"job {job_id} is {_job(connection, job_id).state}, not queued")
             _note(connection, job_id, "queued", f"priority {priority}")
-            return _job(connection, job_id)
+            return _changed(connection, job_id, within)
 
     # ----------------------------------------------------------------------------------------------------- looked at
 
@@ -443,6 +449,12 @@ def _job(connection: sa.Connection, job_id: str, *, for_update: bool = False) ->
     if row is None:
         raise NotFoundError(f"no job {job_id}")
     return Job(**row)
+
+
+def _changed(connection: sa.Connection, job_id: str, within: Within | None) -> Job:
+    if within is not None:
+        within(connection, job_id)
+    return _job(connection, job_id)
 
 
 def _by_key(connection: sa.Connection, owner: str, key: str | None) -> Job | None:

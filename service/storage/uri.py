@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from service.errors import UsageError
 
@@ -22,6 +22,14 @@ class Location:
     """Bucket, container or host; empty for files."""
     key: str
     """Name of the object in its store, without a leading slash; the absolute path for files."""
+
+    @property
+    def uri(self) -> str:
+        """The name that `parse` takes apart into this."""
+        if self.scheme == "file":
+            return self.key
+        key = quote(self.key) if self.scheme in ("http", "https") else self.key
+        return f"{self.scheme}://{self.host}/{key}"
 
 
 def parse(uri: str) -> Location:

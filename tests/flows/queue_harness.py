@@ -77,7 +77,9 @@ class Queue:
 
     def submit(self, name: str) -> JobView:
         """A job that does what its name says; see `stub_python`."""
-        return self.client.submit(Check(manifest=str(self.folder / f"{name}.csv")))
+        manifest = self.folder / f"{name}.csv"
+        manifest.touch()
+        return self.client.submit(Check(manifest=str(manifest)))
 
     def trace(self, name: str) -> Counter[str]:
         """How often the job's command started and ended."""

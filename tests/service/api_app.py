@@ -13,6 +13,8 @@ from service.queue.store import JobStore
 from service.queue.tables import Database
 from service.service_settings import Place, ServiceSettings
 
+SCOPES = {"ada": "submit", "bob": "submit", "eve": "read", "pia": "promote", "root": "admin"}
+
 
 @dataclass(frozen=True)
 class Api:
@@ -24,10 +26,13 @@ class Api:
     """A folder that everybody's jobs may read and write."""
     store: JobStore
     headers: dict[str, dict[str, str]]
-    """Of ada and bob, who submit, eve, who reads, and root, who may do everything."""
+    """Of ada and bob, who submit, eve, who reads, pia, who promotes, and root, who may do everything."""
 
     def submit(self, manifest: str = "a.csv", who: str = "ada", key: str | None = None, **more: Any) -> Any:
-        """A check of a manifest in the lab's folder."""
+        """A check of a manifest in the lab's folder, which is made if need be."""
+        place = Path(self.lab) / manifest
+        if len(place.name) < 200 and place.parent == Path(self.lab):
+            place.touch()
         body = {"job": {"kind": "check", "manifest": f"{self.lab}/{manifest}"}, **more}
         headers = self.headers[who] | ({"Idempotency-Key": key} if key else {})
         return self.http.post("/v1/jobs", json=body, headers=headers)
@@ -35,13 +40,15 @@ class Api:
 
 def api(folder: Path, **settings: Any) -> Api:
     """An API whose storage is this folder, and whose cluster is away."""
-    lab = str(folder / "lab")
-    places = (Place(prefix=lab, read=("*",), write=("*",)),)
-    own = ServiceSettings(storage=str(folder / "service"), ray="http://127.0.0.1:1", **{"places": places} | settings)
+    lab = folder / "lab"
+    lab.mkdir(exist_ok=True)
+    (lab / "a.csv").touch()
+    places = (Place(prefix=str(lab), read=("*",), write=("*",)),)
+    known = {"places": places, "hosts": ("testserver",), "ray": "http://127.0.0.1:1"}
+    own = ServiceSettings(storage=str(folder / "service"), **known | settings)
     database = Database(own.database_url)
     app = application(own, database)
-    scopes = {"ada": "submit", "bob": "submit", "eve": "read", "root": "admin"}
     headers = {
-        owner: {"Authorization": f"Bearer {app.state.tokens.new(owner, scope)[0]}"} for owner, scope in scopes.items()
+        owner: {"Authorization": f"Bearer {app.state.tokens.new(owner, scope)[0]}"} for owner, scope in SCOPES.items()
     }
-    return Api(TestClient(app), own, lab, JobStore(database), headers)
+    return Api(TestClient(app), own, str(lab), JobStore(database), headers)

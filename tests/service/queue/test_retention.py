@@ -102,23 +102,21 @@ def test_a_deleted_job_goes_with_results_and_checkpoints_and_no_other_does(tmp_p
     deleted, other = own.ended(0), own.ended(0)
     for job_id in (deleted, other):
         storage.write_bytes(f"{own.settings.runs('ada')}/{job_id}/checkpoint", b"x")
-    own.store.delete(deleted)
+    own.store.request_deletion(deleted)
     own.retention.tick()
     assert [job.id for job in own.store.page(Filter())] == [other]
     assert (own.files(deleted), len(own.files(other))) == ([], 4)
     assert storage.list_uris(own.settings.runs("ada")) == [f"{own.settings.runs('ada')}/{other}/checkpoint"]
 
 
-def test_a_running_job_that_is_deleted_is_cancelled_and_kept_until_it_has_ended(tmp_path: Path) -> None:
+def test_a_job_that_has_not_ended_is_not_deleted(tmp_path: Path) -> None:
     own = Own(tmp_path, keep_days=None)
     own.store.add(Check(manifest="/m.csv"), "ada")
     [job] = own.store.admit(Limits({"check": 9}, 9))
-    assert own.store.delete(job.id).cancel_requested
+    with pytest.raises(ConflictError, match="is starting; cancel it first"):
+        own.store.request_deletion(job.id)
     own.retention.tick()
     assert own.store.job(job.id).state == "starting"
-    own.store.end(job.id, 1, state="cancelled", reason=None, exit_code=None)
-    own.retention.tick()
-    assert own.store.page(Filter()) == []
 
 
 @pytest.mark.parametrize("step", ["delete_all", "forget_attempt", "forget"])
@@ -127,7 +125,7 @@ def test_a_deletion_that_was_killed_is_completed_by_the_next_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str
 ) -> None:
     own = Own(tmp_path, keep_days=None)
-    own.store.delete(own.ended(0))
+    own.store.request_deletion(own.ended(0))
     places: dict[str, tuple[object, str]] = {
         "delete_all": (storage, "delete_all"),
         "forget_attempt": (own.retention, "_forget_attempt"),

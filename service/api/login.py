@@ -1,0 +1,55 @@
+"""Routes of login by an OpenID Connect provider."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Request
+
+from service.api.access import LOGIN_NOTE, Tokens
+from service.api.jobs import settings_of
+from service.api.oidc import Provider
+from service.api.problems import documented
+from service.api.views import Login, LoginOffer, NewToken
+from service.errors import NotFoundError
+from service.queue import audit
+from service.queue.audit import Actor
+from service.service_settings import OidcSettings
+
+router = APIRouter(prefix="/v1/login", tags=["tokens"], responses=documented(404))
+
+
+@router.get("")
+def offer(request: Request) -> LoginOffer:
+    """The provider at which users log in."""
+    settings = _settings(request)
+    return LoginOffer(issuer=settings.issuer, client_id=settings.client_id)
+
+
+@router.post("", status_code=201)
+def login(request: Request, body: Login) -> NewToken:
+    """A token for the user of an ID token."""
+    settings, provider, tokens = _settings(request), request.app.state.provider, request.app.state.tokens
+    assert isinstance(provider, Provider)
+    assert isinstance(tokens, Tokens)
+    identity = provider.identify(body.id_token, body.nonce)
+    address = request.client.host if request.client else None
+
+    def record(connection: sa.Connection, token_id: str) -> None:
+        actor = Actor(owner=identity.owner, token_id=token_id, address=address)
+        detail = f"{identity.scope}; groups {', '.join(identity.groups)}"
+        audit.append(connection, actor, "login", token_id, detail=detail)
+
+    days = min(settings.session_hours / 24, settings_of(request).max_token_days or float("inf"))
+    secret, token = tokens.new(
+        identity.owner, identity.scope, days, groups=identity.groups, note=LOGIN_NOTE, within=record
+    )
+    return NewToken(secret=secret, **asdict(token))
+
+
+def _settings(request: Request) -> OidcSettings:
+    settings = settings_of(request).oidc
+    if settings is None:
+        raise NotFoundError("this service has no login; ask an administrator for a token")
+    return settings
