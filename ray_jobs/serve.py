@@ -25,10 +25,11 @@ from pathlib import Path
 from ray_jobs import command
 from ray_jobs.parts import PRIVATE, Part
 from ray_jobs.processes import answers, free_port
-from ray_jobs.serve_folder import locked, own_token, prepare, secret, temporary_folder, write_secret
+from ray_jobs.serve_folder import own_token, prepare, secret, temporary_folder, write_secret
 from ray_jobs.serve_settings import PORT, describe_places, serve_settings
 from service.environment import CLIENT_FILE
 from service.queue.ray_api import RayAwayError, RayJobs
+from service.restoring import Layout, locked
 from service.service_settings import ServiceSettings
 
 HERE = Path(sys.executable).parent
@@ -49,6 +50,8 @@ def main(arguments: list[str]) -> int:
         with ExitStack() as stack:
             private = prepare(storage)
             stack.enter_context(locked(private))
+            if Layout(storage).finish_interrupted():
+                print("completed a restore that was interrupted", flush=True)
             settings = serve_settings(storage, options)
             # Jobs write where the user lets them, with the rights that the user's own programs give.
             ray = _ray(settings, private, stack.enter_context(temporary_folder(private)), options.cpus, umask)

@@ -10,7 +10,6 @@ STORAGE/private         mode 700; no job may name it
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import os
 import secrets
@@ -58,21 +57,6 @@ def prepare(storage: Path) -> Path:
             if new.is_file():
                 new.chmod(0o600)
     return private
-
-
-@contextmanager
-def locked(private: Path) -> Iterator[None]:
-    """Hold the folder while the context lasts.
-
-    Raises:
-        UsageError: another process holds it.
-    """
-    with open(private / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"{private.parent} is in use by another `magnet serve`, backup or restore") from error
-        yield
 
 
 @contextmanager
