@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
-from ray._private.services import get_ray_address_from_environment  # there is no public way to ask
+from ray._common.utils import get_ray_address_file  # there is no public way to ask
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from ray_jobs.processes import free_port
 from service import environment
 from service.errors import MagnetError, UsageError
 from service.settings import ComputeSettings
@@ -50,31 +54,48 @@ def connect(env_vars: dict[str, str]) -> None:
     if (address := os.environ.get("RAY_ADDRESS") or _cluster_here()) is not None:
         ray.init(address=address, **options)
         return
-    # Of its own and for this process alone: loopback, no token written into the user's home.
+    _start_own(options)
+
+
+def _start_own(options: Mapping[str, Any]) -> None:
+    """Start a cluster for this process alone: loopback, no token written into the user's home, a folder of its own.
+
+    Without that folder its address goes into Ray's file of the current cluster, by which other jobs find theirs, and
+    without RAY_API_SERVER_ADDRESS Ray Train asks whichever cluster it finds about its own actors.
+    """
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    num_cpus = max(2, os.cpu_count() or 2)
+    num_cpus, port = max(2, os.cpu_count() or 2), free_port()
     log.warning("no Ray cluster runs here: starting one with %d CPUs for this job", num_cpus)
+    folder = tempfile.mkdtemp(prefix="magnet-ray-", dir="/tmp")  # mode 700; paths of sockets have at most 107 bytes
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # registered before Ray's own: runs after it
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     ray.init(
         address="local",
         num_cpus=num_cpus,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        dashboard_port=port,
         _node_ip_address="127.0.0.1",
+        _temp_dir=folder,
         **options,
     )
 
 
 def _cluster_here() -> str | None:
-    """Address of the cluster that `ray start` left on this machine, if it still answers.
+    """Address of the cluster that this user's `ray start` left on this machine, if it still answers.
 
-    Ray remembers a cluster that was killed, and waits minutes for it.
+    Ray's own search also returns clusters that belong to other users or to `magnet serve`, and waits minutes for one
+    that was killed.
     """
     try:
-        address = get_ray_address_from_environment("auto", None)
+        with open(get_ray_address_file(None)) as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                return None
+            address = file.read().strip()
         host, port = address.rsplit(":", 1)
         socket.create_connection((host, int(port)), timeout=2).close()
-    except (ConnectionError, OSError, ValueError):
+    except (OSError, ValueError):
         return None
-    return str(address)
+    return address
 
 
 def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSettings:

@@ -85,10 +85,12 @@ def again(name: str) -> str:
 
 
 def worker_environment() -> dict[str, str]:
-    """What workers need of this process's environment, beyond what their node has: where the object store is.
+    """What workers need of this process's environment, beyond what their node has: object store and MLflow.
 
-    Credentials are left to the cluster's own environment where it has them; a job's are shown in Ray's dashboard.
+    Credentials of the store are left to the cluster's own environment; MLflow's token comes with the job, which is the
+    only one that has it.
     """
     names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"]
+    names += ["MLFLOW_TRACKING_TOKEN"]
     names += ["AWS_SKIP_SIGNATURE", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST"]
     return {name: os.environ[name] for name in names if name in os.environ}

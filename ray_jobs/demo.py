@@ -1,8 +1,8 @@
 """The whole service on one machine: slides in an object store, a training job, a scored test split.
 
 Makes a cohort of generated slides and another one that is not trained on, serves both from an object store of its own,
-submits `train.py` and `score.py` to a Ray cluster (its own, if none runs here), compares the scores with those of
-random boxes, and tells where everything is. What it started it stops.
+submits `train.py` and `score.py` to a Ray cluster (its own, unless RAY_API_SERVER_ADDRESS names one), compares the
+scores with those of random boxes, and says where everything is. What it started it stops.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "magnet-demo"
 HINT = 0.5
 """How much of their own colour the lesions show at low power."""
-DASHBOARD = "http://127.0.0.1:8265"
-"""Where a cluster that runs on this machine already answers, unless RAY_API_SERVER_ADDRESS names another."""
-
 RAY = str(Path(sys.executable).with_name("ray"))
 """Ray's command line, of this environment."""
 
@@ -124,10 +121,13 @@ def _store_environment(endpoint: str) -> dict[str, str]:
 
 @contextmanager
 def _cluster(folder: Path) -> Iterator[str]:
-    """The Jobs address of a cluster that runs already, or of one started for the demo."""
-    address = os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD)
-    if answers(f"{address}/api/version"):
-        print(f"a Ray cluster runs here already: using the one at {address}")
+    """The Jobs address of the cluster that the user named, or of one started for the demo.
+
+    One that merely answers on this machine may be another user's.
+    """
+    address = os.environ.get("RAY_API_SERVER_ADDRESS")
+    if address and answers(f"{address}/api/version"):
+        print(f"using the Ray cluster at {address} (RAY_API_SERVER_ADDRESS)")
         yield address
         return
     port, gcs_port, agent_port = free_port(), free_port(), free_port()

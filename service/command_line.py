@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from service import doctor, exit_status, job_table, storage
+from service.backup import backup, restore
 from service.client import Client, ServiceError
 from service.environment import client_settings
 from service.errors import MagnetError, UsageError
@@ -247,6 +248,18 @@ def _dispatch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _backup(options: argparse.Namespace) -> int:
+    manifest = backup(service_settings(options.config, options.set), Path(options.file))
+    print(f"{options.file}: {', '.join(manifest['members'])}; {manifest['rows']['jobs']} jobs")
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    replaced = restore(service_settings(options.config, options.set), Path(options.file))
+    print("restored; start the service" + (f". What it replaced: {replaced}" if replaced else ""))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="magnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -300,6 +313,10 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--scope", choices=("read", "submit", "admin"), default="submit")
     own.add_argument("--days", type=float, help="until it expires (default: never)")
     _with_config(command("doctor", _doctor, "look whether all is well, and say how to mend what is not"))
+    own = _with_config(command("backup", _backup, "write queue, MLflow's file, secrets and settings into an archive"))
+    own.add_argument("file", help="archive to write, such as magnet.tar")
+    own = _with_config(command("restore", _restore, "replace a stopped service's state by an archive's"))
+    own.add_argument("file", help="archive that `magnet backup` wrote")
     _with_config(command("api", _api, "serve the HTTP API"))
     _with_config(command("dispatch", _dispatch, "run the jobs of the queue"))
     commands.add_parser("serve", help="everything on this machine: API, dispatcher, Ray, MLflow")

@@ -228,6 +228,9 @@ class ServiceSettings:
             raise ValueError(f"keep_days = {self.keep_days}: must be a number above 0, or null")
         if self.silence_s < 3 * self.beat_s:
             raise ValueError(f"silence_s = {self.silence_s}: must be at least 3 * beat_s = {3 * self.beat_s:g}")
+        for place in self.places:
+            if f"{place.prefix}/".startswith(f"{self.storage.rstrip('/')}/"):
+                raise ValueError(f"places: {place.prefix} lies in `storage`, which holds secrets and other users' jobs")
         if self.database is None and "://" in self.storage:
             raise ValueError("database must be named where storage is no folder: SQLite wants a disk")
 

@@ -97,6 +97,8 @@ class Attempts:
         rights = job_rights(service, job.owner, groups, job.id)
         own = {"MAGNET_STORAGE": service.runs(job.owner), "MAGNET_RIGHTS": rights.to_text()}
         own |= {"MLFLOW_TRACKING_URI": service.mlflow} if service.mlflow else {}
+        if service.mlflow_token_file is not None:
+            own["MLFLOW_TRACKING_TOKEN"] = storage.read_bytes(service.mlflow_token_file).decode().strip()
         return {"PYTHONUNBUFFERED": "1"} | service.job_env | own
 
     def follow(self, job_id: str, number: int, for_s: float) -> Outcome | None:

@@ -211,7 +211,10 @@ class Database:
 
     def _prepare_sqlite(self) -> None:
         assert self.engine.url.database
-        Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.engine.url.database).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "restore" / "journal.json").exists():
+            raise UsageError(f"a restore into {folder} was interrupted; run the same `magnet restore` again")
 
         @sa.event.listens_for(self.engine, "connect")
         def connected(connection: Any, _record: object) -> None:

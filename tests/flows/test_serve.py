@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import shlex
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 import yaml
-from mlflow import MlflowClient
 
-from ray_jobs.processes import free_port
+from ray_jobs.processes import answers, free_port
 from service.api.views import JobView
-from service.client import Client
-from service.queue.requests import Score, Train, Tune
+from service.client import Client, ServiceError
+from service.queue.requests import Check, Score, Train, Tune
 from service.settings import train_settings
 from service.tune_settings import SearchSettings
 from tests.flows.harness import EPOCHS, FLOW, ROOT, STEPS_PER_EPOCH, Command, running
@@ -96,17 +96,47 @@ def the_status(job: JobView, folder: Path) -> str:
     assert found
     settings = yaml.safe_load((folder / "service" / "service.yaml").read_text())
     assert found[1] == settings["mlflow"]
-    status: str = MlflowClient(tracking_uri=found[1]).get_run(found[2]).info.status
+    token = (folder / "service" / "private" / "mlflow-token").read_text()
+    url = f"{found[1]}/api/2.0/mlflow/runs/get"
+    answer = httpx2.get(url, params={"run_id": found[2]}, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+    status: str = answer.json()["run"]["info"]["status"]
     return status
 
 
-def test_what_it_keeps_for_itself_nobody_else_can_read(serve: Command, tmp_path: Path) -> None:
-    """Ray's ports listen on all interfaces: without the token they refuse."""
-    for name in ("service/ray-token", "service/admin-token", ".config/magnet/client.json"):
-        assert stat.S_IMODE(os.stat(tmp_path / name).st_mode) == 0o600
+def test_what_it_keeps_for_itself_nobody_else_can_read(serve: Command, client: Client, tmp_path: Path) -> None:
+    """Neither other users of the machine, nor a job. Ray's ports listen on all interfaces: they want the token."""
+    private = tmp_path / "service" / "private"
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (private.parent, private)] == [0o700, 0o700]
+    secrets = [path for path in private.rglob("*") if path.is_file()]
+    assert {"ray-token", "mlflow-token", "admin-token", "queue.db", "mlflow.db", "api.log"} <= {p.name for p in secrets}
+    for path in [*secrets, tmp_path / ".config" / "magnet" / "client.json"]:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+        with pytest.raises(ServiceError, match="outside"):
+            client.submit(Check(manifest=str(path)))
     settings = yaml.safe_load((tmp_path / "service" / "service.yaml").read_text())
+    assert httpx2.get(str(settings["mlflow"]), trust_env=False).status_code == 401
     stranger = {"RAY_AUTH_MODE": "disabled", "RAY_API_SERVER_ADDRESS": settings["ray"], "HOME": str(tmp_path / "other")}
     words = ["ray", "job", "submit", "--address", settings["ray"], "--", "true"]
     with running(words, stranger, tmp_path / "stranger.log") as command:
         assert command.finish(60).status != 0
     assert "401" in command.output or "uthentication" in command.output
+
+
+def test_jobs_run_on_its_own_cluster_though_another_one_started_later(
+    client: Client, cohort: Path, config: Path, tmp_path: Path
+) -> None:
+    """A later `ray start --head` overwrites the address in /tmp/ray, by which jobs found their cluster."""
+    gcs_port, jobs_port, agent_port, client_port = (free_port() for _ in range(4))
+    words = shlex.split(
+        f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} --disable-usage-stats "
+        f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} "
+        f"--ray-client-server-port={client_port}"
+    )
+    with running([*words, "--object-store-memory=100000000"], {}, tmp_path / "other-ray.log") as other:
+        other.wait_for(lambda: answers(f"http://127.0.0.1:{jobs_port}/api/version"))
+        settings = train_settings(str(config), ["recipe.epochs=1"])
+        job = client.submit(Train(manifest=str(cohort / "manifest.csv"), settings=settings))
+        ended = client.wait(job.id, timeout_s=PATIENCE_S)
+        assert (ended.state, ended.attempt) == ("done", 1), "".join(client.logs(job.id))
+        jobs = httpx2.get(f"http://127.0.0.1:{jobs_port}/api/jobs/", trust_env=False).json()
+        assert jobs == []  # drivers of the other cluster, submitted or not
