@@ -141,7 +141,7 @@ def _parts(settings: ServiceSettings, folder: Path, num_cpus: int) -> list[Part]
     logs, config = folder / "logs", ["--config", str(folder / "service.yaml")]
     logs.mkdir(exist_ok=True)
     ray_port, mlflow_port = settings.ray.rpartition(":")[2], (settings.mlflow or "").rpartition(":")[2]
-    magnet = [sys.executable, "-c", "from service.command_line import main; main()"]
+    magnet = [sys.executable, "-c", "from service.cli.main import main; main()"]
     mlflow = [
         *(str(HERE / "mlflow"), "server", "--host", "127.0.0.1", "--port", mlflow_port, "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),

@@ -44,10 +44,16 @@ def dispatch(settings: ServiceSettings) -> None:
     dispatcher.run()
 
 
-def admin_token(settings: ServiceSettings, owner: str) -> str:
-    """A new token that may do everything."""
+def admin_token(settings: ServiceSettings, owner: str, days: float | None = None) -> str:
+    """A new token that may do everything.
+
+    Args:
+        settings: of the service.
+        owner: of the token.
+        days: until it expires; None: never.
+    """
     database = Database(settings.database_url)
     try:
-        return Tokens(database).new(owner, "admin")[0]
+        return Tokens(database).new(owner, "admin", days)[0]
     finally:
         database.close()

@@ -154,14 +154,18 @@ def logs(
     attempt: Annotated[int | None, Query(ge=1, le=BIGGEST, description="default: the newest")] = None,
     offset: Annotated[int, Query(ge=0, le=BIGGEST, description="bytes to leave out")] = 0,
     follow: Annotated[bool, Query(description="go on until the job has ended")] = False,
-) -> StreamingResponse:
+) -> Response:
     """What a job printed, as kept in the object store."""
     job = found(request, caller, job_id)
     number = attempt or job.attempt
     if number > job.attempt:
         raise NotFoundError(f"job {job_id} has had {job.attempt} attempt(s), not {number}")
-    text = _log(request, job_id, number, offset, follow)
-    return StreamingResponse(text, media_type="text/plain; charset=utf-8")
+    if follow:
+        return StreamingResponse(_log(request, job_id, number, offset, follow), media_type="text/plain; charset=utf-8")
+    folder = settings_of(request).job_folder(job.owner, job_id)
+    data = attempt_folder(folder, number).log(offset, LOG_BYTES) if number else b""
+    headers = {"X-Log-Attempt": str(number), "X-Log-Next": str(offset + len(data)), "X-Job-State": job.state}
+    return Response(data, media_type="text/plain; charset=utf-8", headers=headers)
 
 
 async def _log(request: Request, job_id: str, number: int, offset: int, follow: bool) -> AsyncIterator[bytes]:

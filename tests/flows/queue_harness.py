@@ -96,7 +96,7 @@ class Queue:
         if dying:
             self._run(what, ["python", "tests/flows/dying.py", what, str(self.config), *dying])
         else:
-            magnet = "from service.command_line import main; main()"
+            magnet = "from service.cli.main import main; main()"
             self._run(what, ["python", "-c", magnet, what, "--config", str(self.config)])
 
     def _run(self, part: str, words: list[str]) -> None:
