@@ -122,7 +122,7 @@ def _ray(settings: ServiceSettings, private: Path, temporary: Path, num_cpus: in
 def _other_parts(settings: ServiceSettings, storage: Path, ray_env: Mapping[str, str]) -> list[Part]:
     private, config = storage / "private", ["--config", str(storage / "service.yaml")]
     secret(private / "mlflow-token")
-    magnet = [sys.executable, "-c", "from service.command_line import main; main()"]
+    magnet = [sys.executable, "-c", "from service.cli.main import main; main()"]
     mlflow = [
         *(sys.executable, "-m", "ray_jobs.mlflow_guard", *config, "--port", str(settings.mlflow).rpartition(":")[2]),
         *("--backend-store-uri", f"sqlite:///{private}/mlflow.db"),

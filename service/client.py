@@ -10,57 +10,55 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import quote
 
 import httpx2
 
-from service.api.views import JobPage, JobView, NewToken, RecurringView
-from service.errors import MagnetError
-from service.queue.arrivals import Schedule, Watch
+from service.api.answers import (
+    JobPage,
+    JobView,
+    LoginOffer,
+    NewToken,
+    Promoted,
+    RecurringView,
+    TokenView,
+    WhoAmI,
+)
+from service.connection import PATIENCE_S, Connection, ServiceError
+from service.errors import UsageError
+from service.follow import LogPiece, follow_log, read_log
 from service.queue.job import ENDED
-from service.queue.requests import Check, Score, Train, Tune, to_json
-from service.settings import to_dict
 
-PATIENCE_S = 20.0
-"""Seconds."""
-TIMEOUT = httpx2.Timeout(60.0, connect=5.0)
+if TYPE_CHECKING:  # they load the settings of all jobs, which most commands do not need
+    from service.queue.arrivals import Schedule, Watch
+    from service.queue.requests import Check, Score, Train, Tune
 
-
-class ServiceError(MagnetError):
-    """The service refused, or did not answer. To act: as `to_do` says.
-
-    Args:
-        message: what was wrong.
-        status: of HTTP; 0 where there was no answer.
-        to_do: what to do about it.
-    """
-
-    def __init__(self, message: str, *, status: int = 0, to_do: str = "", **place: Any) -> None:
-        super().__init__(message, **place)
-        self.status, self.to_do = status, to_do
-
-    def __str__(self) -> str:
-        return f"{self.message}; {self.to_do}" if self.to_do else self.message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _service_error, (self.message, self.status, self.to_do)
+__all__ = ["Client", "JobEvent", "ServiceError"]
 
 
-def _service_error(message: str, status: int, to_do: str) -> ServiceError:
-    return ServiceError(message, status=status, to_do=to_do)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobEvent:
+    """An event of a job; `at_s` in seconds since 1970."""
+
+    seq: int
+    at_s: float
+    state: str
+    text: str
 
 
 class Client:
-    """A connection to a service.
+    """A client of a service.
 
     Args:
         url: of the service.
-        token: with a scope for what is asked.
-        patience_s: seconds in which a request is tried again while the service does not answer.
-        transport: another way to it, for tests.
+        token: with the scope that the requests need.
+        patience_s: seconds in which a request is repeated while the service does not answer.
+        transport: replaces the network, for tests.
+        report: called with a message when a request is repeated, once per outage.
     """
 
     def __init__(
@@ -70,131 +68,205 @@ class Client:
         *,
         patience_s: float = PATIENCE_S,
         transport: httpx2.BaseTransport | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
-        self.url, self._patience_s = url.rstrip("/"), patience_s
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, transport=transport)
+        self._connection = Connection(url, token, patience_s=patience_s, transport=transport, report=report)
+        self.url, self._call = self._connection.url, self._connection.call
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._http.close()
+        self._connection.close()
+
+    def alive(self) -> None:
+        """Check that a service answers at this URL. Raises `ServiceError`."""
+        if self._call("GET", "/healthz").json() != {"status": "alive"}:
+            raise ServiceError(f"{self.url} is not this service", to_do="check MAGNET_URL, or host and port")
 
     def submit(
         self, job: Check | Train | Tune | Score, *, priority: int = 0, max_attempts: int = 5, key: str | None = None
     ) -> JobView:
-        """Submit a job. Without a key one is made up, so that a request that is sent twice makes one job."""
-        body = {"job": json.loads(to_json(job)), "priority": priority, "max_attempts": max_attempts}
+        """Submit a job. Without a key a random one is sent, so that a request that is sent twice makes one job."""
+        body = {"job": _plain(job), "priority": priority, "max_attempts": max_attempts}
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return JobView.model_validate(self._call("POST", "/v1/jobs", json=body, headers=headers).json())
 
     def jobs(
-        self, *, state: str | None = None, kind: str | None = None, before: int | None = None, limit: int = 50
+        self,
+        *,
+        state: str | None = None,
+        kind: str | None = None,
+        owner: str | None = None,
+        before: int | None = None,
+        limit: int = 50,
     ) -> JobPage:
-        """Jobs, newest first."""
-        asked = {"state": state, "kind": kind, "before": before, "limit": limit}
+        """Jobs, newest first; `owner` is for admins."""
+        asked = {"state": state, "kind": kind, "owner": owner, "before": before, "limit": limit}
         known = {name: value for name, value in asked.items() if value is not None}
         return JobPage.model_validate(self._call("GET", "/v1/jobs", params=known).json())
 
-    def job(self, job_id: str) -> JobView:
+    def job(self, job_id: str, *, patience_s: float | None = None) -> JobView:
         """A job in full."""
-        return JobView.model_validate(self._call("GET", f"/v1/jobs/{job_id}").json())
+        return JobView.model_validate(self._call("GET", _job(job_id), patience_s=patience_s).json())
 
     def cancel(self, job_id: str) -> JobView:
         """Cancel a job."""
-        return JobView.model_validate(self._call("POST", f"/v1/jobs/{job_id}/cancel").json())
+        return JobView.model_validate(self._call("POST", f"{_job(job_id)}/cancel").json())
 
     def retry(self, job_id: str) -> JobView:
         """Queue a failed or cancelled job again."""
-        return JobView.model_validate(self._call("POST", f"/v1/jobs/{job_id}/retry").json())
+        return JobView.model_validate(self._call("POST", f"{_job(job_id)}/retry", once=True).json())
+
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job with its logs and results; the service does so within minutes."""
+        self._call("DELETE", _job(job_id))
 
     def prioritise(self, job_id: str, priority: int) -> JobView:
         """Change a waiting job's priority."""
         return JobView.model_validate(
-            self._call("POST", f"/v1/jobs/{job_id}/priority", json={"priority": priority}).json()
+            self._call("POST", f"{_job(job_id)}/priority", json={"priority": priority}).json()
         )
 
     def wait(self, job_id: str, *, timeout_s: float = float("inf"), look_s: float = 1.0) -> JobView:
-        """The job once it has ended.
+        """The job once it has ended. After the first answer, restarts of the service are waited for.
 
         Raises:
-            TimeoutError: it has not.
+            TimeoutError: it has not ended in time.
         """
         deadline = time.monotonic() + timeout_s
-        while (job := self.job(job_id)).state not in ENDED:
-            if time.monotonic() > deadline:
+        job = self.job(job_id)
+        while job.state not in ENDED:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 raise TimeoutError(f"job {job_id} is {job.state} after {timeout_s:g} s")
-            time.sleep(look_s)
+            time.sleep(min(look_s, left_s))
+            job = self.job(job_id, patience_s=max(left_s, self._connection.patience_s))
         return job
 
     def logs(self, job_id: str, *, attempt: int | None = None, follow: bool = False) -> Iterator[str]:
-        """A job's log, piece by piece."""
-        asked: dict[str, Any] = {"follow": follow} | ({"attempt": attempt} if attempt else {})
-        with self._stream(f"/v1/jobs/{job_id}/logs", asked) as reply:
-            yield from reply.iter_text()
+        """A job's log, piece by piece.
+
+        Args:
+            job_id: of the job.
+            attempt: None: the newest; with `follow` also those after it.
+            follow: until the job has ended, through restarts of the service.
+        """
+        return (follow_log if follow else read_log)(self, job_id, attempt)
+
+    def log_piece(self, job_id: str, *, attempt: int | None, offset: int, patience_s: float | None = None) -> LogPiece:
+        """The bytes of an attempt's log from `offset` on, as many as the service sends at once."""
+        asked = {"offset": offset} | ({} if attempt is None else {"attempt": attempt})
+        reply = self._call("GET", f"{_job(job_id)}/logs", params=asked, patience_s=patience_s)
+        try:
+            number, next_offset = int(reply.headers["X-Log-Attempt"]), int(reply.headers["X-Log-Next"])
+        except (KeyError, ValueError) as error:
+            raise ServiceError(
+                f"{self.url} does not say where its log continues", to_do="install the service's newer version"
+            ) from error
+        return LogPiece(attempt=number, data=reply.content, next_offset=next_offset)
+
+    def events(self, job_id: str, *, after: int = 0, patience_s: float | None = None) -> list[JobEvent]:
+        """Events of a job after the one with the number `after`, oldest first."""
+        headers = {"Last-Event-ID": str(after)} if after else {}
+        asked = {"follow": "false"}
+        reply = self._call("GET", f"{_job(job_id)}/events", params=asked, headers=headers, patience_s=patience_s)
+        found = []
+        for event in httpx2.EventSource(reply):
+            body = json.loads(event.data)
+            found.append(JobEvent(seq=int(event.id), at_s=body["at_s"], state=body["state"], text=body["text"]))
+        return found
 
     def scores(self, job_id: str, form: Literal["json", "parquet", "csv"] = "csv") -> bytes:
         """A scoring's table."""
-        return self._call("GET", f"/v1/jobs/{job_id}/scores", params={"format": form}).content
+        return self._call("GET", f"{_job(job_id)}/scores", params={"format": form}).content
+
+    def report(self, job_id: str) -> bytes:
+        """A scoring's report, HTML."""
+        return self._call("GET", f"{_job(job_id)}/report").content
+
+    def best(self, job_id: str) -> bytes:
+        """The config of a search's best schedule, YAML."""
+        return self._call("GET", f"{_job(job_id)}/best").content
 
     def slide(self, job_id: str, slide_id: str, what: Literal["picture", "overlay", "geojson"] = "picture") -> bytes:
         """A slide's zoom tree (JPEG), its regions on the thumbnail (JPEG), or the regions as GeoJSON."""
-        return self._call("GET", f"/v1/jobs/{job_id}/slides/{slide_id}/{what}").content
+        return self._call("GET", f"{_job(job_id)}/slides/{quote(slide_id, safe='')}/{what}").content
 
     def recurring(self) -> list[RecurringView]:
         """Watches and schedules."""
-        return [RecurringView.model_validate(one) for one in self._call("GET", "/v1/recurring").json()]
+        return [RecurringView.model_validate(entry) for entry in self._call("GET", "/v1/recurring").json()]
 
     def add_recurring(self, asked: Watch | Schedule) -> RecurringView:
         """Watch a folder, or submit a job on a schedule."""
-        return RecurringView.model_validate(self._call("POST", "/v1/recurring", json=to_dict(asked), once=True).json())
+        return RecurringView.model_validate(self._call("POST", "/v1/recurring", json=_plain(asked), once=True).json())
 
     def remove_recurring(self, entry_id: str) -> None:
         """End a watch or schedule."""
-        self._call("DELETE", f"/v1/recurring/{entry_id}")
+        self._call("DELETE", f"/v1/recurring/{quote(entry_id, safe='')}")
 
-    def new_token(self, owner: str, scope: str, days: float | None = None) -> NewToken:
-        """Make a token; for admins."""
-        body = {"owner": owner, "scope": scope, "days": days}
+    def promote(self, model: str, alias: str) -> Promoted:
+        """Give a model version an alias."""
+        body = {"model": model, "alias": alias}
+        return Promoted.model_validate(self._call("POST", "/v1/models/promote", json=body).json())
+
+    def whoami(self) -> WhoAmI:
+        """Owner, scope, groups and end of this client's token, and the limits in force."""
+        return WhoAmI.model_validate(self._call("GET", "/v1/whoami").json())
+
+    def new_token(self, owner: str, scope: str, days: float | Literal["never"] | None = None) -> NewToken:
+        """Make a token; for admins.
+
+        Args:
+            owner: of the token.
+            scope: read, submit, promote or admin.
+            days: until it expires; None: as many as the service gives.
+        """
+        end = {} if days is None else {"days": None if days == "never" else days}
+        body = {"owner": owner, "scope": scope} | end
         return NewToken.model_validate(self._call("POST", "/v1/tokens", json=body, once=True).json())
 
-    def _call(self, method: str, path: str, *, once: bool = False, **options: Any) -> httpx2.Response:
-        """An answer. What may be repeated is, while nobody answers."""
-        deadline = time.monotonic() + (0 if once else self._patience_s)
-        while True:
-            try:
-                reply = self._http.request(method, path, **options)
-            except httpx2.TransportError as error:
-                if time.monotonic() > deadline:
-                    raise self._no_answer(error) from error
-            else:
-                if reply.status_code != 503 or time.monotonic() > deadline:
-                    return _checked(reply)
-            time.sleep(0.5)
+    def tokens(self) -> list[TokenView]:
+        """Tokens, without their secrets."""
+        return [TokenView.model_validate(token) for token in self._call("GET", "/v1/tokens").json()]
 
-    @contextmanager
-    def _stream(self, path: str, asked: dict[str, Any]) -> Iterator[httpx2.Response]:
-        try:
-            with self._http.stream("GET", path, params=asked, timeout=httpx2.Timeout(None, connect=5.0)) as reply:
-                if reply.status_code >= 400:
-                    reply.read()
-                yield _checked(reply)
-        except httpx2.TransportError as error:
-            raise self._no_answer(error) from error
+    def revoke(self, token_id: str) -> None:
+        """End a token at once."""
+        self._call("DELETE", f"/v1/tokens/{quote(token_id, safe='')}")
 
-    def _no_answer(self, error: Exception) -> ServiceError:
-        why = str(error) or type(error).__name__
-        return ServiceError(
-            f"no answer from {self.url}: {why}",
-            to_do="start the service (magnet serve), or set MAGNET_URL to where it is",
+    def rotate(self, grace_s: float) -> NewToken:
+        """Replace this client's token by a new one; the old one is valid for `grace_s` more seconds."""
+        return NewToken.model_validate(
+            self._call("POST", "/v1/tokens/rotate", json={"grace_s": grace_s}, once=True).json()
         )
 
+    def audit(self, *, after: int = 0, limit: int = 1000) -> list[str]:
+        """Rows of the audit log after the one with the number `after`, each as a line of JSON; for admins."""
+        asked: dict[str, Any] = {"after": after, "limit": limit, "format": "jsonl"}
+        return [line for line in self._call("GET", "/v1/audit", params=asked).text.split("\n") if line]
 
-def _checked(reply: httpx2.Response) -> httpx2.Response:
-    if reply.status_code < 400:
-        return reply
-    if reply.headers.get("content-type") != "application/problem+json":
-        raise ServiceError(f"answered {reply.status_code}: {reply.text[:200]}", status=reply.status_code)
-    body = reply.json()
-    raise ServiceError(body["detail"], status=reply.status_code, to_do=body["to_do"])
+    def login_offer(self) -> LoginOffer:
+        """The OpenID Connect provider at which users log in."""
+        return LoginOffer.model_validate(self._call("GET", "/v1/login").json())
+
+    def login(self, id_token: str) -> NewToken:
+        """A token of the service for an ID token of the provider."""
+        return NewToken.model_validate(self._call("POST", "/v1/login", json={"id_token": id_token}, once=True).json())
+
+
+def _job(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _plain(asked: Check | Train | Tune | Score | Watch | Schedule) -> Any:
+    """A request as plain values.
+
+    Raises:
+        UsageError: a number is not finite, which JSON cannot hold.
+    """
+    from service.settings import to_dict  # noqa: PLC0415  (loaded already by the code that made `asked`)
+
+    try:
+        return json.loads(json.dumps(to_dict(asked), allow_nan=False))
+    except ValueError as error:
+        raise UsageError("a setting is not a finite number; write one that is") from error

@@ -22,12 +22,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import botocore.session
+from typing import TYPE_CHECKING
 
 from service.errors import UsageError
+
+if TYPE_CHECKING:
+    import botocore.session
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +63,8 @@ class CacheSettings:
 
 def s3_settings() -> S3Settings:
     """The S3 settings in force: environment first, then the AWS profile."""
+    import botocore.session  # noqa: PLC0415  (half a second, which commands without object storage need not wait for)
+
     session = botocore.session.get_session()
     profile = session.get_scoped_config() if _profile_exists(session) else {}
     services = session.full_config.get("services", {}).get(profile.get("services", ""), {})
@@ -124,23 +129,66 @@ def rights_text() -> str | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientSettings:
-    """Which service the command line speaks to."""
+    """The service that the command line uses."""
 
     url: str
     token: str | None = field(repr=False)
+    from_file: bool = False
+    """True: the token is the client file's, not MAGNET_TOKEN."""
 
 
 CLIENT_FILE = "~/.config/magnet/client.json"
-"""Where `magnet serve` leaves address and token for its user."""
+"""Address and token of the user's service: written by `magnet serve`, `magnet login` and `magnet rotate`."""
+DEFAULT_URL = "http://127.0.0.1:8290"
+"""Of `magnet serve` on this machine."""
 
 
 def client_settings() -> ClientSettings:
-    """MAGNET_URL and MAGNET_TOKEN, else what `magnet serve` left in the user's home."""
+    """MAGNET_URL and MAGNET_TOKEN, else what the client file holds.
+
+    Raises:
+        UsageError: the client file is malformed or cannot be read.
+    """
+    kept = _client_file()
+    url = (os.environ.get("MAGNET_URL") or kept.get("url") or DEFAULT_URL).rstrip("/")
+    own = kept.get("token") if (kept.get("url") or "").rstrip("/") == url else None  # sent to no other service
+    token = os.environ.get("MAGNET_TOKEN")
+    return ClientSettings(url=url, token=token or own, from_file=not token and own is not None)
+
+
+def keep_client(url: str, token: str | None) -> None:
+    """Write the client file, whole or not at all, readable by its user only.
+
+    Args:
+        url: of the service.
+        token: None: the address alone.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     file = Path(CLIENT_FILE).expanduser()
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    url = os.environ.get("MAGNET_URL") or kept.get("url") or "http://127.0.0.1:8290"
-    own = kept.get("token") if kept.get("url") == url else None  # a token goes to the service that gave it
-    return ClientSettings(url=url, token=os.environ.get("MAGNET_TOKEN") or own)
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+            json.dump({"url": url} | ({} if token is None else {"token": token}), opened)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"{file} cannot be written: {error.strerror or error}; check the folder's owner") from error
+
+
+def _client_file() -> dict[str, str]:
+    file = Path(CLIENT_FILE).expanduser()
+    try:
+        kept = json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read ({error}); remove it, then run: magnet login") from error
+    if not isinstance(kept, dict) or not all(isinstance(value, str) for value in kept.values()):
+        raise UsageError(f"{file} does not hold url and token; remove it, then run: magnet login")
+    return kept
 
 
 def ray_token() -> str | None:

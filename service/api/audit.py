@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service.api.answers import AuditPage, AuditRow
 from service.api.callers import Admin
 from service.api.jobs import BIGGEST, store_of
 from service.api.problems import documented
-from service.api.views import AuditPage, AuditRow
 from service.queue import audit
 
 LINES = "application/x-ndjson"

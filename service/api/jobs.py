@@ -11,19 +11,12 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from service.api import outs
 from service.api.access import Caller, ForbiddenError
+from service.api.answers import AttemptView, JobPage, JobSummary, JobView, ProgressView
 from service.api.callers import Reader, Submitter
 from service.api.denials import actor_of
 from service.api.manifests import Manifests
 from service.api.problems import documented
-from service.api.views import (
-    AttemptView,
-    JobPage,
-    JobSummary,
-    JobView,
-    PriorityChange,
-    ProgressView,
-    Submission,
-)
+from service.api.views import PriorityChange, Submission
 from service.errors import NotFoundError
 from service.queue import audit, quotas
 from service.queue.allowed import check_allowed

@@ -8,10 +8,11 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Request
 
 from service.api.access import LOGIN_NOTE, Tokens
+from service.api.answers import LoginOffer, NewToken
 from service.api.jobs import settings_of
 from service.api.oidc import Provider
 from service.api.problems import documented
-from service.api.views import Login, LoginOffer, NewToken
+from service.api.views import Login
 from service.errors import NotFoundError
 from service.queue import audit
 from service.queue.audit import Actor

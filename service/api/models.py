@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from service.api.answers import Promoted
 from service.api.callers import Promoter
 from service.api.denials import actor_of
 from service.api.jobs import settings_of, store_of
 from service.api.mlflow_models import MlflowModels
 from service.api.problems import documented
-from service.api.views import Promoted, Promotion
+from service.api.views import Promotion
 from service.errors import MagnetError
 from service.queue import audit
 

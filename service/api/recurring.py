@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Path, Request
 
 from service.api.access import Caller
+from service.api.answers import RecurringView
 from service.api.callers import Reader, Submitter
 from service.api.jobs import recorded, require_alias, rights_of
 from service.api.problems import documented
-from service.api.views import RecurringView
 from service.errors import UsageError
 from service.queue import quotas
 from service.queue.allowed import check_allowed, require_allowed

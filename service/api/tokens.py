@@ -10,11 +10,12 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Path, Request
 
 from service.api.access import Token, Tokens
+from service.api.answers import NewToken, TokenView
 from service.api.callers import Admin, Reader
 from service.api.denials import actor_of
 from service.api.jobs import settings_of
 from service.api.problems import documented
-from service.api.views import NewToken, TokenRequest, TokenRotation, TokenView
+from service.api.views import TokenRequest, TokenRotation
 from service.errors import UsageError
 from service.queue import audit
 from service.service_settings import ServiceSettings

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
 
+from service.api.answers import Usage, WhoAmI
 from service.api.callers import Reader
 from service.api.jobs import settings_of, store_of
 from service.api.problems import documented
-from service.api.views import Usage, WhoAmI
 from service.queue import quotas
 from service.queue.grants import groups_of
 from service.queue.job import ACTIVE

@@ -17,13 +17,11 @@ from magnet.config import CLOSED
 from magnet.presets import PRESETS
 from service import settings, storage
 from service.errors import UsageError
+from service.queue.kinds import KINDS as KINDS
 from service.score_settings import ScoreSettings
 from service.service_settings import ServiceSettings
 from service.settings import TrainSettings, merged, to_dict
 from service.tune_settings import SearchSettings
-
-KINDS = ("check", "train", "tune", "score")
-"""The kinds of jobs."""
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$")]
 """A path or URI: one line."""

@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from ray_jobs.processes import free_port
-from service.api.views import JobView
+from service.api.answers import JobView
 from service.client import Client
 from service.queue.requests import Check
 from service.service_settings import ServiceSettings, service_settings
@@ -98,7 +98,7 @@ class Queue:
         if dying:
             self._run(what, ["python", "tests/flows/dying.py", what, str(self.config), *dying])
         else:
-            magnet = "from service.command_line import main; main()"
+            magnet = "from service.cli.main import main; main()"
             self._run(what, ["python", "-c", magnet, what, "--config", str(self.config)])
 
     def _run(self, part: str, words: list[str]) -> None:

@@ -103,7 +103,7 @@ class Machine:
         return self.run(service, words).returncode == 0
 
     def _words(self, words: Sequence[str]) -> list[str]:
-        magnet = ["python", "-c", "from service.command_line import main; main()"]  # which the image has installed
+        magnet = ["python", "-c", "from service.cli.main import main; main()"]  # which the image has installed
         first, *rest = words
         return [*(magnet if first == "magnet" else [first]), *map(self.here, rest)]
 

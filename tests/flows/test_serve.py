@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from ray_jobs.processes import answers, free_port
-from service.api.views import JobView
+from service.api.answers import JobView
 from service.client import Client, ServiceError
 from service.queue.requests import Check, Score, Train, Tune
 from service.settings import train_settings
@@ -24,7 +24,7 @@ from tests.flows.harness import EPOCHS, FLOW, ROOT, STEPS_PER_EPOCH, Command, ru
 
 pytestmark = [pytest.mark.timeout(1200), *FLOW, pytest.mark.long]  # the first timeout counts
 
-MAGNET = ["python", "-c", "from service.command_line import main; main()"]
+MAGNET = ["python", "-c", "from service.cli.main import main; main()"]
 PATIENCE_S = 400.0
 
 

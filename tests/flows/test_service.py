@@ -27,7 +27,7 @@ def client(service: Service, trained: Trained, tmp_path: Path) -> Iterator[Clien
     values = {"storage": str(tmp_path), "ray": service.jobs_url, "port": free_port(), "mlflow": mlflow}
     values |= {"python": sys.executable, "places": [{"prefix": "s3://cohort"}], "job_env": {"PYTHONPATH": str(ROOT)}}
     config.write_text(yaml.safe_dump(values))
-    magnet = ["python", "-c", "from service.command_line import main; main()"]
+    magnet = ["python", "-c", "from service.cli.main import main; main()"]
     token = admin_token(service_settings(str(config), []), "lab")
     environment = service.node | {"PYTHONPATH": str(ROOT)}
     with (

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from service.command_line import _parser
+from service.cli.parser import parser
 from service.service_settings import service_settings
 from tests.infra.schemas import Manifest, check_compose
 
@@ -87,7 +87,7 @@ def test_the_service_takes_its_settings_and_commands() -> None:
     assert settings.ray == "http://ray-head:8265"
     assert settings.port == 8290
     for part in ("api", "dispatcher"):
-        _parser().parse_args(COMPOSE["services"][part]["command"][1:])
+        parser().parse_args(COMPOSE["services"][part]["command"][1:])
 
 
 def test_secrets_are_made_once_and_agree(tmp_path: Path) -> None:

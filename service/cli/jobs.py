@@ -1,0 +1,133 @@
+"""Commands of jobs: list, show, logs, events, cancel, retry, delete, priority."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+
+from service import exit_status
+from service.api.answers import JobView
+from service.cli import connect, tables
+from service.client import Client
+from service.errors import UsageError
+from service.follow import follow_events
+
+
+def list_jobs(options: argparse.Namespace) -> int:
+    """Print a page of the list of jobs."""
+    with connect.open_client() as client:
+        owner = client.whoami().owner if options.mine else options.owner
+        page = client.jobs(
+            state=options.state, kind=options.kind, owner=owner, before=options.before, limit=options.limit
+        )
+    if options.json:
+        print(page.model_dump_json(indent=2))
+        return 0
+    if not page.jobs:
+        chosen = options.state or options.kind or owner or options.before
+        print("no such jobs; magnet jobs lists all" if chosen else "no jobs yet; magnet submit -h says how to make one")
+        return 0
+    print(tables.job_table(page.jobs))
+    if page.next is not None:
+        print(f"older jobs: magnet jobs --before {page.next}")
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print a job in full."""
+    with connect.open_client() as client, connect.known_job(options.job):
+        job = client.job(connect.job_id_of(client, options.job))
+    print(job.model_dump_json(indent=2) if options.json else tables.job_details(job))
+    return 0
+
+
+def logs(options: argparse.Namespace) -> int:
+    """Print a job's log."""
+    with connect.open_client() as client, connect.known_job(options.job):
+        job_id = connect.job_id_of(client, options.job)
+        for text in client.logs(job_id, attempt=options.attempt, follow=options.follow):
+            print(text, end="", flush=True)
+    return 0
+
+
+def events(options: argparse.Namespace) -> int:
+    """Print a job's events."""
+    with connect.open_client() as client, connect.known_job(options.job):
+        job_id = connect.job_id_of(client, options.job)
+        for event in follow_events(client, job_id) if options.follow else client.events(job_id):
+            at = datetime.fromtimestamp(event.at_s, UTC)
+            print(f"{at:%Y-%m-%d %H:%M:%S} UTC  {event.state:10}  {event.text}", flush=True)
+    return 0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Cancel jobs."""
+    with connect.open_client() as client:
+        for word in options.job:
+            with connect.known_job(word):
+                job = client.cancel(connect.job_id_of(client, word))
+            print(f"{job.id}: {job.state}")
+    return 0
+
+
+def retry(options: argparse.Namespace) -> int:
+    """Queue a job again."""
+    with connect.open_client() as client, connect.known_job(options.job):
+        job = client.retry(connect.job_id_of(client, options.job))
+    print(f"{job.id}: {job.state}")
+    return 0
+
+
+def delete(options: argparse.Namespace) -> int:
+    """Delete jobs, after a question."""
+    with connect.open_client() as client:
+        ids = []
+        for word in options.job:
+            with connect.known_job(word):
+                ids.append(client.job(connect.job_id_of(client, word)).id)
+        if not options.yes:
+            _confirm(ids)
+        for job_id in ids:
+            client.delete(job_id)
+            print(f"{job_id}: will be deleted within minutes")
+    return 0
+
+
+def prioritise(options: argparse.Namespace) -> int:
+    """Change a job's priority."""
+    with connect.open_client() as client, connect.known_job(options.job):
+        job = client.prioritise(connect.job_id_of(client, options.job), options.priority)
+    print(f"{job.id}: priority {job.priority}")
+    return 0
+
+
+def follow_job(client: Client, job_id: str) -> int:
+    """Print a job's log until the job has ended; the exit status that tells how."""
+    try:
+        for text in client.logs(job_id, follow=True):
+            print(text, end="", flush=True)
+        job = client.wait(job_id)
+    except KeyboardInterrupt:
+        connect.warn(f"the job continues; to follow it: magnet logs -f {job_id}; to stop it: magnet cancel {job_id}")
+        raise
+    print(f"{job.id}: {job.state}{f', {job.reason}' if job.reason else ''}", flush=True)
+    return job_status(job)
+
+
+def job_status(job: JobView) -> int:
+    """The exit status for a job that has ended: that of its last attempt, where the attempt has a meaning for users."""
+    last = job.attempts[-1].exit_code if job.attempts else None
+    if job.state == "done":
+        return exit_status.SLIDES_FAILED if last == exit_status.SLIDES_FAILED else exit_status.DONE
+    if job.state == "cancelled":
+        return exit_status.INTERRUPTED
+    return last if last in exit_status.FINAL else exit_status.FAILED
+
+
+def _confirm(ids: list[str]) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked; to delete without a question: --yes")
+    print("\n".join(ids))
+    if input(f"delete {len(ids)} job(s) with logs and results? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was deleted")

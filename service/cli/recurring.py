@@ -1,0 +1,44 @@
+"""Commands of watches and schedules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from service.api.answers import RecurringView
+from service.cli import connect, tables
+from service.errors import UsageError
+
+
+def list_entries(options: argparse.Namespace) -> int:
+    """Print watches or schedules."""
+    with connect.open_client() as client:
+        entries = [entry for entry in client.recurring() if entry.what == options.what]
+    if options.json:
+        print(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2))
+    elif entries:
+        print(tables.table(("ID", "OWNER", "WHAT", "NEXT", "STATE"), [_row(entry) for entry in entries]))
+    else:
+        print(
+            f"no {options.what}{'es' if options.what == 'watch' else 's'}; magnet {options.what} -h says how to add one"
+        )
+    return 0
+
+
+def remove(options: argparse.Namespace) -> int:
+    """End a watch or schedule."""
+    if not options.id.startswith(f"{options.what}-"):
+        raise UsageError(f"{options.id!r} is not the id of a {options.what}; these begin with {options.what}-")
+    with connect.open_client() as client:
+        client.remove_recurring(options.id)
+    print(f"{options.id}: ended")
+    return 0
+
+
+def _row(entry: RecurringView) -> tuple[str, ...]:
+    body = entry.body
+    job = body.get("job", {})
+    asked = f"{body.get('cron')}  {job.get('kind')} {job.get('manifest')}"  # a damaged entry has an empty body
+    what = str(body.get("folder")) if entry.what == "watch" else asked
+    state = f"disabled: {entry.disabled}" if entry.disabled else entry.note or "active; has not run yet"
+    return entry.id, entry.owner, what, "" if entry.disabled else tables.clock(entry.next_s) or "", state

@@ -1,0 +1,53 @@
+"""Commands of results: scores, report, picture, best, promote."""
+
+from __future__ import annotations
+
+import argparse
+
+from service.cli import connect
+from service.cli.output import write_output
+
+
+def scores(options: argparse.Namespace) -> int:
+    """Fetch a scoring's table."""
+    with connect.open_client() as client, connect.known_job(options.job):
+        write_output(client.scores(connect.job_id_of(client, options.job), options.format), options.output)
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Fetch a scoring's report."""
+    with connect.open_client() as client, connect.known_job(options.job):
+        job_id = connect.job_id_of(client, options.job)
+        output = options.output or f"{job_id}-report.html"
+        write_output(client.report(job_id), output)
+    if output != "-":
+        print(output)
+    return 0
+
+
+def picture(options: argparse.Namespace) -> int:
+    """Fetch a slide's picture or GeoJSON."""
+    suffix = "geojson" if options.what == "geojson" else "jpg"
+    output = options.output or f"{options.slide.replace('/', '_')}-{options.what}.{suffix}"
+    with connect.open_client() as client, connect.known_job(options.job):
+        write_output(client.slide(connect.job_id_of(client, options.job), options.slide, options.what), output)
+    if output != "-":
+        print(output)
+    return 0
+
+
+def best(options: argparse.Namespace) -> int:
+    """Fetch the config of a search's best schedule."""
+    with connect.open_client() as client, connect.known_job(options.job):
+        write_output(client.best(connect.job_id_of(client, options.job)), options.output)
+    return 0
+
+
+def promote(options: argparse.Namespace) -> int:
+    """Give a model version an alias."""
+    with connect.open_client() as client:
+        promoted = client.promote(options.model, options.alias)
+    earlier = f"; earlier version {promoted.earlier}" if promoted.earlier else ""
+    print(f"models:/{promoted.name}@{promoted.alias} is version {promoted.version}{earlier}")
+    return 0

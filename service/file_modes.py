@@ -1,0 +1,24 @@
+"""Modes of files that hold secrets."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def open_to_others(paths: Iterable[Path]) -> list[Path]:
+    """Which of these files and folders their group or all users may use; those that do not exist are left out.
+
+    A folder that is closed protects what is below it; of an open one, files and folders directly below it are checked.
+    """
+    found = []
+    for path in paths:
+        if not path.exists() or not os.stat(path).st_mode & OTHERS:
+            continue
+        found.append(path)
+        found += [inner for inner in sorted(path.iterdir()) if inner.stat().st_mode & OTHERS] if path.is_dir() else []
+    return found

@@ -1,0 +1,36 @@
+"""What the tests of the commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.cli import connect
+from service.client import Client
+from tests.service.api_app import Api, api
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without a client file; no service is named."""
+    folder = tmp_path / "home"
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setenv("HOME", str(folder))
+    for name in ("MAGNET_URL", "MAGNET_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return folder
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
+    """An API inside the test's process, which the commands use with ada's token."""
+    made = api(tmp_path)
+    Path(made.lab).mkdir(exist_ok=True)
+    (Path(made.lab) / "m.csv").write_text("slide_id,uri\na,a.tiff\n")
+    secret = made.headers["ada"]["Authorization"].removeprefix("Bearer ")
+    monkeypatch.setattr(
+        connect, "open_client", lambda: Client("http://testserver", secret, transport=made.http._transport)
+    )
+    return made

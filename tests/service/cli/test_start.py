@@ -1,0 +1,85 @@
+"""What a command loads before it does anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.cli.parser import parser
+from service.queue import requests
+
+ROOT = Path(__file__).parents[3]
+HEAVY = {
+    "pandas",
+    "numpy",
+    "pyarrow",
+    "dbos",
+    "fastapi",
+    "sqlalchemy",
+    "croniter",
+    "alembic",
+    "botocore",
+    "boto3",
+    "obstore",
+}
+HEAVY |= {"yaml", "shapely", "PIL", "imagecodecs", "torch", "ray", "mlflow", "uvicorn", "prometheus_client", "psycopg"}
+NETWORK = {"httpx2", "pydantic", "ssl"}
+RUN = """
+import sys
+from service.cli.main import run
+try:
+    run(sys.argv[1:])
+except SystemExit:
+    pass
+print("LOADED", *{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def loaded_by(*words: str, home: Path) -> set[str]:
+    """Top-level modules that a command has loaded when it ends."""
+    env = {"PYTHONPATH": str(ROOT), "HOME": str(home), "MAGNET_URL": "http://127.0.0.1:1", "PATH": "/usr/bin:/bin"}
+    code = (
+        RUN.replace("run(sys", "import service.connection as c; c.PATIENCE_S = 0\n    run(sys")
+        if words[0] != "-h"
+        else RUN
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *words], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stdout.rpartition("LOADED")[2].split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["jobs"], ["logs", "last"], ["show", "last"], ["scores", "last"], ["cancel", "last"], ["watches"]],
+    ids=" ".join,
+)
+def test_commands_that_only_ask_the_api_load_neither_tables_nor_databases(words: list[str], tmp_path: Path) -> None:
+    loaded = loaded_by(*words, home=tmp_path)
+    assert "httpx2" in loaded
+    assert not loaded & HEAVY
+
+
+def test_help_loads_no_client(tmp_path: Path) -> None:
+    assert not loaded_by("-h", home=tmp_path) & (HEAVY | NETWORK)
+
+
+def test_every_command_names_a_function_that_exists() -> None:
+    names = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr,index,call-overload]
+    code = "import importlib, sys\n"
+    for name, own in names.items():
+        if runs := own.get_default("runs"):
+            module, _, function = runs.partition(":")
+            code += f"assert callable(importlib.import_module('service.cli.{module}').{function}), {name!r}\n"
+    ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True)
+    assert ended.returncode == 0, ended.stderr.decode()
+
+
+def test_the_kinds_of_the_options_are_those_of_the_requests() -> None:
+    kinds = {
+        adapter.__dataclass_fields__["kind"].default
+        for adapter in (requests.Check, requests.Train, requests.Tune, requests.Score)
+    }
+    assert kinds == set(requests.KINDS)
