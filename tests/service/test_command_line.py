@@ -56,7 +56,7 @@ def test_jobs_are_listed_shown_and_cancelled(own: Api, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["show", "check-20260101-000000-00000000"], 1, "no job check-20260101-000000-00000000"),
+        (["show", "check-20260101-000000-00000000"], 1, "no job 'check-20260101-000000-00000000'"),
         (["submit", "train", "--manifest", "/m.csv", "--set", "recipe.epoch=3"], 2, "recipe.epoch: unknown setting"),
         (["submit", "score", "--manifest", "/m.csv"], 2, "--model is wanted"),
         (["submit", "check", "--manifest", "/etc/passwd"], 1, "name a place that jobs may use"),
