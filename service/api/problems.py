@@ -49,7 +49,7 @@ STATUS: Mapping[type[MagnetError], tuple[int, str]] = {
     TooManyRequestsError: (429, "wait a moment, then go on more slowly"),
     TooManyJobsError: (429, "submit more when some of your jobs have ended"),
     ConflictError: (409, "look at the job as it is now, then decide"),
-    NotFoundError: (404, "look for it in the list"),
+    NotFoundError: (404, "check its name"),
     AccessError: (403, "name a place that jobs may use"),
     UsageError: (422, "change the request as the detail says"),
     NotReadyError: (503, "an administrator starts one: magnet dispatch"),

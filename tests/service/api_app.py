@@ -42,7 +42,8 @@ def api(folder: Path, **settings: Any) -> Api:
     """An API whose storage is this folder, and whose cluster is away."""
     lab = folder / "lab"
     lab.mkdir(exist_ok=True)
-    (lab / "a.csv").touch()
+    for name in ("a.csv", "m.csv"):
+        (lab / name).touch()
     places = (Place(prefix=str(lab), read=("*",), write=("*",)),)
     known = {"places": places, "hosts": ("testserver",), "ray": "http://127.0.0.1:1"}
     own = ServiceSettings(storage=str(folder / "service"), **known | settings)

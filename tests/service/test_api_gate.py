@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,21 @@ def test_a_network_of_ipv6_addresses_is_one_source() -> None:
 def test_every_other_path_wants_a_token(own: Api) -> None:
     paths = ["/", "/v1/jobs", "/v1/audit", "/v1/whoami", "/redoc", "/nothing", "/healthz/", "//healthz"]
     assert {path: own.http.get(path).status_code for path in paths} == dict.fromkeys(paths, 401)
+
+
+def test_ten_at_once_with_one_key_make_one_job(own: Api) -> None:
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda _: own.submit(key="race"), range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 9 + [201]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"job": ' * 50_000, b'{"priority": 1e999}', b'{"priority": ' + b"9" * 5000 + b"}"]
+)
+def test_deep_json_and_huge_numbers_are_refused(own: Api, body: bytes) -> None:
+    headers = own.headers["ada"] | {"Content-Type": "application/json"}
+    assert own.http.post("/v1/jobs", content=body, headers=headers).status_code in (400, 422)
 
 
 def test_a_gzipped_body_is_not_unpacked(own: Api) -> None:
