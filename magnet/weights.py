@@ -22,6 +22,12 @@ FetchBytes = Callable[[str], bytes]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
+UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError),
+    *(LookupError, AttributeError, TypeError, ValueError, AssertionError),  # of the unpickler, for a file of other kind
+)
+"""What reading a file that holds no weights raises."""
+
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
 
 
@@ -52,7 +58,7 @@ def read_state_dict(weights: str, *, sha256: str | None = None, fetch: FetchByte
         if urlsplit(weights).path.endswith(".safetensors"):
             return safetensors.torch.load(content)
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"weights {weights}: not a readable file of weights ({error})") from error
     return _unwrapped(loaded, weights)
 
