@@ -118,7 +118,7 @@ def make_encoder(
         logger.warning("encoder %s: random initialisation, no weights given", name)
     elif weights is not None and not from_timm and not to_be_loaded:
         state = read_state_dict(weights, sha256=sha256, fetch=fetch)
-        load_strictly(backbone, state, ignore=_classifiers(backbone), source=weights)
+        load_strictly(backbone, state, ignore=classifier_names(backbone), source=weights)
     if checkpointing:
         _checkpoint(backbone)
     if compile:
@@ -150,7 +150,7 @@ def _create(name: str, tag: str | None, in_px: int | None, *, pretrained: bool) 
         raise ValueError(f"encoder {name}: timm has no weights {tag!r} for it ({error})") from error
 
 
-def _classifiers(backbone: Any) -> set[str]:
+def classifier_names(backbone: Any) -> set[str]:
     """Modules of published weights that an encoder leaves out: the classifier, and Inception's auxiliary one."""
     names = backbone.pretrained_cfg.get("classifier") or ()
     return {names, "AuxLogits"} if isinstance(names, str) else {*names, "AuxLogits"}

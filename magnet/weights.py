@@ -24,6 +24,12 @@ FetchBytes = Callable[[str], bytes]
 TAG = re.compile(r"[A-Za-z0-9_-]+")
 """A tag of timm's, such as tv_in1k."""
 
+UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError),
+    *(LookupError, AttributeError, TypeError, ValueError, AssertionError),  # of the unpickler, for a file of other kind
+)
+"""What reading a file that holds no weights raises."""
+
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
 
 
@@ -54,7 +60,7 @@ def read_state_dict(weights: str, *, sha256: str | None = None, fetch: FetchByte
         if weights.endswith(".safetensors"):
             return safetensors.torch.load(content)
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"weights {weights}: not a readable file of weights ({error})") from error
     return _unwrapped(loaded, weights)
 

@@ -8,12 +8,15 @@ import re
 import shlex
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from ray_jobs.permanence import passes, root_error
 from service import exit_status
-from service.errors import MagnetError, StoppedError, UsageError
+from service.errors import MagnetError, ProgramError, UsageError
+from service.queue.incidents import describe
 
 HOME_RUNS = "~/magnet-runs"
 """Folder of runs when nothing is named."""
@@ -24,20 +27,36 @@ def run(main: Callable[[list[str]], int]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         status = main(sys.argv[1:])
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = exit_status.USAGE
-    except StoppedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = exit_status.STOPPED
-    except MagnetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = exit_status.FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command with the same --name goes on", file=sys.stderr)
         status = exit_status.INTERRUPTED
+    except Exception as error:  # noqa: BLE001  its kind decides over another attempt
+        status = report(error)
     sys.stdout.flush()
     sys.exit(status)
+
+
+def report(error: Exception) -> int:
+    """Print an error: in one line if it is meant for the user, else with its traceback; the exit status."""
+    cause = root_error(error)
+    if isinstance(cause, MagnetError) and not isinstance(cause, ProgramError):
+        print(f"error: {cause}", file=sys.stderr)
+        final = exit_status.USAGE if isinstance(cause, UsageError) else exit_status.STOPPED
+        return exit_status.FAILED if passes(cause) else final
+    if isinstance(cause, ProgramError):  # a worker has printed its traceback
+        print(f"error: {cause}", file=sys.stderr)
+        return exit_status.INTERNAL
+    traceback.print_exception(error)
+    if passes(cause):
+        print(f"error: {describe(cause)}", file=sys.stderr)
+        return exit_status.FAILED
+    print(f"error: {program_error(cause)}", file=sys.stderr)
+    return exit_status.INTERNAL
+
+
+def program_error(error: BaseException) -> ProgramError:
+    """The error of the program that an unexpected one is."""
+    return ProgramError(f"an error of this program, report it with this log: {describe(error)}")
 
 
 def absolute(place: str) -> str:

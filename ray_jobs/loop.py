@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from ray_jobs.fit import DoesNotFitError, chosen
 from ray_jobs.group import gathered
 from ray_jobs.learner import Learner, NotFiniteError
 from ray_jobs.notice import Notice, PreemptedError
+from ray_jobs.permanence import passes, root_error
 from ray_jobs.provenance import hardware_tags
 from ray_jobs.quarantine import QuarantineError
 from ray_jobs.reader_actors import reader_for
@@ -26,12 +28,49 @@ from ray_jobs.stream import store_patience_s, stream
 from ray_jobs.task import Task
 from ray_jobs.tracking import Tracker
 from service import storage
+from service.errors import MagnetError
+from service.queue.incidents import describe
 from service.settings import TrainSettings
 
 __all__ = ["Task", "train"]
 
+OF_PROGRAM = "an error of this program, report it with this log: "
+"""What the reason of an end by such an error begins with."""
+
 
 def train(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
+    """Train as `train_task` does; an error that would come again ends the training instead of being repeated.
+
+    Ray starts the group again when a worker raises an error. Where the error would only come again, a worker that is
+    alone returns it; one of several leaves it in the file ``config["failure"]`` and raises it, which frees the others
+    from waiting for its gradients, and the group that Ray starts then reads and returns it.
+    """
+    note = config.get("failure")
+    try:
+        if note is not None and storage.exists(note):
+            return storage.read_bytes(note).decode()
+        return train_task(config, network)
+    except Exception as error:
+        cause = root_error(error)
+        if passes(cause):
+            raise
+        traceback.print_exception(error)
+        reason = str(cause) if isinstance(cause, MagnetError) else f"{OF_PROGRAM}{describe(cause)}"
+        if ray.train.get_context().get_world_size() == 1:
+            return reason
+        if note is not None:
+            _leave(note, reason)
+        raise
+
+
+def _leave(note: str, reason: str) -> None:
+    try:
+        storage.write_bytes(note, reason.encode())
+    except MagnetError as error:
+        logging.warning("the reason could not be left for the next attempt: %s", error)
+
+
+def train_task(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
     """Train the pickled ``config["task"]``, as one worker of the group; ``config["readers"]`` read for it, if any.
 
     Args:

@@ -29,6 +29,7 @@ from magnet.sampler import MARGIN_PX, sample
 from magnet.views import area_pool, grey_filter, tissue_mask
 from magnet.windows import Ask, Windows
 from ray_jobs.learner import NotFiniteError, autocast
+from ray_jobs.network_check import network_errors
 from ray_jobs.progress import EVERY_S, say
 from service import storage
 from service.errors import UsageError
@@ -213,17 +214,18 @@ class Report:
 
 def _encoder(model: ModelConfig) -> Encoder:
     parts = model.classifier
-    return make_encoder(
-        parts.encoder,
-        weights=parts.weights,
-        in_px=model.zoom.patch_px,
-        sha256=parts.weights_sha256,
-        fetch=storage.read_bytes,
-        checkpointing=parts.checkpointing,
-        channels_last=parts.channels_last,
-        compile=parts.compile,
-        to_be_loaded=parts.weights is None,  # this very job brings them: nothing to warn about
-    )
+    with network_errors():
+        return make_encoder(
+            parts.encoder,
+            weights=parts.weights,
+            in_px=model.zoom.patch_px,
+            sha256=parts.weights_sha256,
+            fetch=storage.read_bytes,
+            checkpointing=parts.checkpointing,
+            channels_last=parts.channels_last,
+            compile=parts.compile,
+            to_be_loaded=parts.weights is None,  # this very job brings them: nothing to warn about
+        )
 
 
 def _view(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from ray.train.torch import TorchTrainer
 from ray_jobs import checkpoints, cluster, command, loop, provenance, registry, rerun, tracking
 from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.figures import figures
+from ray_jobs.network_check import require_network
 from ray_jobs.reader_actors import started_readers
 from ray_jobs.stream import store_patience_s
 from service import environment
-from service.errors import StoppedError
+from service.errors import ProgramError, StoppedError
 from service.manifest import Manifest
 from service.policy import slide_counts
 from service.settings import TrainSettings, changed, flat, to_dict
@@ -50,9 +52,12 @@ def train(
         tags: for the run, beside its own.
 
     Raises:
+        UsageError: an encoder is unknown, or its weights are missing or wrong.
         TrainingStoppedError: the training cannot go on.
-        RecordError: MLflow cannot be had at the beginning or the end.
+        ProgramError: a worker failed by an error of this program.
+        RecordError: MLflow is unavailable at the beginning or the end.
     """
+    require_network(settings.model)  # wrong weights must not hold the cluster until each worker has failed on them
     uri = tracking.tracking_uri(storage)
     cluster.connect(command.worker_environment())
     why = f"{settings.compute.num_workers} training worker(s), and one CPU that reads slides ahead of them"
@@ -119,13 +124,15 @@ def fit(task: loop.Task, name: str, storage: str, entry: Callable[[dict[str, Any
 
     Raises:
         TrainingStoppedError: the training cannot go on.
+        ProgramError: a worker failed by an error of this program.
     """
     compute = task.settings.compute
     # Ray's annotations are still those of Train V1, which knows neither what a loop returns nor preemptions.
     trainer = TorchTrainer(
         entry,  # type: ignore[arg-type]
         # As bytes: Ray's controller unpickles what it is given and would import torch and all of this for it (9 s).
-        train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, store_patience_s())},
+        train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, store_patience_s())}
+        | {"failure": join(task.folder, f"failures/{uuid.uuid4().hex}.txt")},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
             use_gpu=bool(compute.gpus_per_worker),
@@ -142,7 +149,7 @@ def fit(task: loop.Task, name: str, storage: str, entry: Callable[[dict[str, Any
         ),
     )
     if (reason := trainer.fit().return_value) is not None:  # type: ignore[attr-defined]
-        raise TrainingStoppedError(reason)
+        raise ProgramError(reason) if reason.startswith(loop.OF_PROGRAM) else TrainingStoppedError(reason)
 
 
 def _deliver(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,12 +28,14 @@ from ray_jobs.learner import Learner, NotFiniteError
 from ray_jobs.loop import card_bytes, fitted
 from ray_jobs.order import Order
 from ray_jobs.pareto import Outcome
+from ray_jobs.permanence import passes, root_error
 from ray_jobs.provenance import hardware_tags
 from ray_jobs.quarantine import QuarantineError
 from ray_jobs.stream import MicroBatch, read_roots, store_patience_s
 from ray_jobs.task import Task
 from service import storage
 from service.manifest import Manifest
+from service.queue.incidents import describe
 from service.reader import RegionReader
 from service.settings import TrainSettings, flat, to_dict
 from service.tune_settings import SearchSettings, trial_settings
@@ -89,6 +92,11 @@ def run_trial(chosen: dict[str, Any], search: Search) -> None:
         status, reason = "does not fit", str(error)
     except (NotFiniteError, QuarantineError) as error:
         status, reason = "failed", str(error)
+    except Exception as error:
+        if passes(root_error(error)):
+            raise  # Tune starts the trial again
+        traceback.print_exc()
+        status, reason = "failed", describe(error)
     outcome = outcome_of(search, trial, settings, status, reason)
     about = {"chosen": chosen, "outcome": asdict(outcome)}
     storage.write_bytes(storage.join(search.folder(trial), OUTCOME_FILE), json.dumps(about, indent=2).encode())

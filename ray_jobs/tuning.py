@@ -21,6 +21,7 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ray_jobs import cluster, command, pareto, registry, tracking, trial
+from ray_jobs.network_check import require_network
 from ray_jobs.pareto import Outcome
 from ray_jobs.plan import own_card_bytes
 from ray_jobs.search_space import Refused, schedules, space
@@ -54,6 +55,7 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     Raises:
         NothingFoundError: no trial came to a score.
     """
+    require_network(base.model, search.encoder)
     uri = tracking.tracking_uri(folder)
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = SNAPSHOT_EVERY_S
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no event files: MLflow is the record

@@ -5,6 +5,7 @@ MagnetError
 |   |-- NotFoundError       the user: nothing lies under this URI
 |   `-- AccessError         the user: the store refuses these credentials
 |-- StoppedError            the user: a job came to a point that the same again would come to; a retry does not help
+|-- ProgramError            the developers: an error of this program; a retry does not help
 |-- StorageError            nobody, or the store's operator: the store failed or was too slow; a retry can help
 `-- SlideError              whoever made the slide: its bytes cannot be used; other slides are not concerned
     |-- UnsupportedSlideError   the format, codec or layout is none that can be read
@@ -92,6 +93,10 @@ class AccessError(UsageError):
 
 class StoppedError(MagnetError):
     """A job came to a point from which it cannot go on, and to which the same again would come."""
+
+
+class ProgramError(MagnetError):
+    """An error of this program, as its log shows: report it."""
 
 
 class StorageError(MagnetError):

@@ -7,6 +7,7 @@
 | 2 `USAGE` | wrong input or settings, or more than the card or cluster has: the user must change something | no |
 | 3 `SLIDES_FAILED` | done, but some slides failed; the table says which and why | |
 | 4 `STOPPED` | it came to a point that the same again comes to: a loss that is no number, too many lost slides | no |
+| 5 `INTERNAL` | an error of this program, with a traceback in the log: report it | no |
 | 130 `INTERRUPTED` | Ctrl-C or a stop | yes |
 | 128 + N | ended by signal N: killed, out of memory, its node gone | yes |
 
@@ -14,8 +15,8 @@
 the attempt's folder, where the job's witness notes it.
 """
 
-DONE, FAILED, USAGE, SLIDES_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, USAGE, SLIDES_FAILED, STOPPED, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 WITH_RESULTS = (DONE, SLIDES_FAILED)
 """The job is done."""
-FINAL = (USAGE, STOPPED)
-"""Another attempt would end alike."""
+FINAL = (USAGE, STOPPED, INTERNAL)
+"""Another attempt would end in the same way."""

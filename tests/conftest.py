@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("magnet", deadline=None)  # a deadline is a timed test: it fails on a busy machine
+settings.load_profile("magnet")
 
 
 @pytest.fixture(scope="session")

@@ -189,9 +189,13 @@ class Database:
             raise UsageError(f"database: {error}; use sqlite:///PATH or postgresql+psycopg://...") from error
         if self.engine.dialect.name == "sqlite":
             self._prepare_sqlite()
-        with self.writing() as connection:
-            lock(connection, "migrations")  # two that start at once must not both make the tables
-            _upgrade(connection)
+        try:
+            with self.writing() as connection:
+                lock(connection, "migrations")  # two that start at once must not both make the tables
+                _upgrade(connection)
+        except BaseException:
+            self.engine.dispose()
+            raise
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:

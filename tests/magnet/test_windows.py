@@ -122,7 +122,7 @@ def test_reads_hide_behind_ends(num_layers: int, end_ms: float, ends_a_read: int
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.randoms())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_turns_and_results_do_not_depend_on_when_windows_arrive(
     num_zooms: int, num_asks: int, in_flight: int, chance: Any
 ) -> None:

@@ -62,12 +62,26 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "the same command with the same --name goes on" in capsys.readouterr().err
 
 
-def test_other_errors_keep_their_traceback() -> None:
-    code = "from ray_jobs import command\ncommand.run(lambda _: 1 // 0)"
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        ("1 // 0", 5),
+        ("{}['x']", 5),
+        ("b'\\xe9'.decode()", 5),
+        ("open('/no/such/file')", 1),
+        ("__import__('os').kill", 0),
+    ],
+)
+def test_an_error_of_the_program_is_reported_once_with_its_traceback_and_never_repeated(
+    raised: str, status: int
+) -> None:
+    """Of files, network and memory another attempt may end better."""
+    code = f"from ray_jobs import command\ncommand.run(lambda _: 0 if callable({raised}) else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "ZeroDivisionError" in done.stderr
+    assert done.returncode == status
+    assert done.stderr.count("Traceback") == (1 if status else 0)
+    assert ("report it" in done.stderr.splitlines()[-1]) if status == 5 else ("report it" not in done.stderr)
+    assert (status in exit_status.FINAL) == (status == 5)
 
 
 @pytest.mark.parametrize("script", ["train.py", "score.py", "pretrain.py"])

@@ -56,7 +56,6 @@ def test_no_request_makes_it_fail(own: Api, schema: Any, count: Counter[int]) ->
 
         @settings(
             max_examples=EXAMPLES,
-            deadline=None,
             database=None,
             derandomize=True,
             phases=(Phase.generate,),

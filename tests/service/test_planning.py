@@ -41,7 +41,7 @@ def test_the_coarsest_level_that_suffices_is_read_and_halved(side_px: int, level
     assert plan.downsample.item() == 4.0**level * factor
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     size=st.tuples(st.integers(1, 200_000), st.integers(1, 200_000)),
     ratios=st.lists(st.floats(1.3, 9), max_size=5),

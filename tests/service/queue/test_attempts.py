@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import pytest
 import yaml
 
 from service.queue import attempts as module
-from service.queue.attempt_folder import AttemptFolder, Beat, Ending, attempt_folder
+from service.queue.attempt_folder import AttemptFolder, Beat, Ending, Stop, attempt_folder
 from service.queue.attempts import Attempts, Outcome
 from service.queue.job import Job, Progress
 from service.queue.ray_api import RayAwayError, RayRefusedError
 from service.queue.requests import Check, Train, Tune
 from service.queue.store import JobStore, Limits
-from service.queue.tables import Database
+from service.queue.tables import Database, attempts, jobs
 from service.service_settings import ServiceSettings
 from service.settings import train_settings
 from service.tune_settings import SearchSettings, search_settings
@@ -32,6 +33,7 @@ class Ray:
     commands: list[list[str]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     fails: list[Exception] = field(default_factory=list)
+    said: str = ""
 
     def submit(self, submission_id: str, entrypoint: str, env: dict[str, str], about: dict[str, str]) -> None:
         if self.fails:
@@ -43,6 +45,9 @@ class Ray:
         if self.fails:
             raise self.fails[0]
         return self.states.get(submission_id)
+
+    def message(self, submission_id: str) -> str:
+        return "" if self.fails else self.said
 
     def stop(self, submission_id: str) -> None:
         self.stopped.append(submission_id)
@@ -162,7 +167,16 @@ def test_nothing_is_decided_while_ray_is_away(own: Own) -> None:
 
 @pytest.mark.parametrize(
     ("code", "state"),
-    [(0, "done"), (3, "done"), (2, "failed"), (4, "failed"), (1, "queued"), (143, "queued"), (None, "queued")],
+    [
+        (0, "done"),
+        (3, "done"),
+        (2, "failed"),
+        (4, "failed"),
+        (5, "failed"),
+        (1, "queued"),
+        (143, "queued"),
+        (None, "queued"),
+    ],
 )
 def test_the_exit_status_decides_over_another_attempt(own: Own, code: int | None, state: str) -> None:
     job = own.begun()
@@ -181,3 +195,161 @@ def test_a_cancelled_job_that_was_done_before_it_heard_is_done(own: Own) -> None
     own.store.cancel(job.id)
     own.attempts.settle(job.id, 1, Outcome(exit_code=0))
     assert own.store.job(job.id).state == "done"
+
+
+def running(own: Own) -> Job:
+    job = own.begun()
+    assert own.attempts.launch(job.id, 1) is None
+    return own.store.job(job.id)
+
+
+def since(own: Own, job: Job, seconds: float) -> None:
+    """As if the attempt had started so long ago, and nothing had changed since."""
+    then = {"moved_s": time.time() - seconds}
+    with own.store.database.writing() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(then))
+        started = attempts.update().where(attempts.c.job_id == job.id)
+        connection.execute(started.values(started_s=time.time() - seconds))
+
+
+def beat(own: Own, job: Job, count: int, idle_s: float, ending: Ending | None = None) -> None:
+    progress = Progress(done=3, total=9, activity="scoring")
+    own.folder(job).write_beat(Beat(count=count, log_bytes=9, progress=progress, idle_s=idle_s, ending=ending))
+
+
+def test_a_job_without_progress_says_so_from_half_of_the_limit_on(own: Own) -> None:
+    job = running(own)
+    since(own, job, 1920)
+    beat(own, job, 1, 1920)
+    assert own.attempts.follow(job.id, 1, 0.05) is None
+    shown = own.store.job(job.id)
+    assert shown.activity == "scoring; no progress for 32 min"
+    assert (own.ray.stopped, own.folder(job).stopped()) == ([], False)
+    beat(own, job, 2, 0.0)  # it goes on
+    assert own.attempts.follow(job.id, 1, 0.05) is None
+    assert own.store.job(job.id).activity == "scoring"
+
+
+@pytest.mark.parametrize("ray_away", [False, True])
+def test_a_job_without_progress_is_ended_with_that_reason_and_retried(own: Own, ray_away: bool) -> None:
+    """Also while Ray is unavailable, and by a dispatcher that has just started: what counts lies in the table."""
+    job = running(own)
+    beat(own, job, 1, 10.0)
+    assert own.attempts.follow(job.id, 1, 0.05) is None
+    since(own, job, 4000)
+    beat(own, job, 2, 3700.0)
+    own.ray.fails = [RayAwayError("no answer")] if ray_away else []
+    restarted = Attempts(own.store, own.ray, own.settings)
+    assert restarted.follow(job.id, 1, 0.03) is None
+    assert own.folder(job).stopped()
+    assert own.ray.stopped == ([] if ray_away else [f"{job.id}-1"])
+    beat(own, job, 3, 0.0, Ending(exit_code=143, last="interrupted"))  # the stop itself is a line of the log
+    outcome = Attempts(own.store, own.ray, own.settings).follow(job.id, 1, 5.0)
+    assert outcome is not None
+    assert outcome.reason.startswith("no progress for 6")
+    own.attempts.settle(job.id, 1, outcome)
+    assert own.store.job(job.id).state == "queued"
+
+
+def test_an_attempt_over_the_hours_of_its_kind_ends_for_good(own: Own) -> None:
+    job = running(own)
+    since(own, job, 4 * 3600 + 60)
+    beat(own, job, 1, 0.0)
+    assert own.attempts.follow(job.id, 1, 0.03) is None
+    beat(own, job, 2, 0.0, Ending(exit_code=130, last="interrupted"))
+    outcome = own.attempts.follow(job.id, 1, 5.0)
+    assert outcome == Outcome(
+        exit_code=130, reason="ended after 4 h, the longest time of a check job (max_hours)", final=True
+    )
+    own.attempts.settle(job.id, 1, outcome)
+    assert own.store.job(job.id).state == "failed"
+
+
+def test_hours_count_from_when_ray_took_the_attempt(own: Own) -> None:
+    job = own.begun()
+    since(own, job, 5 * 3600)  # Ray was unavailable for so long
+    assert own.attempts.launch(job.id, 1) is None
+    assert own.attempts.follow(job.id, 1, 0.03) is None
+    assert not own.folder(job).stopped()
+
+
+def test_a_job_that_ends_well_while_it_is_stopped_is_done(own: Own) -> None:
+    job = running(own)
+    own.folder(job).stop(Stop(reason="no progress for 60 min"))
+    beat(own, job, 1, 0.0, Ending(exit_code=0, last="done"))
+    assert own.attempts.follow(job.id, 1, 5.0) == Outcome(exit_code=0, reason="done")
+
+
+def test_a_silent_hopeless_job_is_given_up_though_ray_is_unavailable(own: Own) -> None:
+    job = running(own)
+    since(own, job, 5 * 3600)
+    own.ray.fails = [RayAwayError("no answer")]
+    outcome = own.attempts.follow(job.id, 1, 5.0)
+    assert outcome is not None
+    assert outcome.final
+    assert "max_hours" in outcome.reason
+
+
+def test_a_signal_is_named_with_the_last_output(own: Own) -> None:
+    job = running(own)
+    beat(own, job, 1, 0.0, Ending(exit_code=137, last="step 3/9"))
+    outcome = own.attempts.follow(job.id, 1, 5.0)
+    assert outcome == Outcome(exit_code=137, reason="killed by SIGKILL, as when memory runs out; last output: step 3/9")
+
+
+def test_what_ray_says_of_a_lost_witness_is_quoted(own: Own) -> None:
+    job = running(own)
+    own.ray.states[f"{job.id}-1"], own.ray.said = "FAILED", "The job supervisor died"
+    outcome = own.attempts.follow(job.id, 1, 5.0)
+    assert outcome is not None
+    assert outcome.reason.endswith("Ray says FAILED: The job supervisor died")
+
+
+def test_a_request_that_can_no_longer_be_read_fails_its_job_alone(own: Own) -> None:
+    job = own.begun()
+    with own.store.database.writing() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(request='{"kind": "check"}'))
+    outcome = own.attempts.launch(job.id, 1)
+    assert outcome is not None
+    own.attempts.settle(job.id, 1, outcome)
+    assert own.store.job(job.id).state == "failed"
+    assert "can no longer be read" in (own.store.job(job.id).reason or "")
+
+
+def test_an_unexpected_error_of_the_launch_fails_the_job_and_no_workflow(own: Own) -> None:
+    own.ray.fails = [KeyError("nobody expects this")]
+    outcome = own.attempts.launch(own.begun().id, 1)
+    assert outcome is not None
+    assert outcome.final
+    assert "KeyError" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"no json", b'{"count": "x"}', b"\xff\xfe", b'{"count":1,"log_bytes":-1}']
+)
+def test_a_sign_of_life_that_a_job_has_overwritten_is_none(own: Own, content: bytes) -> None:
+    job = running(own)
+    own.folder(job).write_beat(Beat(count=1, log_bytes=0))
+    (Path(own.folder(job).uri) / "beat.json").write_bytes(content)
+    own.ray.states.clear()
+    outcome = own.attempts.follow(job.id, 1, 5.0)
+    assert outcome is not None
+    assert "lost the job" in outcome.reason
+
+
+def test_progress_that_no_table_takes_hides_no_sign_of_life(own: Own) -> None:
+    job = running(own)
+    own.folder(job).write_beat(Beat(count=1, log_bytes=0, progress=Progress(done=10**30, activity="a\0b")))
+    assert own.attempts.follow(job.id, 1, 0.03) is None
+    assert own.store.job(job.id).done is None
+    assert own.store.job(job.id).beat_s is not None
+
+
+def test_an_attempt_that_cannot_be_watched_is_given_up(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = running(own)
+    monkeypatch.setattr(own.ray, "status", lambda _: {}["x"])
+    outcome = own.attempts.follow(job.id, 1, 5.0)
+    assert outcome is not None
+    assert outcome.final
+    assert "cannot watch this job: KeyError" in outcome.reason
+    assert own.folder(job).stopped()

@@ -136,3 +136,51 @@ def test_the_log_leaves_out_colours_and_what_ray_says_of_itself(tmp_path: Path) 
     """
     assert start(tmp_path, program).wait(30) == 0
     assert AttemptFolder(str(tmp_path)).log(0, 1000) == b"(RayTrainWorker pid=463) epoch 1/12\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "last"),
+    [
+        ("print('step 3 of mine'); import faulthandler; faulthandler.enable(); faulthandler._sigsegv()", 139, None),
+        ("print('step 3 of mine'); import os; os.kill(os.getpid(), 9)", 137, "step 3 of mine"),
+        ("print('step 3 of mine'); {}['x']", 1, "KeyError: 'x'"),
+        ("print('step 3 of mine'); print('(raylet) noise'); raise SystemExit(7)", 7, "step 3 of mine"),
+    ],
+)
+def test_how_a_real_process_ended_is_named_and_no_frame_of_a_stack(
+    tmp_path: Path, program: str, code: int, last: str | None
+) -> None:
+    assert start(tmp_path, program).wait(60) == code
+    beat = AttemptFolder(str(tmp_path)).beat()
+    assert beat is not None
+    assert beat.ending is not None
+    assert beat.ending.exit_code == code
+    assert beat.ending.last == (last or beat.ending.last)
+    assert not beat.ending.last.startswith(("File", "Current thread", "Extension modules", "<no Python"))
+
+
+def test_time_without_progress_is_counted_whatever_a_bar_redraws(tmp_path: Path) -> None:
+    bar = b"scoring:  45%|####      | 5/11 [00:10<00:12, 1.2s/slide]\r"
+    (tmp_path / "source").write_bytes(bar)
+    log = Log(Mask({}))
+    with open(tmp_path / "source", "rb") as stream:
+        log.read(stream)
+    changed_s = log._changed_s
+    (tmp_path / "source").write_bytes(bar.replace(b"<00:12", b"<00:40"))
+    with open(tmp_path / "source", "rb") as stream:
+        log.read(stream)
+    assert log._changed_s == changed_s
+    (tmp_path / "source").write_bytes(b"a line\n")
+    with open(tmp_path / "source", "rb") as stream:
+        log.read(stream)
+    assert log._changed_s > changed_s
+
+
+@pytest.mark.parametrize("digits", [9, 10, 400, 5000])
+def test_numbers_of_any_length_end_no_witness(digits: int) -> None:
+    number = "9" * digits
+    for line in (
+        f"step {number}/{number}  {number}:00 to go",
+        f"scoring: 1%|#| {number}/{number} [0:1<{number}:{number}",
+    ):
+        progress_in(line)
