@@ -17,10 +17,9 @@ from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from service import storage
+from service import bounded, storage
 from service.errors import MagnetError, UsageError
 from service.splits import SPLITS, split_patients
 
@@ -138,7 +137,7 @@ def load_manifest(uri: str, *, need_labels: bool) -> Manifest:
         ManifestError: naming all problems at once.
         NotFoundError, AccessError, StorageError: the file cannot be read.
     """
-    data = storage.read_bytes(uri)
+    data = bounded.read(uri, bounded.MANIFEST_BYTES, "a manifest")
     table = _parse_parquet(data) if data[:4] == b"PAR1" else _parse_csv(data)
     problems = table.problems + _check_columns(table, need_labels)
     missing = {problem.column for problem in problems if problem.row is None}
@@ -241,11 +240,13 @@ def _parse_csv(data: bytes) -> _Table:
 
 def _parse_parquet(data: bytes) -> _Table:
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        columns, cells = bounded.parquet_rows(data)
+        rows = [{name: _text(value) for name, value in row.items()} for row in cells]
     except (pa.ArrowException, OSError) as error:
         return _Table([], [], [Problem(None, None, f"is a damaged Parquet file: {error}")])
-    rows = [{name: _text(value) for name, value in row.items()} for row in table.to_pylist()]
-    return _Table(table.column_names, list(enumerate(rows, start=1)), [])
+    except ValueError as error:
+        return _Table([], [], [Problem(None, None, f"is no table of slides: {error}")])
+    return _Table(columns, list(enumerate(rows, start=1)), [])
 
 
 def _text(value: object) -> str:

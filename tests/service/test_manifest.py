@@ -251,6 +251,7 @@ class TestProblems:
     def test_a_uri_out_of_the_bucket_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         content = b"slide_id,uri\na,../../a.tif\n"
         monkeypatch.setattr("service.storage.read_bytes", lambda uri: content)
+        monkeypatch.setattr("service.storage.stat", lambda uri: (len(content), "etag"))
         with pytest.raises(ManifestError, match=r"row 2, column uri: .*leads out"):
             load_manifest("s3://bucket/folder/m.csv", need_labels=False)
 
