@@ -111,11 +111,15 @@ def _mlflow(settings: ServiceSettings) -> Finding:
     # Not /health: that answers also where the server refuses the name under which it is called.
     url = f"{settings.mlflow.rstrip('/')}/api/2.0/mlflow/experiments/search"
     try:
-        reply = httpx2.post(url, json={"max_results": 1}, timeout=10, trust_env=False)
+        headers = {}
+        if settings.mlflow_token_file is not None:
+            token = storage.read_bytes(settings.mlflow_token_file).decode().strip()
+            headers = {"Authorization": f"Bearer {token}"}
+        reply = httpx2.post(url, json={"max_results": 1}, headers=headers, timeout=10, trust_env=False)
     except httpx2.HTTPError as error:
         raise MagnetError(f"no answer from {settings.mlflow}: {error or type(error).__name__}") from error
     detail = f"{settings.mlflow} answers {reply.status_code}"
-    mend = "403: name its host in --allowed-hosts (MLFLOW_SERVER_ALLOWED_HOSTS); others: see its log"
+    mend = "401: check mlflow_token_file; 403: name its host in --allowed-hosts; others: see its log"
     return Finding("mlflow", reply.status_code == 200, detail, mend)
 
 
