@@ -24,7 +24,6 @@ from service.api.access import NoTokenError, Tokens
 from service.errors import UsageError
 from service.queue.tables import Database
 from service.service_settings import ServiceSettings
-from service.serving import admin_token
 
 TEMPORARY = "magnet-ray-"
 """Beginning of the names of Ray's folders in /tmp."""
@@ -96,16 +95,18 @@ def write_secret(path: Path, text: str) -> None:
 
 def own_token(settings: ServiceSettings, file: Path) -> str:
     """The administrator's token of the user who started the service: the kept one while it is valid, else a new one."""
-    if file.exists():
-        database = Database(settings.database_url)
-        try:
-            Tokens(database).caller(token := file.read_text().strip())
-            return token
-        except NoTokenError:
-            print(f"the token in {file} has ended; made another one", flush=True)
-        finally:
-            database.close()
-    write_secret(file, token := admin_token(settings, getpass.getuser()))
+    database = Database(settings.database_url)
+    try:
+        if file.exists():
+            try:
+                Tokens(database).caller(token := file.read_text().strip())
+                return token
+            except NoTokenError:
+                print(f"the token in {file} has ended; made another one", flush=True)
+        token, _ = Tokens(database).new(getpass.getuser(), "admin")
+    finally:
+        database.close()
+    write_secret(file, token)
     return token
 
 

@@ -145,6 +145,8 @@ _DECODERS: dict[int, Callable[[TileCodec, bytes], Pixels]] = {
 }
 
 _MAX_PADDING = 64
+_MAX_BOXES = 64
+_SIZ = b"\xff\x4f\xff\x51"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset(range(0xD0, 0xD9)) | {0x01}
 
@@ -172,15 +174,38 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
 def jpeg2000_size(data: bytes) -> tuple[tuple[int, int], list[tuple[int, int]]]:
     """Width and height of a JPEG 2000 image, and each component's horizontal and vertical subsampling.
 
-    Source: ITU-T T.800, A.5.1 (the SIZ segment follows the start of the codestream).
+    The codestream is found as the decoder finds it; what looks like one elsewhere in the file is ignored.
+
+    Source: ITU-T T.800, A.5.1 (the SIZ segment follows the start of the codestream), annex I (boxes).
     """
-    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if start < 0 or len(data) < start + 42:
+    start = _codestream(data)
+    if data[start : start + 4] != _SIZ or len(data) < start + 42:
         raise SlideError("the tile is no JPEG 2000 stream; the file is damaged")
     right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
     num = int.from_bytes(data[start + 40 : start + 42], "big")
+    if num > 4:  # up to 16384 are possible, each decoded to four bytes a pixel
+        raise SlideError(f"the tile holds {num} bands, not 1, 3 or 4; the file is damaged")
     steps = data[start + 42 : start + 42 + 3 * num]
     return (right - left, bottom - top), list(zip(steps[1::3], steps[2::3], strict=False))
+
+
+def _codestream(data: bytes) -> int:
+    """Where a JPEG 2000 codestream starts: at once, or in the first `jp2c` box; the end where there is none."""
+    if data[:8] != b"\0\0\0\x0cjP  ":
+        return 0
+    place = 0
+    for _ in range(_MAX_BOXES):
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        head = 16 if length == 1 else 8
+        length = int.from_bytes(data[place + 8 : place + 16], "big") if length == 1 else length
+        if kind == b"jp2c":
+            return place + head
+        if kind == b"jp2h" and b"pclr" in data[place : place + length]:
+            raise SlideError("the tile has a palette, which can multiply its size; the file is damaged")
+        if length < head or place + length >= len(data):
+            break
+        place += length
+    return len(data)
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

@@ -18,18 +18,14 @@ from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from service import storage
+from service import bounded, storage
 from service.errors import MagnetError, UsageError
 from service.splits import SPLITS, split_patients
 
 COLUMNS = ("slide_id", "uri", "patient_id", "center", "label", "stratum", "split")
 STRATA = ("negative", "macro", "micro", "itc")
-
-MOST_BYTES = 1 << 30
-"""Of a manifest: some ten million rows."""
 
 _SAFE_ID = re.compile(r"[\w(][\w .+()-]{0,99}(?<![ .])")
 """Slide ids name pictures, on any file system."""
@@ -142,7 +138,7 @@ def load_manifest(uri: str, *, need_labels: bool) -> Manifest:
         ManifestError: naming all problems at once.
         NotFoundError, AccessError, StorageError: the file cannot be read.
     """
-    data = storage.read_bytes(uri, most_bytes=MOST_BYTES)
+    data = storage.read_bytes(uri, most_bytes=bounded.MANIFEST_BYTES)
     table = _parse_parquet(data) if data[:4] == b"PAR1" else _parse_csv(data)
     problems = _check_columns(table, need_labels)
     if table.columns and not {"slide_id", "uri"} & set(table.columns):
@@ -248,11 +244,13 @@ def _parse_csv(data: bytes) -> _Table:
 
 def _parse_parquet(data: bytes) -> _Table:
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        columns, cells = bounded.parquet_rows(data)
+        rows = [{name: _text(value) for name, value in row.items()} for row in cells]
     except (pa.ArrowException, OSError) as error:
         return _Table([], [], [Problem(None, None, f"is a damaged Parquet file: {error}")])
-    rows = [{name: _text(value) for name, value in row.items()} for row in table.to_pylist()]
-    return _Table(table.column_names, list(enumerate(rows, start=1)), [])
+    except ValueError as error:
+        return _Table([], [], [Problem(None, None, f"is no table of slides: {error}")])
+    return _Table(columns, list(enumerate(rows, start=1)), [])
 
 
 def _text(value: object) -> str:

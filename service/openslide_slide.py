@@ -23,6 +23,8 @@ from service.storage.ranges import LocalFile, RangeSource
 
 TILE_PX = 512
 """Side of the squares in which OpenSlide is read; it decodes the file's own tiles behind them."""
+FILE_TILE_PX = 1 << 26
+"""Pixels of the largest tile of a file; decoded it takes four bytes a pixel."""
 HELD_BYTES = 1 << 20
 """What an open handle is reckoned to hold."""
 
@@ -48,6 +50,7 @@ class OpenSlideSlide:
         vendor = self._handle.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         # reads of a damaged DICOM file that fail in two threads at once crash OpenSlide 4.0.1
         self._one_at_a_time = threading.Lock() if vendor == "dicom" else nullcontext()
+        _refuse_large_tiles(self._handle, source.uri)
         self._steps = self._handle.level_downsamples
         self._background = _background(self._handle)
         whole = self._handle.dimensions
@@ -105,6 +108,21 @@ class OpenSlideSlide:
         with self._lock:
             if self._handle is failed:
                 self._handle = self._open()
+
+
+def _refuse_large_tiles(handle: openslide.OpenSlide, uri: str) -> None:
+    """OpenSlide decodes a whole tile of the file for any pixel of it, and ends the process where memory lacks.
+
+    Raises:
+        UnsupportedSlideError: a tile is larger than `FILE_TILE_PX`.
+    """
+    for level in range(handle.level_count):
+        sides = [handle.properties.get(f"openslide.level[{level}].tile-{side}", "1") for side in ("width", "height")]
+        if math.prod(int(side) for side in sides) > FILE_TILE_PX:
+            raise UnsupportedSlideError(
+                f"level {level} has tiles of {' x '.join(sides)} pixels; convert the slide to tiles of 256 to 4096",
+                uri=uri,
+            )
 
 
 def _mpp(handle: openslide.OpenSlide) -> tuple[float, float] | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shapely.errors import GEOSException
 from shapely.geometry import shape
 
-from service import storage
+from service import bounded, storage
 from service.errors import UsageError
 from service.folder import is_folder
 
@@ -26,6 +26,10 @@ HIT = 0.1
 
 NOT_LESION = ("_2", "exclusion", "normal", "none of the above")
 """Groups of ASAP outlines that are cut out: CAMELYON16's _2 and Exclusion, CAMELYON17's normal; in lower case."""
+
+
+NOT_OUTLINES = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, GEOSException)
+"""What JSON of any other shape raises, deeply nested one too."""
 
 
 def read_outlines(uri: str) -> Outlines:
@@ -40,12 +44,13 @@ def read_outlines(uri: str) -> Outlines:
     """
     if is_folder(uri):
         return _read_asap_folder(uri)
+    data = storage.read_bytes(uri, most_bytes=bounded.OUTLINES_BYTES)
     try:
-        features = json.loads(storage.read_bytes(uri))["features"]
+        features = json.loads(data)["features"]
         parts = defaultdict(list)
         for feature in features:
             parts[str(feature["properties"]["slide_id"])].append(shapely.make_valid(shape(feature["geometry"])))
-    except (ValueError, KeyError, TypeError, AttributeError, GEOSException) as error:  # of JSON of any other shape
+    except NOT_OUTLINES as error:
         raise UsageError(
             f"no GeoJSON of outlines ({type(error).__name__}: {error}); want a FeatureCollection of polygons in level-0"
             " pixels, each with the property slide_id",
@@ -73,7 +78,7 @@ def read_asap(data: bytes, uri: str) -> shapely.Geometry:
             if len(ring) >= 3:  # dots and rulers are no outlines
                 group = annotation.get("PartOfGroup", "").lower()
                 (not_lesion if group in NOT_LESION else lesion).append(shapely.make_valid(shapely.Polygon(ring)))
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, GEOSException) as error:
         raise UsageError(f"no ASAP annotations: {error}", uri=uri) from error
     return shapely.difference(shapely.union_all(lesion), shapely.union_all(not_lesion))
 
@@ -89,7 +94,10 @@ def _read_asap_folder(folder: str) -> Outlines:
     uris = [uri for uri in storage.list_uris(folder.rstrip("/")) if uri.lower().endswith(".xml")]
     if not uris:
         raise UsageError("no XML files here; want ASAP annotations named SLIDE_ID.xml", uri=folder)
-    found = {storage.name(uri)[: -len(".xml")]: read_asap(storage.read_bytes(uri), uri) for uri in uris}
+    found = {
+        storage.name(uri)[: -len(".xml")]: read_asap(storage.read_bytes(uri, most_bytes=bounded.OUTLINES_BYTES), uri)
+        for uri in uris
+    }
     return {slide_id: outline for slide_id, outline in found.items() if not shapely.is_empty(outline)}
 
 
