@@ -8,11 +8,12 @@ import signal
 
 import uvicorn
 
+from service import exit_status
 from service.api.access import Tokens
 from service.api.app import application
 from service.queue.arrivals import Arrivals
 from service.queue.attempts import Attempts
-from service.queue.dispatcher import Dispatcher, forget_workflows
+from service.queue.dispatcher import Dispatcher, end_process, forget_workflows
 from service.queue.ray_api import RayJobs
 from service.queue.retention import Retention
 from service.queue.secrets import mask_logs
@@ -46,6 +47,7 @@ def dispatch(settings: ServiceSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: dispatcher.stop())
     dispatcher.run()
+    end_process(exit_status.DONE)
 
 
 def _mask_logs(settings: ServiceSettings) -> None:
