@@ -10,6 +10,7 @@ import sqlalchemy as sa
 import uvicorn
 from pydantic import TypeAdapter, ValidationError
 
+from service import exit_status
 from service.api.access import Tokens
 from service.api.app import application
 from service.api.connections import HEAD_BYTES, IDLE_S, bounded_protocol
@@ -19,7 +20,7 @@ from service.errors import UsageError
 from service.queue import audit
 from service.queue.arrivals import Arrivals
 from service.queue.attempts import Attempts
-from service.queue.dispatcher import Dispatcher, forget_workflows
+from service.queue.dispatcher import Dispatcher, end_process, forget_workflows
 from service.queue.ray_api import RayJobs
 from service.queue.retention import Retention
 from service.queue.secrets import mask_logs
@@ -82,6 +83,7 @@ def dispatch(settings: ServiceSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: dispatcher.stop())
     dispatcher.run()
+    end_process(exit_status.DONE)
 
 
 def _mask_logs(settings: ServiceSettings) -> None:

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -239,9 +240,16 @@ class Dispatcher:
                 return
             except Exception:  # without its lease no dispatcher may go on, whatever the reason
                 log.exception("the lease cannot be renewed: this dispatcher ends")
-                os._exit(exit_status.FAILED)
+                end_process(exit_status.FAILED)
             if not held:
-                _end_without_lease()
+                self._end_without_lease()
+
+    def _end_without_lease(self) -> NoReturn:
+        """End this process as it stands: another dispatcher is at work, which does what threads here leave undone."""
+        if self._stopped.is_set():  # it was given back
+            end_process(exit_status.DONE)
+        log.error("another dispatcher has taken the lease: this one ends")
+        end_process(exit_status.FAILED)
 
     def _patiently(self, action: Callable[[], Result]) -> Result:
         """Do something with the database, repeated while it is unavailable.
@@ -254,7 +262,7 @@ class Dispatcher:
             try:
                 return action()
             except LeaseLostError:
-                _end_without_lease()
+                self._end_without_lease()
             except DatabaseAwayError as error:
                 if not reported:
                     log.warning("%s; waiting for it", error)
@@ -263,11 +271,11 @@ class Dispatcher:
                     raise StoppingError from error
 
 
-def _end_without_lease() -> NoReturn:
-    """End this process as it stands: another dispatcher is at work, and what threads do here would meet its work."""
-    log.error("another dispatcher has taken the lease: this one ends")
+def end_process(status: int) -> NoReturn:
+    """End without waiting for threads that follow attempts, which would take as long as their jobs."""
     logging.shutdown()
-    os._exit(exit_status.FAILED)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _name_of(action: Callable[[], None]) -> str:

@@ -172,9 +172,16 @@ class Observer:
         stop = None if code in (*exit_status.WITH_RESULTS, *exit_status.FINAL) else self._why_stopped()
         if stop is not None:
             return Outcome(exit_code=code, reason=stop.reason, final=stop.final)
-        if (reason := signal_reason(code, ending.last)) is not None:
+        if (reason := signal_reason(code, ending.last or self._last_progress())) is not None:
             return Outcome(exit_code=code, reason=reason)
         return Outcome(exit_code=code, reason=ending.last or f"exit status {code} without a message")
+
+    def _last_progress(self) -> str:
+        """Of a command that printed no lines but a progress bar."""
+        progress = self._beat.progress if self._beat else None
+        if progress is None or progress.activity is None:
+            return ""
+        return f"{progress.activity} {progress.done}/{progress.total}" if progress.total else progress.activity
 
     def _without_ray(self, stop: Stop | None, silent_s: float) -> Outcome | None:
         """Nothing new is started while Ray is unavailable; a job that must end reads so in its folder."""

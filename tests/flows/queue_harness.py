@@ -60,6 +60,15 @@ class Queue:
         """Also with a step at which it dies."""
         self._start("dispatch", dying)
 
+    def start_dispatcher_as(self, part: str) -> None:
+        """One of several, under a name of its own in `parts`."""
+        magnet = "from service.command_line import main; main()"
+        self._run(part, ["python", "-c", magnet, "dispatch", "--config", str(self.config)])
+
+    def at_work(self, *parts: str) -> list[str]:
+        """Those of these dispatchers that have taken the lease, dead ones included."""
+        return [part for part in parts if "at work" in self.parts[part].output]
+
     def start_ray(self) -> None:
         """A head that knows no jobs."""
         port = self.settings.ray.rpartition(":")[2]

@@ -14,6 +14,7 @@ from service.queue import attempts as module
 from service.queue.attempt_folder import AttemptFolder, Beat, Ending, Stop, attempt_folder
 from service.queue.attempts import Attempts, Outcome
 from service.queue.job import Job, Progress
+from service.queue.observer import Observer
 from service.queue.ray_api import RayAwayError, RayRefusedError
 from service.queue.requests import Check, Train, Tune
 from service.queue.store import JobStore, Limits
@@ -203,6 +204,11 @@ def running(own: Own) -> Job:
     return own.store.job(job.id)
 
 
+def look(own: Own, job: Job) -> Outcome | None:
+    """One look, by a dispatcher that has just started."""
+    return Observer(own.store, own.ray, own.settings, job.id, 1).look()
+
+
 def since(own: Own, job: Job, seconds: float) -> None:
     """As if the attempt had started so long ago, and nothing had changed since."""
     then = {"moved_s": time.time() - seconds}
@@ -221,12 +227,12 @@ def test_a_job_without_progress_says_so_from_half_of_the_limit_on(own: Own) -> N
     job = running(own)
     since(own, job, 1920)
     beat(own, job, 1, 1920)
-    assert own.attempts.follow(job.id, 1, 0.05) is None
+    assert look(own, job) is None
     shown = own.store.job(job.id)
     assert shown.activity == "scoring; no progress for 32 min"
     assert (own.ray.stopped, own.folder(job).stopped()) == ([], False)
     beat(own, job, 2, 0.0)  # it goes on
-    assert own.attempts.follow(job.id, 1, 0.05) is None
+    assert look(own, job) is None
     assert own.store.job(job.id).activity == "scoring"
 
 
@@ -235,12 +241,11 @@ def test_a_job_without_progress_is_ended_with_that_reason_and_retried(own: Own, 
     """Also while Ray is unavailable, and by a dispatcher that has just started: what counts lies in the table."""
     job = running(own)
     beat(own, job, 1, 10.0)
-    assert own.attempts.follow(job.id, 1, 0.05) is None
+    assert look(own, job) is None
     since(own, job, 4000)
     beat(own, job, 2, 3700.0)
     own.ray.fails = [RayAwayError("no answer")] if ray_away else []
-    restarted = Attempts(own.store, own.ray, own.settings)
-    assert restarted.follow(job.id, 1, 0.03) is None
+    assert look(own, job) is None
     assert own.folder(job).stopped()
     assert own.ray.stopped == ([] if ray_away else [f"{job.id}-1"])
     beat(own, job, 3, 0.0, Ending(exit_code=143, last="interrupted"))  # the stop itself is a line of the log
@@ -255,7 +260,7 @@ def test_an_attempt_over_the_hours_of_its_kind_ends_for_good(own: Own) -> None:
     job = running(own)
     since(own, job, 4 * 3600 + 60)
     beat(own, job, 1, 0.0)
-    assert own.attempts.follow(job.id, 1, 0.03) is None
+    assert look(own, job) is None
     beat(own, job, 2, 0.0, Ending(exit_code=130, last="interrupted"))
     outcome = own.attempts.follow(job.id, 1, 5.0)
     assert outcome == Outcome(
@@ -269,7 +274,7 @@ def test_hours_count_from_when_ray_took_the_attempt(own: Own) -> None:
     job = own.begun()
     since(own, job, 5 * 3600)  # Ray was unavailable for so long
     assert own.attempts.launch(job.id, 1) is None
-    assert own.attempts.follow(job.id, 1, 0.03) is None
+    assert look(own, job) is None
     assert not own.folder(job).stopped()
 
 
@@ -340,7 +345,7 @@ def test_a_sign_of_life_that_a_job_has_overwritten_is_none(own: Own, content: by
 def test_progress_that_no_table_takes_hides_no_sign_of_life(own: Own) -> None:
     job = running(own)
     own.folder(job).write_beat(Beat(count=1, log_bytes=0, progress=Progress(done=10**30, activity="a\0b")))
-    assert own.attempts.follow(job.id, 1, 0.03) is None
+    assert look(own, job) is None
     assert own.store.job(job.id).done is None
     assert own.store.job(job.id).beat_s is not None
 
