@@ -67,7 +67,7 @@ def _start_own(options: Mapping[str, Any]) -> None:
     num_cpus, port = max(2, os.cpu_count() or 2), free_port()
     log.warning("no Ray cluster runs here: starting one with %d CPUs for this job", num_cpus)
     folder = tempfile.mkdtemp(prefix="magnet-ray-", dir="/tmp")  # mode 700; paths of sockets have at most 107 bytes
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # registered before Ray's own: runs after it
+    atexit.register(_end_own, folder)
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     ray.init(
         address="local",
@@ -75,9 +75,15 @@ def _start_own(options: Mapping[str, Any]) -> None:
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         dashboard_port=port,
         _node_ip_address="127.0.0.1",
-        _temp_dir=folder,
+        _temp_dir=f"{folder}/r",  # Ray opens it to everybody
         **options,
     )
+
+
+def _end_own(folder: str) -> None:
+    """Stop this process's cluster and remove its folder."""
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cluster_here() -> str | None:

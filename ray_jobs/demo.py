@@ -132,11 +132,12 @@ def _cluster(folder: Path) -> Iterator[str]:
         return
     port, gcs_port, agent_port = free_port(), free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder of its own, which goes with the cluster; Ray's sockets lie in it and want short paths.
+    # A folder of its own, which goes with the cluster; Ray's sockets are in it and need short paths. Ray opens the
+    # folder that it is given to everybody, so that it gets one inside a closed one.
     with tempfile.TemporaryDirectory(prefix="magnet-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
         words = [
             *(RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
-            *(f"--port={gcs_port}", f"--dashboard-port={port}", f"--temp-dir={temporary}"),
+            *(f"--port={gcs_port}", f"--dashboard-port={port}", f"--temp-dir={temporary}/r"),
             *(f"--dashboard-agent-listen-port={agent_port}", "--disable-usage-stats"),
             f"--object-store-memory={OBJECT_STORE_MEMORY}",
         ]

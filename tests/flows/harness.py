@@ -175,7 +175,7 @@ def ray_cluster(node: Mapping[str, str], log: Path, num_cpus: int = 2) -> Iterat
     words = shlex.split(
         f"ray start --head --block --num-cpus={num_cpus} --node-ip-address=127.0.0.1 --port={gcs_port} "
         f"--disable-usage-stats --dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} "
-        f"--object-store-memory=300000000 --temp-dir={temporary}"
+        f"--object-store-memory=300000000 --temp-dir={temporary}/r"
     )
     url = "http://127.0.0.1:{}"
     # Without it Ray Train asks whichever cluster it finds on this machine about its own actors, and waits in vain.

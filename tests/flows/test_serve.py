@@ -113,6 +113,11 @@ def test_what_it_keeps_for_itself_nobody_else_can_read(serve: Command, client: C
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
         with pytest.raises(ServiceError, match="outside"):
             client.submit(Check(manifest=str(path)))
+    ray_folder = Path((private / "ray-folder").read_text())
+    assert list(
+        ray_folder.glob("r/session_*/sockets/*")
+    )  # Ray's own folder is open to everybody, the one around it not
+    assert stat.S_IMODE(ray_folder.stat().st_mode) == 0o700
     settings = yaml.safe_load((tmp_path / "service" / "service.yaml").read_text())
     assert httpx2.get(str(settings["mlflow"]), trust_env=False).status_code == 401
     stranger = {"RAY_AUTH_MODE": "disabled", "RAY_API_SERVER_ADDRESS": settings["ray"], "HOME": str(tmp_path / "other")}

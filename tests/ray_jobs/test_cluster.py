@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import stat
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +110,63 @@ def test_a_variable_that_says_nothing_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MAGNET_CLUSTER_MOST", text)
     with pytest.raises(UsageError, match="MAGNET_CLUSTER_MOST"):
         cluster_most()
+
+
+@pytest.fixture
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ray's file of the cluster that `ray start` left on this machine."""
+    path = tmp_path / "ray_current_cluster"
+    monkeypatch.setattr(cluster, "get_ray_address_file", lambda _: str(path))
+    return path
+
+
+def test_the_cluster_of_this_machine_is_one_that_answers(note: Path) -> None:
+    assert cluster._cluster_here() is None
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        note.write_text(address)
+        assert cluster._cluster_here() == address
+    assert cluster._cluster_here() is None
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "127.0.0.1:x"])
+def test_a_file_that_names_no_cluster_is_ignored(note: Path, text: str) -> None:
+    note.write_text(text)
+    assert cluster._cluster_here() is None
+
+
+def test_the_cluster_of_another_user_is_not_joined(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        note.write_text(f"127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.setattr(os, "getuid", lambda: note.stat().st_uid + 1)
+        assert cluster._cluster_here() is None
+
+
+OWN = """
+import os, ray
+from ray_jobs import cluster
+cluster._cluster_here = lambda: None
+cluster.connect({})
+node = ray._private.worker._global_node
+folder = os.path.dirname(node.get_temp_dir_path())
+print(folder, oct(os.stat(folder).st_mode & 0o777))
+api = ray.remote(lambda: os.environ["RAY_API_SERVER_ADDRESS"])
+assert ray.get(api.remote()) == f"http://{node.webui_url}", node.webui_url
+"""
+
+
+@pytest.mark.flow
+def test_a_cluster_of_ones_own_has_a_folder_of_its_own_which_goes_with_it() -> None:
+    """Otherwise its address replaces that of the user's cluster in /tmp/ray, and Ray Train asks another one."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", OWN], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    folder, mode = done.stdout.split()[-2:]
+    assert Path(folder).name.startswith("magnet-ray-")
+    assert mode == oct(stat.S_IRWXU)
+    assert not Path(folder).exists()

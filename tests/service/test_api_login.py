@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import ECKey, RSAKey
 
 from service.api import oidc
@@ -138,9 +138,7 @@ def test_forged_signatures_are_refused(own: Api, provider: FakeProvider) -> None
         "no token": "x",
         "unknown key": provider.token(kid="unknown"),
         "key of another type": provider.token(EC, "ES256", "first"),
-        "claims are a list": jwt.encode({"alg": "RS256", "kid": "first"}, provider.claims(), RSA, ["RS256"]).replace(
-            payload, part([1])
-        ),
+        "claims are a list": jws.serialize_compact({"alg": "RS256", "kid": "first"}, b"[1]", RSA, ["RS256"]),
         "deep header": f"{base64.urlsafe_b64encode(b'[' * 60_000).decode()}.{payload}.{signature}",
         "critical extension": f"{part({'alg': 'RS256', 'kid': 'first', 'crit': ['x'], 'x': 1})}.{payload}.{signature}",
     }

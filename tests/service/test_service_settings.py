@@ -25,6 +25,8 @@ def test_the_queue_is_a_file_beside_everything_else_unless_told_otherwise(tmp_pa
     [
         ([], "storage is not set"),
         (["storage=s3://lab/x"], "database must be named"),
+        (["storage=/x", "places=[{prefix: /x/private}]"], "places: /x/private lies in `storage`"),
+        (["storage=/x", "places=[{prefix: /x}]"], "places: /x lies in `storage`"),
         (["storage=/x", "port=70000"], "port = 70000: must be 0 to 65535"),
         (["storage=/x", "silence_s=1"], "must be at least 3"),
         (["storage=/x", "max_running.train=-1"], "train = -1: must be 0 or more"),

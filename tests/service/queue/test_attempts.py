@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from service.queue.job import Job, Progress
 from service.queue.observer import Observer
 from service.queue.ray_api import RayAwayError, RayRefusedError
 from service.queue.requests import Check, Train, Tune
+from service.queue.secrets import Mask
 from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, attempts, jobs
 from service.service_settings import ServiceSettings
@@ -32,6 +33,7 @@ class Ray:
 
     states: dict[str, str] = field(default_factory=dict)
     commands: list[list[str]] = field(default_factory=list)
+    environments: list[dict[str, str]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     fails: list[Exception] = field(default_factory=list)
     said: str = ""
@@ -40,6 +42,7 @@ class Ray:
         if self.fails:
             raise self.fails.pop(0)
         self.commands.append(shlex.split(entrypoint))
+        self.environments.append(env)
         self.states[submission_id] = "RUNNING"
 
     def status(self, submission_id: str) -> str | None:
@@ -92,6 +95,16 @@ def test_launch_hands_ray_the_command_of_the_kind(own: Own) -> None:
     assert train_settings(config) == train_settings(None, ["recipe.epochs=3"])
     assert yaml.safe_load(Path(config).read_text())["recipe"]["epochs"] == 3
     assert own.store.job(job.id).state == "running"
+
+
+def test_a_job_brings_the_token_of_mlflow_which_its_log_masks(own: Own, tmp_path: Path) -> None:
+    (tmp_path / "mlflow-token").write_text("a-secret-of-mlflow\n")
+    settings = replace(own.settings, mlflow="http://mlflow:5000", mlflow_token_file=str(tmp_path / "mlflow-token"))
+    job = own.begun()
+    assert Attempts(own.store, own.ray, settings).launch(job.id, 1) is None
+    [environment] = own.ray.environments
+    assert environment["MLFLOW_TRACKING_TOKEN"] == "a-secret-of-mlflow"
+    assert "a-secret" not in Mask(environment)("401 for a-secret-of-mlflow")
 
 
 def test_a_search_is_handed_over_with_what_it_varies(own: Own) -> None:
