@@ -110,7 +110,7 @@ class Attempts:
         service = self.settings
         groups = groups_of(service, job.owner, json.loads(job.groups))
         rights = job_rights(service, job.owner, groups, job.id)
-        own = {"MAGNET_STORAGE": service.runs(job.owner), "MAGNET_RIGHTS": rights.to_text()}
+        own = {"MAGNET_STORAGE": service.runs(job.owner), "MAGNET_RIGHTS": rights.to_text(), "MAGNET_JOB": job.id}
         own |= {"MLFLOW_TRACKING_URI": service.mlflow} if service.mlflow else {}
         return {"PYTHONUNBUFFERED": "1"} | service.job_env | own
 

@@ -76,7 +76,7 @@ def serving(
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_DELETE = answer  # noqa: N815  (as http.server names them)
+        do_GET = do_POST = do_DELETE = answer
 
         def log_message(self, *_: object) -> None:
             pass
