@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
     """An API inside the test's process, which the commands use with ada's token."""
     made = api(tmp_path)
-    Path(made.lab).mkdir()
+    Path(made.lab).mkdir(exist_ok=True)
     (Path(made.lab) / "m.csv").write_text("slide_id,uri\na,a.tiff\n")
     secret = made.headers["ada"]["Authorization"].removeprefix("Bearer ")
     monkeypatch.setattr(
