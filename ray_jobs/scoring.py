@@ -149,5 +149,21 @@ def _tell(found: Findings, out: str) -> None:
     """The scoring in a few lines."""
     for line in found.lines():
         print(line)
-    print(f"table: {out}/scores.parquet, scores.csv, patients.csv; pictures: {out}/pictures/")
-    print(f"report: {out}/{REPORT_FILE}", flush=True)
+    for line in result_lines(out, environment.service_job()):
+        print(line, flush=True)
+
+
+def result_lines(out: str, job: str | None) -> list[str]:
+    """Where the results are: a user of the service cannot open its folders, and fetches them.
+
+    Args:
+        out: folder of the results.
+        job: id of the service's job; None: the scoring was started by hand.
+    """
+    if job is None:
+        table = f"table: {out}/scores.parquet, scores.csv, patients.csv; pictures: {out}/pictures/"
+        return [table, f"report: {out}/{REPORT_FILE}"]
+    return [
+        f"table: magnet scores {job} > scores.csv; pictures: magnet picture {job} SLIDE_ID",
+        f"report: magnet report {job}",
+    ]

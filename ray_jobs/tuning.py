@@ -26,7 +26,7 @@ from ray_jobs.pareto import Outcome
 from ray_jobs.plan import own_card_bytes
 from ray_jobs.search_space import Refused, schedules, space
 from ray_jobs.trials_told import TrialsTold
-from service import storage
+from service import environment, storage
 from service.errors import StoppedError
 from service.manifest import Manifest
 from service.settings import TrainSettings, flat, to_dict
@@ -218,7 +218,22 @@ def _deliver(tracker: tracking.Tracker, task: trial.Search, outcomes: Sequence[O
     print(
         f"best: {best.schedule}, validation AUROC {best.auroc:.3f}, {(best.bytes_per_slide or 0) / 1e6:.2f} MB a slide"
     )
-    print(f"train with it: python ray_jobs/train.py --manifest {task.manifest.uri} --config {place}", flush=True)
+    for line in next_steps(task.manifest.uri, place, environment.service_job()):
+        print(line, flush=True)
+
+
+def next_steps(manifest: str, config: str, job: str | None) -> list[str]:
+    """Commands that train with the best config: a user of the service cannot open its folders, and fetches it.
+
+    Args:
+        manifest: of the search.
+        config: path or URI of the best config.
+        job: id of the service's job; None: the search was started by hand.
+    """
+    if job is None:
+        return [f"train with it: python ray_jobs/train.py --manifest {manifest} --config {config}"]
+    train = f"magnet submit train --manifest {manifest} --config best.yaml"
+    return [f"fetch it: magnet best {job} > best.yaml", f"train with it: {train}"]
 
 
 def _config_file(task: trial.Search, best: Outcome, settings: TrainSettings) -> str:

@@ -13,12 +13,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx2
 
 from service.api.answers import (
+    Answer,
     JobPage,
     JobView,
     LoginOffer,
@@ -36,6 +37,8 @@ from service.queue.job import ENDED
 if TYPE_CHECKING:  # they load the settings of all jobs, which most commands do not need
     from service.queue.arrivals import Schedule, Watch
     from service.queue.requests import Check, Score, Train, Tune
+
+AnswerKind = TypeVar("AnswerKind", bound=Answer)
 
 __all__ = ["Client", "JobEvent", "ServiceError"]
 
@@ -81,8 +84,9 @@ class Client:
 
     def alive(self) -> None:
         """Check that a service answers at this URL. Raises `ServiceError`."""
-        if self._call("GET", "/healthz").json() != {"status": "alive"}:
-            raise ServiceError(f"{self.url} is not this service", to_do="check MAGNET_URL, or host and port")
+        reply = self._call("GET", "/healthz")
+        if reply.content.replace(b" ", b"") != b'{"status":"alive"}':
+            raise _foreign(reply)
 
     def submit(
         self, job: Check | Train | Tune | Score, *, priority: int = 0, max_attempts: int = 5, key: str | None = None
@@ -90,7 +94,7 @@ class Client:
         """Submit a job. Without a key a random one is sent, so that a request that is sent twice makes one job."""
         body = {"job": _plain(job), "priority": priority, "max_attempts": max_attempts}
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return JobView.model_validate(self._call("POST", "/v1/jobs", json=body, headers=headers).json())
+        return _parsed(JobView, self._call("POST", "/v1/jobs", json=body, headers=headers))
 
     def jobs(
         self,
@@ -104,19 +108,19 @@ class Client:
         """Jobs, newest first; `owner` is for admins."""
         asked = {"state": state, "kind": kind, "owner": owner, "before": before, "limit": limit}
         known = {name: value for name, value in asked.items() if value is not None}
-        return JobPage.model_validate(self._call("GET", "/v1/jobs", params=known).json())
+        return _parsed(JobPage, self._call("GET", "/v1/jobs", params=known))
 
     def job(self, job_id: str, *, patience_s: float | None = None) -> JobView:
         """A job in full."""
-        return JobView.model_validate(self._call("GET", _job(job_id), patience_s=patience_s).json())
+        return _parsed(JobView, self._call("GET", _job(job_id), patience_s=patience_s))
 
     def cancel(self, job_id: str) -> JobView:
         """Cancel a job."""
-        return JobView.model_validate(self._call("POST", f"{_job(job_id)}/cancel").json())
+        return _parsed(JobView, self._call("POST", f"{_job(job_id)}/cancel"))
 
     def retry(self, job_id: str) -> JobView:
         """Queue a failed or cancelled job again."""
-        return JobView.model_validate(self._call("POST", f"{_job(job_id)}/retry", once=True).json())
+        return _parsed(JobView, self._call("POST", f"{_job(job_id)}/retry", once=True))
 
     def delete(self, job_id: str) -> None:
         """Delete an ended job with its logs and results; the service does so within minutes."""
@@ -124,9 +128,7 @@ class Client:
 
     def prioritise(self, job_id: str, priority: int) -> JobView:
         """Change a waiting job's priority."""
-        return JobView.model_validate(
-            self._call("POST", f"{_job(job_id)}/priority", json={"priority": priority}).json()
-        )
+        return _parsed(JobView, self._call("POST", f"{_job(job_id)}/priority", json={"priority": priority}))
 
     def wait(self, job_id: str, *, timeout_s: float = float("inf"), look_s: float = 1.0) -> JobView:
         """The job once it has ended. After the first answer, restarts of the service are waited for.
@@ -172,9 +174,12 @@ class Client:
         asked = {"follow": "false"}
         reply = self._call("GET", f"{_job(job_id)}/events", params=asked, headers=headers, patience_s=patience_s)
         found = []
-        for event in httpx2.EventSource(reply):
-            body = json.loads(event.data)
-            found.append(JobEvent(seq=int(event.id), at_s=body["at_s"], state=body["state"], text=body["text"]))
+        try:
+            for event in httpx2.EventSource(reply):
+                body = json.loads(event.data)
+                found.append(JobEvent(seq=int(event.id), at_s=body["at_s"], state=body["state"], text=body["text"]))
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise _foreign(reply) from error
         return found
 
     def scores(self, job_id: str, form: Literal["json", "parquet", "csv"] = "csv") -> bytes:
@@ -195,11 +200,11 @@ class Client:
 
     def recurring(self) -> list[RecurringView]:
         """Watches and schedules."""
-        return [RecurringView.model_validate(entry) for entry in self._call("GET", "/v1/recurring").json()]
+        return _parsed_list(RecurringView, self._call("GET", "/v1/recurring"))
 
     def add_recurring(self, asked: Watch | Schedule) -> RecurringView:
         """Watch a folder, or submit a job on a schedule."""
-        return RecurringView.model_validate(self._call("POST", "/v1/recurring", json=_plain(asked), once=True).json())
+        return _parsed(RecurringView, self._call("POST", "/v1/recurring", json=_plain(asked), once=True))
 
     def remove_recurring(self, entry_id: str) -> None:
         """End a watch or schedule."""
@@ -208,11 +213,11 @@ class Client:
     def promote(self, model: str, alias: str) -> Promoted:
         """Give a model version an alias."""
         body = {"model": model, "alias": alias}
-        return Promoted.model_validate(self._call("POST", "/v1/models/promote", json=body).json())
+        return _parsed(Promoted, self._call("POST", "/v1/models/promote", json=body))
 
     def whoami(self) -> WhoAmI:
         """Owner, scope, groups and end of this client's token, and the limits in force."""
-        return WhoAmI.model_validate(self._call("GET", "/v1/whoami").json())
+        return _parsed(WhoAmI, self._call("GET", "/v1/whoami"))
 
     def new_token(self, owner: str, scope: str, days: float | Literal["never"] | None = None) -> NewToken:
         """Make a token; for admins.
@@ -224,11 +229,11 @@ class Client:
         """
         end = {} if days is None else {"days": None if days == "never" else days}
         body = {"owner": owner, "scope": scope} | end
-        return NewToken.model_validate(self._call("POST", "/v1/tokens", json=body, once=True).json())
+        return _parsed(NewToken, self._call("POST", "/v1/tokens", json=body, once=True))
 
     def tokens(self) -> list[TokenView]:
         """Tokens, without their secrets."""
-        return [TokenView.model_validate(token) for token in self._call("GET", "/v1/tokens").json()]
+        return _parsed_list(TokenView, self._call("GET", "/v1/tokens"))
 
     def revoke(self, token_id: str) -> None:
         """End a token at once."""
@@ -236,9 +241,7 @@ class Client:
 
     def rotate(self, grace_s: float) -> NewToken:
         """Replace this client's token by a new one; the old one is valid for `grace_s` more seconds."""
-        return NewToken.model_validate(
-            self._call("POST", "/v1/tokens/rotate", json={"grace_s": grace_s}, once=True).json()
-        )
+        return _parsed(NewToken, self._call("POST", "/v1/tokens/rotate", json={"grace_s": grace_s}, once=True))
 
     def audit(self, *, after: int = 0, limit: int = 1000) -> list[str]:
         """Rows of the audit log after the one with the number `after`, each as a line of JSON; for admins."""
@@ -247,15 +250,37 @@ class Client:
 
     def login_offer(self) -> LoginOffer:
         """The OpenID Connect provider at which users log in."""
-        return LoginOffer.model_validate(self._call("GET", "/v1/login").json())
+        return _parsed(LoginOffer, self._call("GET", "/v1/login"))
 
     def login(self, id_token: str) -> NewToken:
         """A token of the service for an ID token of the provider."""
-        return NewToken.model_validate(self._call("POST", "/v1/login", json={"id_token": id_token}, once=True).json())
+        return _parsed(NewToken, self._call("POST", "/v1/login", json={"id_token": id_token}, once=True))
 
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _parsed(kind: type[AnswerKind], reply: httpx2.Response) -> AnswerKind:
+    try:
+        return kind.model_validate_json(reply.content)
+    except ValueError as error:
+        raise _foreign(reply) from error
+
+
+def _parsed_list(kind: type[AnswerKind], reply: httpx2.Response) -> list[AnswerKind]:
+    try:
+        return [kind.model_validate(part) for part in reply.json()]
+    except (ValueError, TypeError) as error:
+        raise _foreign(reply) from error
+
+
+def _foreign(reply: httpx2.Response) -> ServiceError:
+    """The error of an answer that this service would not give: a login page of a network, another program."""
+    return ServiceError(
+        f"{reply.url} sent an answer that this program cannot read",
+        to_do="check MAGNET_URL, and that service and program have the same version",
+    )
 
 
 def _plain(asked: Check | Train | Tune | Score | Watch | Schedule) -> Any:

@@ -25,20 +25,13 @@ class LoginError(MagnetError):
     """The provider did not log the user in. To act: the user, or the provider's administrator."""
 
 
-def device_login(
-    issuer: str,
-    client_id: str,
-    *,
-    show: Callable[[str], None],
-    sleep: Callable[[float], None] = time.sleep,
-) -> str:
+def device_login(issuer: str, client_id: str, *, show: Callable[[str], None]) -> str:
     """Log the user in and return the ID token.
 
     Args:
         issuer: URL of the provider.
         client_id: of the service at the provider.
         show: called with what the user has to do.
-        sleep: waits this many seconds.
 
     Raises:
         LoginError: the user refused, did not confirm in time, or the provider failed.
@@ -46,31 +39,42 @@ def device_login(
     """
     with httpx2.Client(timeout=TIMEOUT_S) as http:
         device_endpoint, token_endpoint = _endpoints(http, issuer)
-        started = _post(http, device_endpoint, {"client_id": client_id, "scope": SCOPE})
-        if "error" in started or "device_code" not in started:
+        try:
+            started = _post(http, device_endpoint, {"client_id": client_id, "scope": SCOPE})
+        except httpx2.TransportError as error:
+            raise LoginError(f"{device_endpoint} does not answer: {error or type(error).__name__}") from error
+        if not {"device_code", "user_code", "verification_uri", "expires_in"} <= started.keys():
             raise LoginError(f"{issuer} refused to start a login: {_reason(started)}")
         page = started.get("verification_uri_complete") or started["verification_uri"]
         show(f"open {page} in a browser and confirm the code {started['user_code']}")
-        deadline_s = time.monotonic() + float(started["expires_in"])
-        interval_s = float(started.get("interval", INTERVAL_S))
-        asked = {"grant_type": GRANT, "device_code": started["device_code"], "client_id": client_id}
-        while time.monotonic() < deadline_s:
-            sleep(interval_s)
-            try:
-                answer = _post(http, token_endpoint, asked)
-            except httpx2.TransportError:  # RFC 8628, 3.5: wait longer, then go on
-                interval_s += INTERVAL_S
-                continue
-            error = answer.get("error")
-            if error is None:
-                return _id_token(answer, issuer)
-            if error == "slow_down":
-                interval_s += INTERVAL_S
-            elif error != "authorization_pending":
-                break
-        else:
-            error = "expired_token"
-    raise LoginError(_ENDINGS.get(str(error), f"{issuer} refused the login: {_reason(answer)}"))
+        answer = _confirmed(http, token_endpoint, client_id, started)
+    if "id_token" not in answer:
+        raise LoginError(f"{issuer} sent no ID token; its administrator allows the scope openid for this client")
+    return str(answer["id_token"])
+
+
+def _confirmed(
+    http: httpx2.Client, token_endpoint: str, client_id: str, started: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Ask for the result until the user has confirmed the code."""
+    deadline_s = time.monotonic() + float(started["expires_in"])
+    pause_s = float(started.get("interval", INTERVAL_S))
+    asked = {"grant_type": GRANT, "device_code": str(started["device_code"]), "client_id": client_id}
+    while time.monotonic() < deadline_s:
+        time.sleep(pause_s)
+        try:
+            answer = _post(http, token_endpoint, asked)
+        except httpx2.TransportError:  # RFC 8628, 3.5: ask less often
+            pause_s += INTERVAL_S
+            continue
+        refusal = answer.get("error")
+        if refusal is None:
+            return answer
+        if refusal == "slow_down":
+            pause_s += INTERVAL_S
+        elif refusal != "authorization_pending":
+            raise LoginError(_ENDINGS.get(str(refusal), f"{token_endpoint} refused the login: {_reason(answer)}"))
+    raise LoginError(_ENDINGS["expired_token"])
 
 
 _ENDINGS = {
@@ -113,12 +117,6 @@ def _post(http: httpx2.Client, url: str, form: Mapping[str, str]) -> dict[str, A
     if not isinstance(found, dict):
         raise LoginError(f"{url} answered {reply.status_code} without a reason; try again later")
     return found
-
-
-def _id_token(answer: Mapping[str, Any], issuer: str) -> str:
-    if "id_token" not in answer:
-        raise LoginError(f"{issuer} sent no ID token; its administrator allows the scope openid for this client")
-    return str(answer["id_token"])
 
 
 def _reason(answer: Mapping[str, Any]) -> str:

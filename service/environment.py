@@ -12,6 +12,7 @@
 | MAGNET_CACHE_GB | its bound in gigabytes (50), for whole slides of formats that only OpenSlide reads |
 | MAGNET_TILE_CACHE_GB | bound in gigabytes of the compressed tiles and headers kept there (0: none are kept) |
 | MAGNET_RIGHTS | what this process may read and write, as JSON (anything); the service sets it for its jobs |
+| MAGNET_JOB | id of the service's job that this process runs (none); the service sets it for its jobs |
 | MAGNET_CLUSTER_MOST | what a cluster that grows can grow to, such as "CPU=192,GPU=8" (it does not grow) |
 | MAGNET_NODE_WAIT_S | seconds that a job waits for such nodes to come (1800) |
 | MAGNET_URL, MAGNET_TOKEN | the service that the command line speaks to, and with what right |
@@ -125,6 +126,11 @@ def node_wait_s() -> float:
 def rights_text() -> str | None:
     """What this process may read and write, as `service.storage.rights` has it; None: anything."""
     return os.environ.get("MAGNET_RIGHTS")
+
+
+def service_job() -> str | None:
+    """Id of the service's job that this process runs; None: it was started by hand."""
+    return os.environ.get("MAGNET_JOB") or None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -95,7 +95,7 @@ class Attempts:
         service = self.settings
         groups = groups_of(service, job.owner, groups_in(job.groups))
         rights = job_rights(service, job.owner, groups, job.id)
-        own = {"MAGNET_STORAGE": service.runs(job.owner), "MAGNET_RIGHTS": rights.to_text()}
+        own = {"MAGNET_STORAGE": service.runs(job.owner), "MAGNET_RIGHTS": rights.to_text(), "MAGNET_JOB": job.id}
         own |= {"MLFLOW_TRACKING_URI": service.mlflow} if service.mlflow else {}
         if service.mlflow_token_file is not None:
             own["MLFLOW_TRACKING_TOKEN"] = storage.read_bytes(service.mlflow_token_file).decode().strip()
