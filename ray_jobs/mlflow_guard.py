@@ -42,7 +42,7 @@ from service.service_settings import ServiceSettings, service_settings
 log = logging.getLogger(__name__)
 
 KNOWN_FOR_S = 5.0
-"""Seconds for which a token that was looked up is believed: as long may a revoked one still read."""
+"""Seconds for which a token that may only read is not looked up again: for so long a revoked one still reads."""
 MOST_KNOWN = 1000
 """Tokens that are remembered."""
 GRAPHQL_BYTES = 1 << 20
@@ -66,7 +66,7 @@ class Guard:
     ) -> None:
         self._app, self._tokens, self._service_token, self._hosts = app, tokens, service_token, hosts
         self._wrong = Rate(wrong_per_minute)
-        self._known: dict[str, tuple[bool, float]] = {}
+        self._readers: dict[str, float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -123,13 +123,14 @@ class Guard:
         if not token:
             raise NoTokenError("no token was sent")
         key, now_s = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest(), time.monotonic()
-        admin, until_s = self._known.get(key, (False, 0.0))
-        if until_s < now_s:
-            self._known.pop(key, None)
-            admin = (await anyio.to_thread.run_sync(self._tokens.caller, token)).may("admin")
-            self._known[key] = admin, now_s + KNOWN_FOR_S
-            if len(self._known) > MOST_KNOWN:
-                del self._known[next(iter(self._known))]
+        if self._readers.get(key, 0.0) >= now_s:
+            return False
+        self._readers.pop(key, None)
+        admin = (await anyio.to_thread.run_sync(self._tokens.caller, token)).may("admin")
+        if not admin:
+            self._readers[key] = now_s + KNOWN_FOR_S
+            if len(self._readers) > MOST_KNOWN:
+                del self._readers[next(iter(self._readers))]
         return admin
 
 
@@ -192,7 +193,16 @@ def main(arguments: list[str]) -> int:
         app = _mlflow_app(options.backend_store_uri, options.artifacts_destination, hosts)
         wrong_per_minute = settings.wrong_tokens_per_minute
         guard = Guard(app, Tokens(database), service_token(settings), wrong_per_minute, hosts.split(","))
-        uvicorn.run(guard, host=options.host, port=options.port, log_level="warning", server_header=False)
+        uvicorn.run(
+            guard,
+            host=options.host,
+            port=options.port,
+            log_level="warning",
+            server_header=False,
+            # Without the list, uvicorn believes X-Forwarded-For of every process on this machine.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
+        )
     finally:
         database.close()
     return 0

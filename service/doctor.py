@@ -22,7 +22,7 @@ from service.client import Client, ServiceError
 from service.errors import MagnetError
 from service.file_modes import open_to_others
 from service.queue.ray_api import RayJobs
-from service.queue.tables import Database, DatabaseAwayError, leases
+from service.queue.tables import Database, DatabaseCorruptError, leases
 from service.service_settings import ServiceSettings
 from service.storage.http import HttpStore
 from service.storage.stores import Store, attempt
@@ -167,10 +167,8 @@ def _database(settings: ServiceSettings) -> Check:
                     return _corrupt(f"{shown}: {said}")
         finally:
             database.close()
-    except DatabaseAwayError as error:
-        if "malformed" in str(error) or "not a database" in str(error):
-            return _corrupt(str(error))
-        raise
+    except DatabaseCorruptError as error:
+        return _corrupt(str(error))
     return Check("database", True, f"{name} at {shown}")
 
 
@@ -182,7 +180,7 @@ def _corrupt(detail: str) -> Check:
 def _dispatcher(settings: ServiceSettings) -> Check:
     try:
         database = Database(settings.database_url)
-    except DatabaseAwayError:
+    except DatabaseCorruptError:
         return Check("dispatcher", False, "unknown: the database is unavailable", "fix the database first")
     try:
         with database.reading() as connection:

@@ -179,7 +179,7 @@ class ServiceSettings:
     max_connections: int = 500
     """Of the API at once."""
     requests_per_minute: int = 600
-    """Of one token; twice as many in a burst."""
+    """Of one user, by all tokens together; twice as many in a burst."""
     wrong_tokens_per_minute: int = 30
     """Requests without a valid token, from one address; twice as many in a burst."""
     max_followed_per_user: int = 10

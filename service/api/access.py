@@ -19,6 +19,8 @@ Scope = Literal["read", "submit", "promote", "admin"]
 RIGHTS: dict[str, int] = {"read": 0, "submit": 1, "promote": 2, "admin": 3}
 """Each scope includes those before it: read own jobs; submit and cancel them; set aliases of models; everything."""
 
+MOST_TOKENS = 100
+"""Valid tokens of one owner."""
 PREFIX = "magnet_"
 """Of every token, so that scanners of repositories and our own log masks recognise one."""
 USED_EVERY_S = 60.0
@@ -36,6 +38,10 @@ class NoTokenError(MagnetError):
 
 class ForbiddenError(MagnetError):
     """The token does not allow this. To act: the caller, or an administrator."""
+
+
+class HiddenError(NotFoundError):
+    """It belongs to another user, who is not told apart from nobody. To act: the caller."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +78,7 @@ class Caller:
             NotFoundError: as if it did not exist.
         """
         if owner != self.owner and not self.may("admin"):
-            raise NotFoundError(f"no {what}")
+            raise HiddenError(f"no {what}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +219,16 @@ def _insert(
     if scope not in RIGHTS:
         raise UsageError(f"scope {scope!r}: must be one of {', '.join(RIGHTS)}")
     secret, now_s = PREFIX + secrets.token_urlsafe(32), time.time()
+    ended = sa.or_(tokens.c.revoked_s.is_not(None), tokens.c.expires_s < now_s)
+    count = (
+        sa.select(sa.func.count())
+        .select_from(tokens)
+        .where(tokens.c.owner == owner, sa.not_(sa.func.coalesce(ended, False)))
+    )
+    if (connection.scalar(count) or 0) >= MOST_TOKENS:
+        raise UsageError(
+            f"{owner} has {MOST_TOKENS} valid tokens, the most allowed; revoke some: magnet tokens --revoke ID"
+        )
     values = {
         "id": secrets.token_hex(6),
         "owner": owner,

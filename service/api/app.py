@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from service.api import audit, health, jobs, login, logs, models, problems, recurring, results, tokens, whoami
 from service.api.access import Tokens
 from service.api.denials import Denials
+from service.api.docs import add_docs
 from service.api.gate import Gate
 from service.api.limits import Followed
 from service.api.manifests import Manifests
@@ -33,7 +34,7 @@ def application(settings: ServiceSettings, database: Database) -> FastAPI:
         database: the queue's.
     """
     version = importlib.metadata.version("magnifying-networks")
-    app = FastAPI(title="MagNets", description=ABOUT, version=version, redoc_url=None)
+    app = FastAPI(title="MagNets", description=ABOUT, version=version, docs_url=None, redoc_url=None)
     store = JobStore(database)
     app.state.settings, app.state.store, app.state.tokens = settings, store, Tokens(database)
     app.state.ray = RayJobs(settings.ray, settings.ray_token_file)
@@ -45,5 +46,6 @@ def application(settings: ServiceSettings, database: Database) -> FastAPI:
     routes = [route for part in PARTS for route in part.router.routes]
     for part in PARTS:
         app.include_router(part.router)
+    add_docs(app)
     app.add_middleware(Gate, settings=settings, tokens=app.state.tokens, routes=routes, denials=Denials(database))
     return app

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
-from service.api.access import Caller, NoTokenError, Scope
+from service.api.access import Caller, HiddenError, NoTokenError, Scope
 
 CALLER = "magnet.caller"
 """Key of the ASGI scope under which the gate leaves the caller."""
 
 _BEARER = HTTPBearer(auto_error=False, description="A token of this service.")  # documents it; the gate checks
+
+
+HIDDEN = "magnet.hidden"
+"""Key of the ASGI scope that is set where an object of another user was asked for."""
+
+
+@contextmanager
+def hidden(request: Request) -> Iterator[None]:
+    """Context in which a refusal that hides another user's object is noted, for the audit log."""
+    try:
+        yield
+    except HiddenError:
+        request.scope[HIDDEN] = True
+        raise
 
 
 def caller_with(scope: Scope) -> Callable[..., Awaitable[Caller]]:

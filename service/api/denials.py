@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
 from service.api.access import Caller
-from service.api.callers import CALLER
+from service.api.callers import CALLER, HIDDEN
 from service.api.limits import Rate, source_of
 from service.errors import MagnetError
 from service.queue import audit
@@ -19,7 +19,7 @@ from service.queue.tables import Database
 log = logging.getLogger(__name__)
 
 DENIED = (401, 403, 429)
-"""Statuses that are recorded."""
+"""Statuses that are recorded, beside the 404 that hides another user's object."""
 PER_SOURCE, IN_ALL = 10, 120
 """Rows a minute of one address or token, and of all."""
 NOBODY = "-"
@@ -45,7 +45,7 @@ class Denials:
             status: of the answer.
             scope: of the request.
         """
-        if status not in DENIED:
+        if status not in DENIED and not scope.get(HIDDEN):
             return
         address, caller = scope["client"][0] if scope.get("client") else None, scope.get(CALLER)
         key = caller.token_id if isinstance(caller, Caller) else source_of(address)

@@ -13,13 +13,15 @@ from service.api.access import Caller, NoTokenError, Tokens
 from service.api.bodies import read_body, without_body
 from service.api.callers import CALLER
 from service.api.denials import Denials
+from service.api.docs import FILES, PAGE
+from service.api.headers import add_headers
 from service.api.hosts import Hosts
 from service.api.limits import Rate, TooManyRequestsError, source_of
 from service.api.problems import answer_to
 from service.errors import MagnetError
 from service.service_settings import ServiceSettings
 
-OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/v1/login")
+OPEN = ("/healthz", "/readyz", "/metrics", PAGE, "/openapi.json", "/v1/login")
 """Paths that need no token."""
 LOGIN = "/v1/login"
 OPEN_BODY_BYTES = 128 << 10
@@ -58,6 +60,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                add_headers(message, tls=self._settings.tls_certificate is not None)
             await send(message)
 
         try:
@@ -74,13 +77,13 @@ class Gate:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._hosts.check(headers)
         address = scope["client"][0] if scope.get("client") else None
-        source, is_open = source_of(address), scope["path"] in OPEN
+        source, is_open = source_of(address), scope["path"] in OPEN or scope["path"].startswith(FILES)
         if is_open:
             rate = self._wrong_rate if (scope["path"], scope["method"]) == (LOGIN, "POST") else self._open_rate
             rate.take(source)
         else:
             scope[CALLER] = caller = await self._caller(headers, address, source)
-            self._rate.take(caller.token_id)
+            self._rate.take(caller.owner)  # not by token, which its owner may rotate
         if not self._takes_body(scope):
             return without_body(receive)
         max_bytes = min(self._settings.max_body_bytes, OPEN_BODY_BYTES) if is_open else self._settings.max_body_bytes

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from service.api import outs
 from service.api.access import Caller, ForbiddenError
 from service.api.answers import AttemptView, JobPage, JobSummary, JobView, ProgressView
-from service.api.callers import Reader, Submitter
+from service.api.callers import Reader, Submitter, hidden
 from service.api.denials import actor_of
 from service.api.manifests import Manifests
 from service.api.problems import documented
@@ -47,7 +47,8 @@ def found(request: Request, caller: Caller, job_id: str) -> Job:
         raise missing
     try:
         job = store_of(request).job(job_id)
-        caller.require_owner(job.owner, f"job {job_id}")
+        with hidden(request):
+            caller.require_owner(job.owner, f"job {job_id}")
     except NotFoundError:
         raise missing from None
     return job
@@ -162,9 +163,10 @@ def cancel(request: Request, caller: Submitter, job_id: JobId) -> JobView:
 
 @router.post("/{job_id}/retry", responses=documented(404, 409))
 def retry(request: Request, caller: Submitter, job_id: JobId) -> JobView:
-    """Queue a failed or cancelled job again; it goes on where it stopped."""
-    found(request, caller, job_id)
-    return shown(request, store_of(request).retry(job_id, recorded(caller, "job.retry")))
+    """Queue a failed or cancelled job again; it continues where it stopped."""
+    job = found(request, caller, job_id)
+    most = quotas.effective(settings_of(request), job.owner, json.loads(job.groups)).max_queued
+    return shown(request, store_of(request).retry(job_id, recorded(caller, "job.retry"), max_queued=most))
 
 
 @router.post("/{job_id}/priority", responses=documented(404, 409))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
+from sqlalchemy.exc import IntegrityError
 
 from service.api.access import LOGIN_NOTE, Tokens
 from service.api.answers import LoginOffer, NewToken
 from service.api.jobs import settings_of
-from service.api.oidc import Provider
+from service.api.oidc import LEEWAY_S, Identity, LoginError, Provider
 from service.api.problems import documented
 from service.api.views import Login
 from service.errors import NotFoundError
 from service.queue import audit
 from service.queue.audit import Actor
+from service.queue.tables import used_logins
 from service.service_settings import OidcSettings
 
 router = APIRouter(prefix="/v1/login", tags=["tokens"], responses=documented(404))
@@ -38,6 +41,7 @@ def login(request: Request, body: Login) -> NewToken:
     address = request.client.host if request.client else None
 
     def record(connection: sa.Connection, token_id: str) -> None:
+        _use_once(connection, identity)
         actor = Actor(owner=identity.owner, token_id=token_id, address=address)
         detail = f"{identity.scope}; groups {', '.join(identity.groups)}"
         audit.append(connection, actor, "login", token_id, detail=detail)
@@ -47,6 +51,17 @@ def login(request: Request, body: Login) -> NewToken:
         identity.owner, identity.scope, days, groups=identity.groups, note=LOGIN_NOTE, within=record
     )
     return NewToken(secret=secret, **asdict(token))
+
+
+def _use_once(connection: sa.Connection, identity: Identity) -> None:
+    """Note that an ID token was used. Raises `LoginError` for one that was used before."""
+    now_s = time.time()
+    connection.execute(used_logins.delete().where(used_logins.c.until_s < now_s))
+    try:
+        values = {"digest": identity.digest, "until_s": max(identity.expires_s, now_s) + LEEWAY_S}
+        connection.execute(used_logins.insert().values(values))
+    except IntegrityError as error:
+        raise LoginError("this ID token was used before; log in at the provider again") from error
 
 
 def _settings(request: Request) -> OidcSettings:

@@ -8,6 +8,7 @@ Source: OpenID Connect Core 1.0, section 3.1.3.7; OpenID Connect Discovery 1.0, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -61,6 +62,10 @@ class Identity:
     owner: str
     groups: tuple[str, ...]
     scope: str
+    digest: str
+    """Of the ID token's claims, which are accepted once."""
+    expires_s: float
+    """When the ID token expires; seconds since 1970."""
 
 
 class Provider:
@@ -173,7 +178,10 @@ class Provider:
         if not scopes:
             raise ForbiddenError("none of this user's groups may use this service (scope_of_group)")
         scope = max(scopes, key=RIGHTS.__getitem__)
-        return Identity(owner=name.lower(), groups=tuple(sorted(set(groups))), scope=scope)
+        # Of the claims, not of the text: its last characters can be written in several ways.
+        digest = hashlib.sha256(json.dumps(claims, sort_keys=True).encode()).hexdigest()
+        own_groups, expires_s = tuple(sorted(set(groups))), float(claims["exp"])
+        return Identity(owner=name.lower(), groups=own_groups, scope=scope, digest=digest, expires_s=expires_s)
 
 
 def _verification_key(values: Any) -> RSAKey | ECKey | None:

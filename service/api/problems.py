@@ -19,7 +19,7 @@ from service.api.oidc import LoginError, ProviderAwayError
 from service.errors import AccessError, MagnetError, NotFoundError, StorageError, UsageError
 from service.queue.ray_api import RayAwayError
 from service.queue.store import ConflictError, TooManyJobsError
-from service.queue.tables import DatabaseAwayError
+from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ STATUS: Mapping[type[MagnetError], tuple[int, str]] = {
     AccessError: (403, "name a place that jobs may use"),
     UsageError: (422, "change the request as the detail says"),
     NotReadyError: (503, "an administrator starts one: magnet dispatch"),
+    DatabaseCorruptError: (503, "an administrator restores a backup: magnet restore"),
     DatabaseAwayError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
     RayAwayError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
     ProviderAwayError: (503, "try again in a moment; an administrator looks at `oidc` in the settings"),
@@ -95,9 +96,9 @@ def answer_to(error: MagnetError) -> Response:
     if isinstance(error, RefusedError):
         return problem(error.status, str(error), error.to_do)
     status, to_do = next((known for kind, known in STATUS.items() if isinstance(error, kind)), (500, ""))
-    if isinstance(error, DatabaseAwayError):  # what the driver says names hosts and accounts
+    if isinstance(error, DatabaseAwayError | DatabaseCorruptError):  # what the driver says names hosts and accounts
         log.error("%s", error)
-        return problem(status, "the queue's database does not answer", to_do)
+        return problem(status, "the queue's database does not answer, or is damaged", to_do)
     return problem(status, str(error), to_do or "report it, with the service's log")
 
 

@@ -14,6 +14,7 @@ from service import storage
 from service.api.access import Caller
 from service.api.callers import Reader
 from service.api.denials import actor_of
+from service.api.headers import REPORT
 from service.api.jobs import JobId, found, settings_of, store_of
 from service.api.problems import documented
 from service.errors import NotFoundError
@@ -56,7 +57,7 @@ def report(request: Request, caller: Reader, job_id: JobId) -> Response:
     """The scoring's report."""
     data = _read(request, caller, job_id, "report.html")
     # It holds names of slides: nothing in it may run.
-    safe = {"Content-Security-Policy": "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'"}
+    safe = {"Content-Security-Policy": REPORT}
     return Response(data, media_type="text/html; charset=utf-8", headers=safe)
 
 

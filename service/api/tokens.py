@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Request
 
 from service.api.access import Token, Tokens
 from service.api.answers import NewToken, TokenView
-from service.api.callers import Admin, Reader
+from service.api.callers import Admin, Reader, hidden
 from service.api.denials import actor_of
 from service.api.jobs import settings_of
 from service.api.problems import documented
@@ -61,7 +61,8 @@ def revoke(request: Request, caller: Reader, token_id: Annotated[str, Path(patte
     def record(connection: sa.Connection, _: str) -> None:
         audit.append(connection, actor_of(caller), "token.revoke", token_id)
 
-    caller.require_owner(_tokens(request).token(token_id).owner, f"token {token_id}")
+    with hidden(request):
+        caller.require_owner(_tokens(request).token(token_id).owner, f"token {token_id}")
     _tokens(request).revoke(token_id, record)
 
 

@@ -24,9 +24,22 @@ def login(options: argparse.Namespace) -> int:
                 f"{client.url} has no login; ask an administrator for a token, set MAGNET_TOKEN"
             ) from error
         made = client.login(device_login(provider.issuer, provider.client_id, show=connect.warn))
+        earlier = client_settings()
         keep_client(client.url, made.secret)
+        if earlier.from_file and earlier.url == client.url and earlier.token:
+            _revoke(client.url, earlier.token)
         print(f"logged in at {client.url} as {made.owner}, scope {made.scope}, until {tables.clock(made.expires_s)}")
     return 0
+
+
+def _revoke(url: str, token: str) -> None:
+    """End a stored token that a new one has replaced."""
+    with Client(url, token, patience_s=0) as client:
+        try:
+            client.revoke(client.whoami().token_id)
+        except ServiceError as error:
+            if error.status != 401:  # revoked or expired already
+                connect.warn(f"the earlier token could not be revoked: {error}; see `magnet tokens`")
 
 
 def logout(_: argparse.Namespace) -> int:

@@ -127,6 +127,13 @@ arrived = sa.Table(
     Column("at_s", Float, nullable=False),
 )
 
+used_logins = sa.Table(  # ID tokens that were exchanged for a token, until they expire by themselves
+    "used_logins",
+    METADATA,
+    Column("digest", String(64), primary_key=True),
+    Column("until_s", Float, nullable=False),
+)
+
 leases = sa.Table(
     "leases",
     METADATA,

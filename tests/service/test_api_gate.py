@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,6 +193,39 @@ def test_only_names_of_the_service_are_answered(own: Api, host: str, status: int
     assert answer.status_code == status
     if status != 200:
         assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_the_rate_counts_by_user_whatever_token_is_sent(tmp_path: Path) -> None:
+    own = api(tmp_path, requests_per_minute=3)
+    statuses, headers = [], own.headers["ada"]
+    for _ in range(7):
+        answer = own.http.post("/v1/tokens/rotate", json={}, headers=headers)
+        statuses.append(answer.status_code)
+        if answer.status_code == 201:
+            headers = {"Authorization": f"Bearer {answer.json()['secret']}"}
+    assert statuses == [201] * 6 + [429]  # a burst is twice the rate
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/healthz", "/openapi.json", "/v1/nothing", "/docs"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_every_answer_tells_browsers_to_run_keep_and_frame_nothing(tmp_path: Path, path: str, tls: bool) -> None:
+    files = {"tls_certificate": "c.pem", "tls_key": "k.pem"} if tls else {}
+    headers = api(tmp_path, **files).http.get(path).headers
+    assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+    assert headers["referrer-policy"] == "no-referrer"
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "frame-ancestors 'none'" in policy
+    assert ("strict-transport-security" in headers) == tls
+
+
+def test_the_documentation_loads_nothing_from_other_servers(own: Api) -> None:
+    page = own.http.get("/docs").text
+    loaded = re.findall(r'(?:src|href|url)[=:] ?["\']([^"\']+)', page)
+    assert {"/docs/files/swagger-ui-bundle.js", "/docs/files/swagger-ui.css", "/openapi.json"} <= set(loaded)
+    assert [name for name in loaded if name.startswith(("http", "//"))] == []
+    for name in loaded:
+        assert own.http.get(name).status_code == 200
 
 
 def test_a_service_on_all_interfaces_is_called_by_addresses_and_its_names(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import string
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -64,7 +66,7 @@ class FakeProvider:
         """Claims of a good token; None removes one."""
         now = int(time.time())
         good = {"iss": self.issuer, "aud": CLIENT, "sub": "1", "exp": now + 300, "iat": now, "email": "Ada@lab.example"}
-        good |= {"groups": ["readers", "staff"], "email_verified": True}
+        good |= {"groups": ["readers", "staff"], "email_verified": True, "jti": uuid.uuid4().hex}
         return {name: value for name, value in (good | changed).items() if value is not None}
 
     def token(self, key: Any = RSA, algorithm: str = "RS256", kid: str | None = None, **changed: Any) -> str:
@@ -104,6 +106,15 @@ def test_a_login_gives_a_token_of_its_user(own: Api, provider: FakeProvider, key
     assert made["expires_s"] - made["created_s"] == pytest.approx(7200)
     who = own.http.get("/v1/whoami", headers={"Authorization": f"Bearer {made['secret']}"}).json()
     assert (who["owner"], who["groups"], who["token_id"]) == ("ada@lab.example", ["readers", "staff"], made["id"])
+
+
+def test_an_id_token_is_accepted_once_however_it_is_written(own: Api, provider: FakeProvider) -> None:
+    token = provider.token()
+    head, signature = token[:-1], token[-1]
+    digits = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    again = head + digits[digits.index(signature) ^ 1]  # of the last character only some bits count
+    assert [log_in(own, one).status_code for one in (token, token, again)] == [201, 401, 401]
+    assert log_in(own, provider.token()).status_code == 201
 
 
 def test_a_service_without_a_provider_has_no_login(tmp_path: Path) -> None:

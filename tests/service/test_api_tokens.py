@@ -168,6 +168,22 @@ def test_a_change_that_cannot_be_recorded_does_not_happen(own: Api) -> None:
     assert own.http.get("/v1/jobs", headers=own.headers["ada"]).json()["jobs"] == []
 
 
+def test_a_look_at_another_users_job_is_recorded_and_answered_as_if_there_were_none(own: Api) -> None:
+    job_id = own.submit(who="ada").json()["id"]
+    assert own.http.get(f"/v1/jobs/{job_id}", headers=own.headers["bob"]).status_code == 404
+    assert own.http.get("/v1/jobs/check-20260101-000000-00000000", headers=own.headers["bob"]).status_code == 404
+    denied = [row for row in audit.rows(own.store.database) if row.outcome == "denied"]
+    assert [(row.actor, row.object, row.detail) for row in denied] == [("bob", f"GET /v1/jobs/{job_id}", "404")]
+
+
+def test_a_user_has_a_bounded_number_of_valid_tokens(own: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.api.access.MOST_TOKENS", 3)
+    made = [new_token(own, owner="ada") for _ in range(3)]
+    assert [answer.status_code for answer in made] == [201, 201, 422]
+    own.http.delete(f"/v1/tokens/{made[0].json()['id']}", headers=own.headers["root"])
+    assert new_token(own, owner="ada").status_code == 201
+
+
 def test_denied_requests_are_recorded_at_a_bounded_rate(tmp_path: Path) -> None:
     own = api(tmp_path, wrong_tokens_per_minute=1000)
     assert (

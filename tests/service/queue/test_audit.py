@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from service.queue import audit
 from service.queue.audit import Actor, ChainError
-from service.queue.tables import Database, DatabaseAwayError
+from service.queue.tables import Database
 from tests.postgres import postgres
 
 ADA = Actor(owner="ada", token_id="0123456789ab", address="192.0.2.1")
@@ -105,10 +105,7 @@ def test_a_change_a_gap_or_another_order_breaks_the_chain(database: Database, tm
 @pytest.mark.parametrize("statement", ["UPDATE audit SET actor = 'bob'", "DELETE FROM audit"])
 def test_the_database_refuses_to_change_rows(database: Database, statement: str) -> None:
     append(database, 2)
-    with (
-        pytest.raises((sa.exc.IntegrityError, DatabaseAwayError), match="append-only"),
-        database.writing() as connection,
-    ):
+    with pytest.raises(sa.exc.IntegrityError, match="append-only"), database.writing() as connection:
         connection.execute(sa.text(statement))
     assert audit.verify(audit.rows(database))[0] == 2
 
@@ -119,7 +116,7 @@ def test_postgres_refuses_to_change_rows(server: str, statement: str) -> None:
     database = Database(server)
     append(database, 1)
     count = len(list(audit.rows(database)))
-    with pytest.raises(DatabaseAwayError, match="append-only"), database.writing() as connection:
+    with pytest.raises(sa.exc.DBAPIError, match="append-only"), database.writing() as connection:
         connection.execute(sa.text(statement))
     assert audit.verify(audit.rows(database))[0] == count
     database.close()

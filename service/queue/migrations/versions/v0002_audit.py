@@ -47,6 +47,11 @@ def upgrade() -> None:
         Column("at_s", Float, nullable=False),
         Column("text", Text),
     )
+    op.create_table(
+        "used_logins",
+        Column("digest", String(64), primary_key=True),
+        Column("until_s", Float, nullable=False),
+    )
     op.create_index("incidents_by_part", "incidents", ["part", "at_s"])
     if op.get_bind().dialect.name == "sqlite":
         for what in ("UPDATE", "DELETE"):
