@@ -110,9 +110,12 @@ class Provider:
             return self._key(header.get("kid"), str(header.get("alg")))
 
         try:
-            return jwt.decode(id_token, key_of, algorithms=ALGORITHMS).claims
+            token = jwt.decode(id_token, key_of, algorithms=ALGORITHMS)
         except (JoseError, ValueError, TypeError, RecursionError) as error:
             raise LoginError(f"the ID token is not valid: {type(error).__name__}") from error
+        if str(token.header.get("typ", "JWT")).lower() != "jwt":  # access and logout tokens are signed by the same keys
+            raise LoginError(f"a token of type {token.header['typ']!r} is no ID token")
+        return token.claims
 
     def _key(self, kid: object, algorithm: str) -> RSAKey | ECKey:
         """The provider's key of this id; fetched again if it is unknown, since providers replace their keys."""

@@ -149,6 +149,9 @@ def test_forged_signatures_are_refused(own: Api, provider: FakeProvider) -> None
         "no token": "x",
         "unknown key": provider.token(kid="unknown"),
         "key of another type": provider.token(EC, "ES256", "first"),
+        "an access token": jwt.encode(
+            {"alg": "RS256", "kid": "first", "typ": "at+jwt"}, provider.claims(), RSA, ["RS256"]
+        ),
         "claims are a list": jws.serialize_compact({"alg": "RS256", "kid": "first"}, b"[1]", RSA, ["RS256"]),
         "deep header": f"{base64.urlsafe_b64encode(b'[' * 60_000).decode()}.{payload}.{signature}",
         "critical extension": f"{part({'alg': 'RS256', 'kid': 'first', 'crit': ['x'], 'x': 1})}.{payload}.{signature}",

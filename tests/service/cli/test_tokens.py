@@ -232,6 +232,25 @@ def test_a_login_waits_for_the_browser_and_stores_the_token(
     assert "magnet_login" not in shown.out + shown.err
 
 
+def test_a_login_ends_the_stored_token_that_it_replaces(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.device_login.time.sleep", lambda _: None)
+    provider = Provider(Reply({"id_token": "e.y.J", "access_token": "a"}))
+    with serving(provider.routes) as issuer:
+        provider.url = issuer.url
+        routes: dict[str, Route] = {
+            "GET /v1/login": Reply({"issuer": issuer.url, "client_id": "magnet"}),
+            "POST /v1/login": Reply(token("magnet_new"), 201),
+            "GET /v1/whoami": Reply(ME),
+            f"DELETE /v1/tokens/{ME['token_id']}": Reply(status=204),
+        }
+        with serving(routes) as service:
+            keep_client(service.url, "magnet_old")
+            assert run(["login", service.url]) == 0
+            [revoked] = service.calls(f"DELETE /v1/tokens/{ME['token_id']}")
+    assert revoked.headers["Authorization"] == "Bearer magnet_old"
+    assert json.loads(client_file(home).read_text())["token"] == "magnet_new"
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
