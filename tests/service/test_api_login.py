@@ -77,7 +77,7 @@ class FakeProvider:
 @pytest.fixture
 def provider() -> Iterator[FakeProvider]:
     own = FakeProvider()
-    thread = threading.Thread(target=own.server.serve_forever)
+    thread = threading.Thread(target=own.server.serve_forever, args=(0.01,))
     thread.start()
     yield own
     own.server.shutdown()
@@ -232,7 +232,7 @@ def test_keys_are_kept_and_fetched_again_when_the_provider_replaces_them(
 
 def test_nothing_is_fetched_from_another_host(own: Api, provider: FakeProvider) -> None:
     other = FakeProvider()
-    thread = threading.Thread(target=other.server.serve_forever)
+    thread = threading.Thread(target=other.server.serve_forever, args=(0.01,))
     thread.start()
     try:
         places = [f"{other.issuer}/keys", "file:///etc/passwd", "https://127.0.0.1/keys", "", None, 7, "http://[::1"]

@@ -75,7 +75,7 @@ class FakeMlflow:
 @pytest.fixture
 def mlflow() -> Iterator[FakeMlflow]:
     own = FakeMlflow()
-    thread = threading.Thread(target=own.server.serve_forever)
+    thread = threading.Thread(target=own.server.serve_forever, args=(0.01,))
     thread.start()
     yield own
     own.server.shutdown()

@@ -21,6 +21,8 @@ from service.queue import audit
 from tests.service.api_app import Api, api
 from tests.service.api_server import serving, until_closed
 
+pytestmark = pytest.mark.slow
+
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 

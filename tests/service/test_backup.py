@@ -34,6 +34,8 @@ from service.restoring import Layout, locked
 from service.service_settings import ServiceSettings, service_settings
 from tests.postgres import postgres
 
+pytestmark = pytest.mark.slow
+
 WATCHED = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "open", "sqlite3.connect")
 """Operations before which a process is killed."""
 

@@ -11,6 +11,8 @@ import pytest
 from service.cli.parser import parser
 from service.queue import requests
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 HEAVY = {
     "pandas",

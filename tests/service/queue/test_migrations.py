@@ -25,6 +25,8 @@ from service.queue.store import Filter, JobStore, Limits
 from service.queue.tables import METADATA, MIGRATIONS, Database, DatabaseAwayError, DatabaseCorruptError
 from tests.postgres import postgres
 
+pytestmark = pytest.mark.slow
+
 OLD = ("jobs", "attempts", "events", "tokens", "recurring", "arrived", "leases")
 
 

@@ -18,6 +18,8 @@ from service.queue.progress import progress_in
 from service.queue.secrets import Mask
 from service.queue.witness import Log
 
+pytestmark = pytest.mark.slow
+
 
 def start(folder: Path, program: str, **env: str) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "service.queue.witness", "--folder", str(folder), "--beat-s", "0.1", "--"]
