@@ -1,0 +1,112 @@
+"""What a kill of the service's parts costs: seconds until it works again, and whether a job is lost or runs twice.
+
+    python benchmarks/kill_service.py --slides FOLDER
+
+Starts `magnet serve`, keeps submitting checks of a folder of slides, kills one part after the other with SIGKILL, at
+last every process at once, and waits until a job that was submitted after the kill is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from ray_jobs.processes import free_port, kill_tree
+from service.client import Client
+from service.queue.requests import Check
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {
+    "API": ("main() api",),
+    "dispatcher": ("main() dispatch",),
+    "MLflow": ("ray_jobs.mlflow_guard",),
+    "Ray's head": ("gcs_server", "raylet/raylet", "/ray start"),
+}
+"""Words of the command lines of what is killed."""
+PATIENCE_S = 300.0
+
+
+class Service:
+    """`magnet serve` in a folder of its own."""
+
+    def __init__(self, folder: Path, slides: Path) -> None:
+        self.folder, self.slides, self.port = folder, slides, free_port()
+        self.own = os.environ | {"HOME": str(folder), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token"}
+
+    def start(self) -> None:
+        words = [sys.executable, "-m", "ray_jobs.serve", "--storage", str(self.folder / "s"), "--port", str(self.port)]
+        words += ["--allow", str(self.slides), "--set", "retry_first_s=1", "--set", "silence_s=10"]
+        log = open(self.folder / "serve.log", "ab")  # noqa: SIM115  (of the process)
+        self.process = subprocess.Popen(words, env=self.own, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+    def client(self) -> Client:
+        kept = json.loads((self.folder / ".config/magnet/client.json").read_text())
+        return Client(kept["url"], kept["token"], patience_s=PATIENCE_S)
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [one for one in family if not words or any(word in " ".join(one.cmdline()) for word in words)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slides", type=Path, required=True, help="folder of slides that can be opened")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kill-service-") as folder:
+        service = Service(Path(folder), options.slides.resolve())
+        service.start()
+        try:
+            measure(service)
+        finally:
+            kill_tree(service.process)
+
+
+def measure(service: Service) -> None:
+    """Kill each part, and print a row for each."""
+    while not (service.folder / ".config/magnet/client.json").exists():
+        time.sleep(0.2)
+    submitted: list[str] = []
+    check = Check(manifest=f"{service.slides}/")
+    with service.client() as client:
+        first = client.submit(check)
+        assert client.wait(first.id, timeout_s=PATIENCE_S).state == "done", "".join(client.logs(first.id))
+        print("| killed | a job submitted after it is done after |\n| --- | --- |", flush=True)
+        for part in (*PARTS, "everything at once"):
+            submitted += [client.submit(check).id for _ in range(3)]
+            time.sleep(1.5)  # one of them is under way
+            killed_s = time.monotonic()
+            if part == "everything at once":
+                for one in [psutil.Process(service.process.pid), *service.processes()]:
+                    kill(one)
+                service.process.wait()
+                service.start()
+            else:
+                for one in service.processes(*PARTS[part]):
+                    kill(one)
+            after = client.submit(check)
+            submitted.append(after.id)
+            state = client.wait(after.id, timeout_s=PATIENCE_S).state
+            print(f"| {part} | {time.monotonic() - killed_s:.1f} s ({state}) |", flush=True)
+        jobs = [client.wait(job_id, timeout_s=PATIENCE_S) for job_id in submitted]
+    done = sum(job.state == "done" for job in jobs)
+    doubled = sum(sum(attempt.exit_code == 0 for attempt in job.attempts) > 1 for job in jobs)
+    print(f"{len(jobs)} jobs submitted, {done} done, {doubled} done twice, attempts {sorted(j.attempt for j in jobs)}")
+
+
+def kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+if __name__ == "__main__":
+    main()
