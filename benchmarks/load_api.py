@@ -52,7 +52,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     config, port = write_settings(folder)
     settings = service_settings(str(config), [])
     tokens = [admin_token(settings, f"user{k}") for k in range(max(options.clients, options.followed // PER_USER))]
-    magnet = "from service.command_line import main; main()"
+    magnet = "from service.cli.main import main; main()"
     process = subprocess.Popen([sys.executable, "-c", magnet, "api", "--config", str(config)], env=os.environ)
     url = f"http://127.0.0.1:{port}"
     try:

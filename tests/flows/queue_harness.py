@@ -62,7 +62,7 @@ class Queue:
 
     def start_dispatcher_as(self, part: str) -> None:
         """One of several, under a name of its own in `parts`."""
-        magnet = "from service.command_line import main; main()"
+        magnet = "from service.cli.main import main; main()"
         self._run(part, ["python", "-c", magnet, "dispatch", "--config", str(self.config)])
 
     def at_work(self, *parts: str) -> list[str]:

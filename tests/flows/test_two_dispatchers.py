@@ -17,7 +17,7 @@ from tests.flows.harness import FLOW, answers
 from tests.flows.queue_harness import Queue, queue
 from tests.postgres import postgres
 
-pytestmark = FLOW
+pytestmark = [*FLOW, pytest.mark.long]
 
 BOTH = ("first", "second")
 

@@ -60,11 +60,11 @@ def test_a_wrong_manifest_is_refused_with_every_row_that_is_wrong(cohort: Path, 
 
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.csv").write_text("slide,split\na,train\n")
+    (tmp_path / "bad.csv").write_text("slide_id,split\na,train\n")
     command = run(["ray_jobs/train.py", "--manifest", tmp_path / "bad.csv"], tmp_path / "log")
     assert command.status == 2
-    for column in ("slide_id", "uri", "label"):
-        assert f"column {column}: is missing; the table has slide, split" in command.output
+    for column in ("uri", "label"):
+        assert f"column {column}: is missing; the table has slide_id, split" in command.output
 
 
 def test_slides_that_do_not_open_are_named_before_training(cohort: Path, tmp_path: Path) -> None:
