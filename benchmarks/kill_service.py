@@ -53,7 +53,7 @@ class Service:
 
     def processes(self, *words: str) -> list[psutil.Process]:
         family = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in family if not words or any(word in " ".join(one.cmdline()) for word in words)]
+        return [one for one in family if not words or any(word in command_line(one) for word in words)]
 
 
 def main() -> None:
@@ -101,10 +101,18 @@ def measure(service: Service) -> None:
     print(f"{len(jobs)} jobs submitted, {done} done, {doubled} done twice, attempts {sorted(j.attempt for j in jobs)}")
 
 
+def command_line(process: psutil.Process) -> str:
+    """Its words; none of one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def kill(process: psutil.Process) -> None:
     try:
         process.kill()
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return
 
 
