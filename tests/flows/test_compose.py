@@ -156,5 +156,5 @@ def test_jobs_run_on_the_services_of_the_compose_file(machine: Machine, config: 
         assert "registered as models:/magnet@challenger" in "".join(client.logs(trained.id))
     to_api = ["env", f"MAGNET_URL={client.url}", f"MAGNET_TOKEN={made.stdout.strip()}"]
     doctor = machine.run("dispatcher", ["magnet", "doctor", "--config", "/etc/magnet/service.yaml"], to_api)
-    assert doctor.stdout.endswith("all is well\n"), doctor.stdout
+    assert doctor.stdout.endswith("all checks passed\n"), doctor.stdout
     assert doctor.returncode == 0

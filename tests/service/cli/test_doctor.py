@@ -47,6 +47,16 @@ def test_the_command_ends_with_the_names_of_failed_checks(tmp_path: Path, capsys
     assert "ray" in last
 
 
+def test_a_file_in_a_folder_that_others_cannot_enter_is_closed(tmp_path: Path) -> None:
+    folder, secret = tmp_path / "secrets", tmp_path / "secrets" / "token"
+    folder.mkdir(mode=0o700)
+    secret.write_text("x")
+    secret.chmod(0o644)
+    assert open_to_others([secret]) == []
+    folder.chmod(0o755)
+    assert open_to_others([secret]) == [secret]
+
+
 def test_a_corrupt_database_is_not_to_be_started_but_restored(tmp_path: Path) -> None:
     own = settings(tmp_path)
     Database(own.database_url).close()
@@ -111,7 +121,8 @@ def test_mlflow_is_asked_with_the_token_of_the_settings(tmp_path: Path) -> None:
 
 
 def test_secrets_that_others_can_read_are_named(tmp_path: Path) -> None:
-    secret = tmp_path / "token"
+    secret = tmp_path / "folder" / "token"
+    secret.parent.mkdir(mode=0o755)
     secret.write_text("s3cret")
     private = tmp_path / "storage" / "private"
     private.mkdir(parents=True, mode=0o700)
