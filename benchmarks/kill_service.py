@@ -44,8 +44,9 @@ class Service:
     def start(self) -> None:
         words = [sys.executable, "-m", "ray_jobs.serve", "--storage", str(self.folder / "s"), "--port", str(self.port)]
         words += ["--allow", str(self.slides), "--set", "retry_first_s=1", "--set", "silence_s=10"]
-        log = open(self.folder / "serve.log", "ab")  # noqa: SIM115  (of the process)
-        self.process = subprocess.Popen(words, env=self.own, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        with open(self.folder / "serve.log", "ab") as log:
+            own = {"env": self.own, "cwd": ROOT, "stdout": log, "stderr": log}
+            self.process = subprocess.Popen(words, start_new_session=True, **own)
 
     def client(self) -> Client:
         kept = json.loads((self.folder / ".config/magnet/client.json").read_text())

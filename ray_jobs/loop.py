@@ -50,7 +50,7 @@ def train(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
         if note is not None and storage.exists(note):
             return storage.read_bytes(note).decode()
         return train_task(config, network)
-    except Exception as error:
+    except Exception as error:  # its kind decides whether Ray may start the group again
         cause = root_error(error)
         if passes(cause):
             raise

@@ -63,8 +63,8 @@ def temporary_folder(private: Path) -> Iterator[Path]:
     """A folder for Ray's sockets and logs while the context lasts; one that an earlier start left is removed.
 
     It lies in /tmp, since the path of a Unix socket has at most 107 bytes. Without a folder of its own a cluster writes
-    its address into /tmp/ray, where the next cluster of this machine overwrites it, and jobs go there. Ray opens the
-    folder that it is given to everybody (mode 777), so that it gets one inside a closed one.
+    its address into Ray's default folder, where the next cluster of this machine overwrites it, and jobs go there. Ray
+    opens the folder that it is given to everybody (mode 777), so it is given one inside a closed one.
     """
     note = private / "ray-folder"
     if note.is_file():

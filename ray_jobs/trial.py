@@ -92,7 +92,7 @@ def run_trial(chosen: dict[str, Any], search: Search) -> None:
         status, reason = "does not fit", str(error)
     except (NotFiniteError, QuarantineError) as error:
         status, reason = "failed", str(error)
-    except Exception as error:
+    except Exception as error:  # its kind decides whether Tune may start the trial again
         if passes(root_error(error)):
             raise  # Tune starts the trial again
         traceback.print_exc()

@@ -38,7 +38,7 @@ MANIFEST_BYTES = 1 << 20
 QUEUE = "queue.db"
 TOKENS = ("ray-token", "mlflow-token", "admin-token")
 MEMBERS = (QUEUE, "mlflow.db", "service.yaml", *TOKENS)
-"""All that an archive may hold, beside its manifest."""
+"""Members that an archive may hold, in addition to its manifest."""
 CHUNK_BYTES = 1 << 20
 
 

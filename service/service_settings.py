@@ -65,7 +65,7 @@ class Place:
     read: tuple[str, ...] = ("*",)
     """Users, groups as @NAME, or * for everybody."""
     write: tuple[str, ...] = ()
-    """The same; whoever may write may read."""
+    """The same; a right to write includes reading."""
 
     def __post_init__(self) -> None:
         if "://" not in self.prefix and not self.prefix.startswith("/"):
@@ -143,7 +143,7 @@ class ServiceSettings:
     mlflow_token_file: str | None = None
     """File with the token that jobs and API send to MLflow; null: none, or MLFLOW_TRACKING_TOKEN."""
     places: tuple[Place, ...] = ()
-    """Where slides, manifests, models and outputs of jobs may lie, beside each user's own folder in `storage`."""
+    """Where slides, manifests, models and outputs may lie, in addition to each user's own folder in `storage`."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Users by group; a login adds the groups that its provider names."""
     quotas: dict[str, Quota] = field(default_factory=dict)

@@ -41,7 +41,7 @@ class ForbiddenError(MagnetError):
 
 
 class HiddenError(NotFoundError):
-    """It belongs to another user, who is not told apart from nobody. To act: the caller."""
+    """The object belongs to another user; the answer is that of an object that does not exist. To act: the caller."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

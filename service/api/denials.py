@@ -19,7 +19,7 @@ from service.queue.tables import Database
 log = logging.getLogger(__name__)
 
 DENIED = (401, 403, 429)
-"""Statuses that are recorded, beside the 404 that hides another user's object."""
+"""Statuses that are recorded, in addition to the 404 that hides another user's object."""
 PER_SOURCE, IN_ALL = 10, 120
 """Rows a minute of one address or token, and of all."""
 NOBODY = "-"

@@ -1,7 +1,7 @@
 """Routes of what a job prints and of what happens to it: once, or followed until it has ended.
 
 Following is cheap while nothing changes: the jobs table says whether there was a sign of life, and only then the object
-store is asked. A client that must not miss anything asks without `follow` and goes on at `X-Log-Next`.
+store is asked. A client that must not miss anything asks without `follow` and continues at `X-Log-Next`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ async def _follow(request: Request, job: Job, number: int, offset: int) -> Async
     seen: tuple[object, ...] | None = None
     pause_s, read_s = LOOK_S, 0.0
     while True:
-        number = number or job.attempt  # it had not begun
+        number = number or job.attempt  # no attempt had started
         look = job.state, job.attempt, job.beat_s
         data = b""
         if number and (look != seen or time.monotonic() - read_s > READ_ANYWAY_S):

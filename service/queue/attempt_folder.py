@@ -90,7 +90,7 @@ class AttemptFolder:
             raise StorageError("the sign of life is malformed", uri=self._at("beat.json")) from error
 
     def begun(self) -> bool:
-        """Whether a witness has begun here."""
+        """Whether a witness has started here."""
         return storage.exists(self._at("beat.json"))
 
     def write_log(self, part: int, data: bytes) -> None:

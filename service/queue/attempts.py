@@ -71,7 +71,7 @@ class Attempts:
                     self.store.waiting(job_id, number, f"waiting: {error}")
                 reported = True
                 time.sleep(LOOK_S)
-            except Exception as error:
+            except Exception as error:  # one job's error must not end the workflow, which would be started again
                 log.exception("%s attempt %d cannot be launched", job_id, number)
                 return Outcome(reason=f"the service cannot launch this job: {describe(error)}; report it", final=True)
             else:
@@ -111,7 +111,7 @@ class Attempts:
                     return outcome
             except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
                 raise
-            except Exception as error:
+            except Exception as error:  # the attempt may still run: look again before it is given up
                 num_failed += 1
                 log.exception("%s attempt %d cannot be watched", job_id, number)
                 if num_failed == MOST_FAILED_LOOKS:

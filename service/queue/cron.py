@@ -17,7 +17,7 @@ YEARS = 8
 
 
 class CronError(ValueError):
-    """An expression that gives no times. To act: whoever wrote it."""
+    """An expression that gives no times. To act: the user who wrote it."""
 
 
 def require_cron(text: str) -> str:

@@ -52,7 +52,7 @@ class Rights:
 
         Args:
             location: as `canonical` returns it.
-            write: False for reading. Whoever may write may read.
+            write: False for reading. A right to write includes reading.
         """
         parts = _parts(location)
         for length in range(len(parts), 0, -1):

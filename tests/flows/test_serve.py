@@ -130,7 +130,7 @@ def test_what_it_keeps_for_itself_nobody_else_can_read(serve: Command, client: C
 def test_jobs_run_on_its_own_cluster_though_another_one_started_later(
     client: Client, cohort: Path, config: Path, tmp_path: Path
 ) -> None:
-    """A later `ray start --head` overwrites the address in /tmp/ray, by which jobs found their cluster."""
+    """A later `ray start --head` overwrites the address in Ray's default folder, by which jobs found their cluster."""
     gcs_port, jobs_port, agent_port, client_port = (free_port() for _ in range(4))
     words = shlex.split(
         f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} --disable-usage-stats "

@@ -161,7 +161,7 @@ assert ray.get(api.remote()) == f"http://{node.webui_url}", node.webui_url
 
 @pytest.mark.flow
 def test_a_cluster_of_ones_own_has_a_folder_of_its_own_which_goes_with_it() -> None:
-    """Otherwise its address replaces that of the user's cluster in /tmp/ray, and Ray Train asks another one."""
+    """Otherwise its address replaces that of the user's cluster, and Ray Train asks another one."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run([sys.executable, "-c", OWN], env=env, capture_output=True, text=True, check=False)

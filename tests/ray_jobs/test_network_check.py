@@ -59,10 +59,12 @@ def test_what_is_wrong_is_the_users_and_says_what(weights: str, tmp_path: Path) 
         require_network(with_weights(None), ["test_resnet", "dream"])
 
 
-def test_a_training_refuses_wrong_weights_before_it_asks_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_refuses_wrong_weights_before_it_asks_for_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[object] = []
     monkeypatch.setattr(training.cluster, "connect", asked.append)
     settings = replace(BASE, model=with_weights("/no/such.safetensors"))
     with pytest.raises(UsageError, match="no such file"):
-        training.train(settings, Manifest(slides=(), uri="/m.csv", sha256=""), name="x", storage="/tmp/x")
+        training.train(settings, Manifest(slides=(), uri="/m.csv", sha256=""), name="x", storage=str(tmp_path))
     assert asked == []

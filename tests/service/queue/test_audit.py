@@ -97,7 +97,7 @@ def test_a_change_a_gap_or_another_order_breaks_the_chain(database: Database, tm
     for rows in broken.values():
         with pytest.raises(ChainError, match=r"audit row \d"):
             audit.verify(rows)
-    # Whoever moves text from one column to the next changes the digest too.
+    # Moving text from one column to the next changes the digest too.
     with pytest.raises(ChainError):
         audit.verify([replace(good[0], actor="ad", token_id="a0123456789ab"), *good[1:]])
 
