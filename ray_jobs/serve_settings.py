@@ -16,7 +16,7 @@ import yaml
 from ray_jobs.processes import free_port
 from service import settings as settings_files
 from service.errors import UsageError
-from service.queue.grants import SECRET_FOLDERS
+from service.queue.grants import SECRETS
 from service.service_settings import ServiceSettings
 
 PORT = 8290
@@ -94,7 +94,7 @@ def _place(name: str, storage: Path) -> str:
             f"{place} lies in the service's own folder, of which each user's jobs use their own part; "
             f"name a folder outside {storage}"
         )
-    closed = [folder for folder in map(_expanded, SECRET_FOLDERS) if folder.exists() and folder.is_relative_to(place)]
+    closed = [folder for folder in map(_expanded, SECRETS) if folder.exists() and folder.is_relative_to(place)]
     for folder in closed:
         print(f"warning: {place} holds {folder}, which stays closed to jobs; name a narrower folder", flush=True)
     return str(place)

@@ -38,6 +38,12 @@ MAX_COMPANIONS = 4096
 """Files of one slide."""
 MOST_INDEX_BYTES = 4 << 20
 """Of an index file that names others."""
+HAMAMATSU_BYTES = 64 << 10
+"""Of the largest index file of Hamamatsu's that OpenSlide takes."""
+DICOM_BYTES = 132
+"""From the beginning of a DICOM file to the end of its mark."""
+INDEX_MARK = b"Virtual Microscope Specimen]"
+"""In Hamamatsu's index files."""
 FILE_KEY = re.compile(r"file|image|^index")
 """Keys of index files (Slidedat.ini, VMS, VMU) under which OpenSlide looks for names of files."""
 
@@ -71,7 +77,7 @@ def local_copy(source: RangeSource, counters: ReadCounters) -> LocalCopy:
         path = resolve(source.uri).key
         if in_force() is None:
             return LocalCopy(path)
-        if not _has_companions(source.uri) and os.path.isdir(DESCRIPTORS):
+        if _family(source, counters) is None and os.path.isdir(DESCRIPTORS):
             with file_errors(source.uri):
                 descriptor = open_regular(path, source.uri)
             return LocalCopy(f"{DESCRIPTORS}/{descriptor}", descriptor)
@@ -114,7 +120,7 @@ class DiskCache:
         """Copy the slide and its companions; the entry is locked."""
         files = OpenFiles()
         members = {name(source.uri): source}
-        members |= {inside: open_source(uri, files) for inside, uri in companions(source.uri).items()}
+        members |= {inside: open_source(uri, files) for inside, uri in companions(source, counters).items()}
         self._make_room(entry, sum(member.size_bytes for member in members.values()), source.uri)
         for inside, member in members.items():
             _download(member, entry / inside, counters)
@@ -151,23 +157,23 @@ class DiskCache:
             os.close(lock)
 
 
-def companions(uri: str) -> dict[str, str]:
+def companions(source: RangeSource, counters: ReadCounters) -> dict[str, str]:
     """The files that OpenSlide looks for beside a slide, as their place relative to it and their URI.
 
     MIRAX keeps its data in a folder of the slide's name, DICOM its levels in files of one folder, Hamamatsu VMS its
     images in files that the slide names.
     """
-    stem, _, ending = uri.rpartition(".")
-    folder = parent(uri)
+    uri, family = source.uri, _family(source, counters)
+    stem, folder = uri.rpartition(".")[0], parent(uri)
     found: list[str] = []
-    if ending.lower() == "mrxs":
+    if family == "mrxs":
         found = list_uris(f"{stem}/")
         for index in (other for other in found if name(other).lower() == "slidedat.ini"):
             _named_files(index)
-    elif ending.lower() == "dcm" and parse(uri).scheme not in ("http", "https"):  # those cannot be listed
+    elif family == "dcm" and parse(uri).scheme not in ("http", "https"):  # those cannot be listed
         beside = [other for other in list_uris(f"{folder}/") if parent(other) == folder]
         found = [other for other in beside if other.lower().endswith(".dcm")]
-    elif ending.lower() in ("vms", "vmu"):
+    elif family == "vms":
         named = set(_named_files(uri))
         beside = [join(folder, other) for other in sorted(named) if "." in other]
         found = [other for other in beside if exists(other)]
@@ -181,8 +187,20 @@ def companions(uri: str) -> dict[str, str]:
     return inside
 
 
-def _has_companions(uri: str) -> bool:
-    return uri.rpartition(".")[2].lower() in ("mrxs", "dcm", "vms", "vmu")
+def _family(source: RangeSource, counters: ReadCounters) -> str | None:
+    """Which slides of several files this is one of: "mrxs", "dcm" or "vms"; None for one of a single file.
+
+    As OpenSlide recognises them: MIRAX by its suffix, DICOM and Hamamatsu's index files by their content.
+    """
+    ending = source.uri.rpartition(".")[2].lower()
+    if ending in ("mrxs", "dcm"):
+        return ending
+    length = min(source.size_bytes, HAMAMATSU_BYTES if source.size_bytes <= HAMAMATSU_BYTES else DICOM_BYTES)
+    known = len(source.head) >= length  # finding a remote file brought its beginning
+    head = source.head[:length] if known else source.read(0, length, counters)
+    if head[128:132] == b"DICM":
+        return "dcm"
+    return "vms" if source.size_bytes <= HAMAMATSU_BYTES and INDEX_MARK in head else None
 
 
 def _named_files(uri: str) -> list[str]:

@@ -9,7 +9,7 @@ import time
 from service import storage
 from service.errors import MagnetError, NotFoundError, StorageError, UsageError
 from service.folder import is_folder
-from service.storage.rights import Rights
+from service.storage.rights import Rights, held
 from service.storage.uri import Location
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,10 @@ class Manifests:
         """
         if manifest.startswith(("http://", "https://")) or ("://" in manifest and is_folder(manifest)):
             return
-        if self._is_missing(rights.require(manifest)):
+        if self._is_missing(rights.require(manifest), rights):
             raise UsageError("there is no manifest under this name; upload it first, or correct the name", uri=manifest)
 
-    def _is_missing(self, location: Location) -> bool:
+    def _is_missing(self, location: Location, rights: Rights) -> bool:
         store = f"{location.scheme}://{location.host}"
         if self._silent_until_s.get(store, 0.0) > time.monotonic() or not self._places.acquire(blocking=False):
             return False
@@ -52,7 +52,8 @@ class Manifests:
 
         def look() -> None:
             try:
-                storage.stat(location.uri, DEADLINE_S)
+                with held(rights):  # in this thread
+                    storage.stat(location.uri, DEADLINE_S)
             except NotFoundError:
                 missing.set()
             except StorageError:

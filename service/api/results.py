@@ -23,6 +23,7 @@ from service.queue.allowed import joined
 from service.queue.grants import groups_of, job_rights
 from service.queue.job import Job
 from service.queue.requests import Score, Tune, from_json, results_folder
+from service.storage.rights import held
 
 MEDIA = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv; charset=utf-8", "json": "application/json"}
 FILES = {"picture": ("pictures", "jpg"), "overlay": ("overlays", "jpg"), "geojson": ("geojson", "geojson")}
@@ -102,9 +103,9 @@ def _read(request: Request, caller: Caller, job_id: str, name: str) -> bytes:
 def _read_file(request: Request, caller: Caller, job: Job, uri: str) -> bytes:
     """A file that the job may read, links followed; who read it is recorded."""
     groups = groups_of(settings_of(request), job.owner, json.loads(job.groups))
-    location = job_rights(settings_of(request), job.owner, groups, job.id).require(uri)
     try:
-        data = storage.read_bytes(location.uri)
+        with held(job_rights(settings_of(request), job.owner, groups, job.id)):
+            data = storage.read_bytes(uri)
     except NotFoundError as error:
         raise NotFoundError(f"job {job.id} has no {storage.name(uri)}; it is {job.state}") from error
     with store_of(request).database.writing() as connection:

@@ -32,6 +32,7 @@ from service.queue.store import JobStore, TooManyJobsError, clean
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError, arrived, lock, recurring
 from service.service_settings import ServiceSettings
 from service.settings import to_dict
+from service.storage.rights import held
 
 log = logging.getLogger(__name__)
 
@@ -224,10 +225,10 @@ class Arrivals:
         """Submit a scoring of what has arrived and settled; slides that a quota keeps out come with the next look."""
         # Again at each look: a right may have been taken away, or a link put in the folder's place.
         groups = json.loads(entry.groups)
-        user_rights(self._settings, entry.owner, groups_of(self._settings, entry.owner, groups)).require(asked.folder)
-        if not storage.list_uris(asked.folder.rstrip("/")):
-            return "no files here, or no such folder; if slides are expected, check its name"
-        manifest, other = slides_under(asked.folder)
+        with held(user_rights(self._settings, entry.owner, groups_of(self._settings, entry.owner, groups))):
+            if not storage.list_uris(asked.folder.rstrip("/")):
+                return "no files here, or no such folder; if slides are expected, check its name"
+            manifest, other = slides_under(asked.folder)
         new = self._settled(entry, asked, manifest.slides)[:MOST_SLIDES]
         left_out = f"; {other.not_utf8_note()}" if other.not_utf8 else ""
         return (self._score(entry, asked, new, groups) if new else "nothing new") + left_out

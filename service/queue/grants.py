@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from service import storage
-from service.environment import CLIENT_FILE
+from service.environment import CLIENT_FILE, cache_settings
 from service.service_settings import ServiceSettings
 from service.storage.rights import Right, Rights
 
-SECRET_FOLDERS = (str(Path(CLIENT_FILE).parent), "~/.ray", "~/.aws", "~/.ssh", "~/.config/gcloud", "~/.azure")
-"""Closed to all jobs, also where a place of the settings holds them."""
+SECRETS = (
+    *(
+        str(Path(CLIENT_FILE).parent),
+        "~/.ray",
+        "~/.aws",
+        "~/.ssh",
+        "~/.config/gcloud",
+        "~/.azure",
+        "~/.pgpass",
+        "~/.netrc",
+    ),
+    *("~/.kube", "~/.docker", "~/.gnupg"),
+)
+"""Folders and files that are closed to all jobs, also where a place of the settings holds them."""
 
 
 def groups_of(settings: ServiceSettings, owner: str, claimed: Collection[str] = ()) -> frozenset[str]:
@@ -44,6 +58,17 @@ def _of_user(settings: ServiceSettings, owner: str, groups: Collection[str]) -> 
         Right(prefix=place.prefix, read=bool(names & set(place.read)), write=bool(names & set(place.write)))
         for place in settings.places
     ]
-    closed = [Right(prefix=str(Path(folder).expanduser())) for folder in SECRET_FOLDERS]
+    closed = [Right(prefix=place) for place in closed_places(settings)]
     own = Right(prefix=settings.user_folder(owner), read=True)
-    return [*found, *closed, Right(prefix=settings.storage), own]
+    return [*found, *closed, own]
+
+
+def closed_places(settings: ServiceSettings) -> list[str]:
+    """What no job may touch: the storage, secrets, and copies of other users' slides in the cache."""
+    named = (settings.ray_token_file, settings.mlflow_token_file, settings.tls_key)
+    places = [settings.storage, str(cache_settings().folder), *filter(None, named)]
+    database = sa.make_url(settings.database_url)
+    if database.get_backend_name() == "sqlite" and database.database:
+        # DBOS keeps a file beside the queue's, and SQLite its journals.
+        places += [f"{database.database}{ending}" for ending in ("", "-wal", "-shm", "-workflows")]
+    return [str(Path(place).expanduser()) if "://" not in place else place for place in (*places, *SECRETS)]

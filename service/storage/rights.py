@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -95,8 +97,26 @@ def from_text(text: str) -> Rights:
         raise UsageError("MAGNET_RIGHTS is malformed; the service sets it for its jobs, nobody else") from error
 
 
+_held: ContextVar[Rights | None] = ContextVar("held rights", default=None)
+
+
+@contextmanager
+def held(rights: Rights) -> Iterator[None]:
+    """Context in which this thread acts for a user: all that it opens is held to the user's rights.
+
+    A check before the opening would not do: a link may be put in place in between.
+    """
+    token = _held.set(rights)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
 def in_force() -> Rights | None:
-    """This process's rights; None: whatever the operating system and the store allow."""
+    """The rights of this thread, or of this process; None: whatever the operating system and the store allow."""
+    if (rights := _held.get()) is not None:
+        return rights
     text = environment.rights_text()
     return None if text is None else _cached(text)
 

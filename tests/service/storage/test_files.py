@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import openslide
 import pytest
+from PIL import Image
 
 from service import storage
 from service.counters import ReadCounters
@@ -15,7 +18,7 @@ from service.errors import AccessError, MagnetError, SlideChangedError, Unsuppor
 from service.folder import slides_under
 from service.reader import RegionReader
 from service.storage.ranges import OpenFiles, open_source
-from service.storage.rights import Right, Rights
+from service.storage.rights import Right, Rights, held, in_force
 
 SECRET = b"secret of another user"
 
@@ -137,6 +140,8 @@ def test_a_file_larger_than_its_reader_expects_is_refused(tmp_path: Path) -> Non
         ("x.vms", "ImageFile=../closed/x.jpg"),
         ("x.vms", "MapFile=/etc/x.jpg"),
         ("x.vmu", "ImageFile=..\\closed\\x"),
+        ("x.ndpi", "ImageFile=../closed/x.jpg"),  # OpenSlide knows such a file by what is in it
+        ("x.tif", "ImageFile(1,0)=../closed/x.jpg"),
         ("x/Slidedat.ini", "FILE_0 = ../../closed/Data.dat"),
         ("x/Slidedat.ini", "INDEXFILE = /etc/Index.dat"),
     ],
@@ -145,9 +150,45 @@ def test_an_index_that_names_files_elsewhere_is_refused(tmp_path: Path, index: s
     """OpenSlide joins such names to the slide's folder and opens what comes out."""
     path = tmp_path / index
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"[S]\n{line}\nDATE = 01/02/2026\n")
+    path.write_text(f"[Virtual Microscope Specimen]\n{line}\nDATE = 01/02/2026\n")
+    slide = tmp_path / "x.mrxs" if index.endswith(".ini") else path
+    slide.touch()
     with pytest.raises(UnsupportedSlideError, match="outside the slide's folder"):
-        companions(str(tmp_path / "x.mrxs") if index.endswith(".ini") else str(path))
+        companions(open_source(str(slide), OpenFiles()), ReadCounters())
+
+
+def test_openslide_is_not_led_out_by_an_index_file_under_another_suffix(allowed: Path) -> None:
+    for name in ("x", "map"):
+        Image.new("RGB", (64, 64)).save(allowed.parent / "closed" / f"{name}.jpg", restart_marker_blocks=1)
+    index = "[Virtual Microscope Specimen]\nNoLayers=1\nNoJpegColumns=1\nNoJpegRows=1\n"
+    (allowed / "evil.ndpi").write_text(f"{index}ImageFile=../closed/x.jpg\nMapFile=../closed/map.jpg\n")
+    assert openslide.OpenSlide(str(allowed / "evil.ndpi")).dimensions == (64, 64)  # by itself it would be
+    with RegionReader() as reader, pytest.raises(UnsupportedSlideError, match="outside the slide's folder"):
+        reader.info(f"{allowed}/evil.ndpi")
+
+
+def test_a_dicom_file_under_another_suffix_is_copied_since_openslide_reads_its_whole_folder(
+    allowed: Path, test_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGNET_CACHE_DIR", str(allowed.parent / "cache"))
+    shutil.copy(test_data / "slides" / "lymph-node-jpeg.dcm", allowed / "d.tif")
+    copy = local_copy(open_source(f"{allowed}/d.tif", OpenFiles()), ReadCounters())
+    assert copy.path.startswith(f"{allowed.parent}/cache/")
+
+
+def test_a_user_in_whose_name_files_are_read_is_not_led_out(allowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API reads results so: it has no rights of its own that would hold it."""
+    rights = in_force()
+    assert rights is not None
+    monkeypatch.delenv("MAGNET_RIGHTS")
+    (allowed / "deep").mkdir()
+    (allowed / "deep" / "x.svs").write_bytes(b"own")
+    with held(rights):
+        assert storage.read_bytes(f"{allowed}/deep/x.svs") == b"own"
+        swap_before_open(monkeypatch, allowed / "deep", allowed.parent / "closed")
+        with pytest.raises(AccessError):
+            storage.read_bytes(f"{allowed}/deep/x.svs")
+    assert storage.read_bytes(f"{allowed}/deep/x.svs") == SECRET  # nobody holds it any more
 
 
 def test_a_slide_of_several_files_is_copied_with_files_that_may_be_read_only(

@@ -129,10 +129,28 @@ def test_places_with_credentials_are_closed_though_a_prefix_holds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = ServiceSettings(storage=str(tmp_path / "service"), places=(Place(prefix=str(tmp_path)),))
+    monkeypatch.setenv("MAGNET_CACHE_DIR", str(tmp_path / "cache"))
+    settings = ServiceSettings(
+        storage=str(tmp_path / "service"),
+        places=(Place(prefix=str(tmp_path)),),
+        database=f"sqlite:///{tmp_path}/queue.db",
+        ray_token_file=str(tmp_path / "keys" / "ray"),
+        mlflow_token_file=str(tmp_path / "keys" / "mlflow"),
+        tls_certificate=str(tmp_path / "keys" / "tls.crt"),
+        tls_key=str(tmp_path / "keys" / "tls.pem"),
+    )
     rights = user_rights(settings, "ada", [])
     rights.require(f"{tmp_path}/slides/x.svs")
-    for name in (".aws/credentials", ".config/magnet/client.json", ".ray/auth_token", ".ssh/id_ed25519"):
+    closed = (".aws/credentials", ".config/magnet/client.json", ".ray/auth_token", ".ssh/id_ed25519", ".pgpass")
+    for name in (
+        *closed,
+        "keys/ray",
+        "keys/mlflow",
+        "keys/tls.pem",
+        "queue.db",
+        "queue.db-wal",
+        "cache/slides/x/a.ndpi",
+    ):
         with pytest.raises(AccessError):
             rights.require(f"{tmp_path}/{name}")
 
