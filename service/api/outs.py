@@ -6,8 +6,8 @@ import json
 
 import sqlalchemy as sa
 
+from service.queue.job_rows import ConflictError
 from service.queue.requests import Check, Score, Train, Tune
-from service.queue.store import ConflictError
 from service.queue.tables import jobs
 from service.storage.rights import canonical
 from service.storage.uri import Location, parse

@@ -17,8 +17,8 @@ from service.api.limits import TooManyRequestsError
 from service.api.mlflow_models import MlflowAwayError
 from service.api.oidc import LoginError, ProviderAwayError
 from service.errors import AccessError, MagnetError, NotFoundError, StorageError, UsageError
+from service.queue.job_rows import ConflictError, TooManyJobsError
 from service.queue.ray_api import RayAwayError
-from service.queue.store import ConflictError, TooManyJobsError
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
 
 log = logging.getLogger(__name__)

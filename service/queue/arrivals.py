@@ -25,10 +25,11 @@ from service.manifest import Slide
 from service.queue.cron import next_time_s, require_cron, smallest_gap_s
 from service.queue.grants import groups_of, user_rights
 from service.queue.incidents import describe
+from service.queue.job_rows import TooManyJobsError, clean
 from service.queue.lease import LeaseLostError
 from service.queue.quotas import effective
 from service.queue.requests import Model, Request, Score, Uri
-from service.queue.store import JobStore, TooManyJobsError, clean
+from service.queue.store import JobStore
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError, arrived, lock, recurring
 from service.service_settings import ServiceSettings
 from service.settings import to_dict

@@ -16,11 +16,12 @@ from service.queue.attempt_folder import AttemptFolder, attempt_folder
 from service.queue.grants import groups_of, job_rights
 from service.queue.incidents import describe
 from service.queue.job import ACTIVE, Job
+from service.queue.job_rows import groups_in, submission_id
 from service.queue.lease import LeaseLostError
 from service.queue.observer import Observer, Outcome, Runs
 from service.queue.ray_api import RayRefusedError
 from service.queue.requests import Check, Score, Train, Tune, from_json, settings_files, words
-from service.queue.store import Backoff, JobStore, groups_in, submission_id
+from service.queue.store import Backoff, JobStore
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
 from service.service_settings import ServiceSettings
 

@@ -29,9 +29,10 @@ from service.errors import MagnetError
 from service.queue.attempts import Attempts, Outcome
 from service.queue.incidents import DISPATCHER, Incidents, describe
 from service.queue.job import ACTIVE, Job
+from service.queue.job_rows import submission_id
 from service.queue.lease import Lease, LeaseLostError
 from service.queue.quotas import effective
-from service.queue.store import JobStore, Limits, submission_id
+from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, DatabaseAwayError, DatabaseCorruptError
 from service.service_settings import ServiceSettings
 from service.settings import to_dict

@@ -15,9 +15,10 @@ from service import exit_status
 from service.errors import MagnetError
 from service.queue.attempt_folder import Beat, Ending, Stop, attempt_folder
 from service.queue.job import Job
+from service.queue.job_rows import submission_id
 from service.queue.ray_api import OVER, RayAwayError
 from service.queue.signals import signal_reason
-from service.queue.store import JobStore, submission_id
+from service.queue.store import JobStore
 from service.service_settings import ServiceSettings
 from service.settings import to_dict
 

@@ -9,35 +9,38 @@ from __future__ import annotations
 import json
 import random
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from service.errors import NotFoundError, UsageError
+from service.errors import UsageError
 from service.queue import fair
 from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Job, Progress
+from service.queue.job_rows import (
+    ConflictError,
+    Within,
+    add_event,
+    changed_row,
+    check_queued,
+    clean,
+    fail_unknown_kinds,
+    groups_in,
+    job_row,
+    new_row,
+    row_by_key,
+    same_request,
+    submission_id,
+)
 from service.queue.requests import Check, Score, Train, Tune, to_json
 from service.queue.tables import Database, attempts, events, jobs, lock
 
-Within = Callable[[sa.Connection, str], None]
-"""What else is written in a change's transaction; called last, with the connection and the job's id."""
 MOST_WAITING = 5000
 """Jobs that are weighed against each other when one may start."""
 BY_USER, EXPIRED = 1, 2
 """Of `delete_requested`: a user deletes the job and all its files; `keep_days` have passed, and its results stay."""
-
-
-class ConflictError(UsageError):
-    """A job is not in a state for this, or a key was used for another request."""
-
-
-class TooManyJobsError(UsageError):
-    """A user has as many jobs waiting as one may have. To act: the user, later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +128,23 @@ class JobStore:
             TooManyJobsError: the owner has `max_queued` jobs waiting.
         """
         text = to_json(request)
-        row = _new_row(request.kind, text, owner, priority, max_attempts, idempotency_key, source)
+        row = new_row(request.kind, text, owner, priority, max_attempts, idempotency_key, source)
         row["groups"] = json.dumps(sorted(groups))
         try:
             with self.writing() as connection:
-                if earlier := _by_key(connection, owner, idempotency_key):
-                    return _same(earlier, text), False
+                if earlier := row_by_key(connection, owner, idempotency_key):
+                    return same_request(earlier, text), False
                 lock(connection, f"jobs of {owner}")  # two at once must not both be the last that the quota allows
-                _check_queued(connection, owner, max_queued)
+                check_queued(connection, owner, max_queued)
                 connection.execute(jobs.insert().values(row))
-                _note(connection, row["id"], "queued", "submitted")
+                add_event(connection, row["id"], "queued", "submitted")
                 if within is not None:
                     within(connection, row["id"])
-                return _job(connection, row["id"]), True
+                return job_row(connection, row["id"]), True
         except IntegrityError:  # Postgres lets two in at once: the other one won
             with self.database.reading() as connection:
-                if earlier := _by_key(connection, owner, idempotency_key):
-                    return _same(earlier, text), False
+                if earlier := row_by_key(connection, owner, idempotency_key):
+                    return same_request(earlier, text), False
             raise
 
     def cancel(self, job_id: str, within: Within | None = None) -> Job:
@@ -154,12 +157,12 @@ class JobStore:
             ended = {"state": "cancelled", "reason": "cancelled before it began", "ended_s": time.time()}
             waiting = jobs.update().where(jobs.c.id == job_id, jobs.c.state == "queued")
             if connection.execute(waiting.values(ended | {"cancel_requested": 1})).rowcount:
-                _note(connection, job_id, "cancelled", "cancelled while it waited")
+                add_event(connection, job_id, "cancelled", "cancelled while it waited")
             else:
                 active = jobs.c.id == job_id, jobs.c.state.in_(ACTIVE), jobs.c.cancel_requested == 0
                 if connection.execute(jobs.update().where(*active).values(cancel_requested=1)).rowcount:
-                    _note(connection, job_id, _job(connection, job_id).state, "cancel requested")
-            return _changed(connection, job_id, within)
+                    add_event(connection, job_id, job_row(connection, job_id).state, "cancel requested")
+            return changed_row(connection, job_id, within)
 
     def request_deletion(self, job_id: str, within: Within | None = None) -> Job:
         """Mark an ended job for deletion, with its files, logs and results; the dispatcher removes them.
@@ -172,9 +175,9 @@ class JobStore:
             ended = jobs.c.id == job_id, jobs.c.state.in_(ENDED)
             if not connection.execute(jobs.update().where(*ended).values(delete_requested=BY_USER)).rowcount:
                 raise ConflictError(
-                    f"job {job_id} is {_job(connection, job_id).state}; cancel it first, then delete it"
+                    f"job {job_id} is {job_row(connection, job_id).state}; cancel it first, then delete it"
                 )
-            return _changed(connection, job_id, within)
+            return changed_row(connection, job_id, within)
 
     def retry(self, job_id: str, within: Within | None = None, *, max_queued: int | None = None) -> Job:
         """Queue an ended job again; its attempts go on counting, and continue the same run.
@@ -184,18 +187,18 @@ class JobStore:
             TooManyJobsError: the owner has `max_queued` jobs waiting.
         """
         with self.writing() as connection:
-            job = _job(connection, job_id, for_update=True)
+            job = job_row(connection, job_id, for_update=True)
             if job.delete_requested:
                 raise ConflictError(f"job {job_id} is being deleted; submit a new one")
             if job.state not in ("failed", "cancelled"):
                 raise ConflictError(f"job {job_id} is {job.state}; only a failed or cancelled one is retried")
             lock(connection, f"jobs of {job.owner}")
-            _check_queued(connection, job.owner, max_queued)
+            check_queued(connection, job.owner, max_queued)
             again = {"state": "queued", "reason": None, "cancel_requested": 0, "due_s": time.time(), "ended_s": None}
             again |= {"first_attempt": job.attempt + 1}
             connection.execute(jobs.update().where(jobs.c.id == job_id).values(again))
-            _note(connection, job_id, "queued", "retried by hand")
-            return _changed(connection, job_id, within)
+            add_event(connection, job_id, "queued", "retried by hand")
+            return changed_row(connection, job_id, within)
 
     def set_priority(self, job_id: str, priority: int, within: Within | None = None) -> Job:
         """Change a waiting job's place among its owner's.
@@ -208,16 +211,16 @@ class JobStore:
         with self.writing() as connection:
             waiting = jobs.c.id == job_id, jobs.c.state == "queued"
             if not connection.execute(jobs.update().where(*waiting).values(priority=priority)).rowcount:
-                raise ConflictError(f"job {job_id} is {_job(connection, job_id).state}, not queued")
-            _note(connection, job_id, "queued", f"priority {priority}")
-            return _changed(connection, job_id, within)
+                raise ConflictError(f"job {job_id} is {job_row(connection, job_id).state}, not queued")
+            add_event(connection, job_id, "queued", f"priority {priority}")
+            return changed_row(connection, job_id, within)
 
     # ----------------------------------------------------------------------------------------------------- looked at
 
     def job(self, job_id: str) -> Job:
         """A job by its id. Raises `NotFoundError`."""
         with self.database.reading() as connection:
-            return _job(connection, job_id)
+            return job_row(connection, job_id)
 
     def page(self, which: Filter, *, before: int | None = None, limit: int = 50) -> list[Job]:
         """Jobs, newest first.
@@ -264,7 +267,7 @@ class JobStore:
         """Begin the next attempt of as many waiting jobs as the limits let in."""
         now_s = time.time()
         with self.writing() as connection:
-            _fail_unknown_kinds(connection, limits.per_kind)
+            fail_unknown_kinds(connection, limits.per_kind)
             columns = [jobs.c[name] for name in ("id", "kind", "owner", "priority", "created_s", "groups")]
             due = sa.select(*columns).where(jobs.c.state == "queued", jobs.c.due_s <= now_s)
             rows = connection.execute(due.order_by(jobs.c.seq).limit(MOST_WAITING)).all()
@@ -285,7 +288,7 @@ class JobStore:
     @staticmethod
     def _begin(connection: sa.Connection, job_id: str, now_s: float) -> Job | None:
         """The job with its new attempt; None if it was cancelled in the meantime."""
-        number = _job(connection, job_id).attempt + 1
+        number = job_row(connection, job_id).attempt + 1
         begun = {"state": "starting", "attempt": number, "started_s": now_s, "beat_s": None, "moved_s": None}
         begun |= Progress(activity="starting").known()
         waiting = jobs.c.id == job_id, jobs.c.state == "queued"
@@ -293,8 +296,8 @@ class JobStore:
             return None
         row = {"job_id": job_id, "number": number, "submission_id": submission_id(job_id, number)}
         connection.execute(attempts.insert().values(row | {"state": "starting", "started_s": now_s}))
-        _note(connection, job_id, "starting", f"attempt {number}")
-        return _job(connection, job_id)
+        add_event(connection, job_id, "starting", f"attempt {number}")
+        return job_row(connection, job_id)
 
     def running(self, job_id: str, number: int) -> None:
         """Ray has taken the attempt; its hours, and the time without progress, count from now."""
@@ -305,7 +308,7 @@ class JobStore:
             if connection.execute(jobs.update().where(*own).values(running)).rowcount:
                 mine = attempts.c.job_id == job_id, attempts.c.number == number
                 connection.execute(attempts.update().where(*mine).values(state="running", started_s=now_s))
-                _note(connection, job_id, "running", f"attempt {number} is with Ray")
+                add_event(connection, job_id, "running", f"attempt {number} is with Ray")
 
     def beat(self, job_id: str, number: int, progress: Progress, idle_s: float = 0.0) -> None:
         """A sign of life of the attempt, and how far it is.
@@ -333,7 +336,7 @@ class JobStore:
         with self.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
             connection.execute(jobs.update().where(*own).values(Progress(activity=clean(why, 500)).known()))
-            _note(connection, job_id, _job(connection, job_id).state, why)
+            add_event(connection, job_id, job_row(connection, job_id).state, why)
 
     def end(self, job_id: str, number: int, *, state: str, reason: str | None, exit_code: int | None) -> None:
         """The attempt and its job have ended."""
@@ -363,7 +366,7 @@ class JobStore:
             over = {"state": attempt_state, "reason": text, "exit_code": exit_code, "ended_s": time.time()}
             mine = attempts.c.job_id == job_id, attempts.c.number == number
             connection.execute(attempts.update().where(*mine).values(over))
-            _note(connection, job_id, str(values["state"]), text or f"attempt {number} {attempt_state}")
+            add_event(connection, job_id, str(values["state"]), text or f"attempt {number} {attempt_state}")
 
     def expire(self, before_s: float) -> None:
         """Mark the jobs that ended before a time to be forgotten: from now on they cannot be queued again."""
@@ -386,97 +389,3 @@ class JobStore:
                 connection.execute(events.delete().where(events.c.job_id == job_id))
                 connection.execute(attempts.delete().where(attempts.c.job_id == job_id))
                 connection.execute(jobs.delete().where(jobs.c.id == job_id))
-
-
-def submission_id(job_id: str, number: int) -> str:
-    """Under which Ray knows an attempt: it takes each only once."""
-    return f"{job_id}-{number}"
-
-
-def new_id(kind: str) -> str:
-    """A job's id: unique, sortable by time, fit for folders and MLflow."""
-    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
-
-
-def _new_row(
-    kind: str, text: str, owner: str, priority: int, max_attempts: int, key: str | None, source: str | None
-) -> dict[str, Any]:
-    now_s = time.time()
-    return {
-        "id": new_id(kind),
-        "kind": kind,
-        "owner": owner,
-        "request": text,
-        "state": "queued",
-        "priority": priority,
-        "idempotency_key": key,
-        "attempt": 0,
-        "first_attempt": 1,
-        "max_attempts": max_attempts,
-        "cancel_requested": 0,
-        "created_s": now_s,
-        "due_s": now_s,
-        "source": source,
-    }
-
-
-def groups_in(text: str) -> list[str]:
-    """The groups that a row holds; none where it is damaged."""
-    try:
-        return [str(group) for group in json.loads(text)]
-    except (ValueError, TypeError):
-        return []
-
-
-def clean(text: str, most: int = 2000) -> str:
-    """Text as every database takes it: without null characters and halves of characters, and not too long."""
-    return text[:most].replace("\0", "").encode("utf-8", "replace").decode()
-
-
-def _fail_unknown_kinds(connection: sa.Connection, kinds: Iterable[str]) -> None:
-    """Fail waiting jobs of kinds that this program does not know, such as those of a newer version."""
-    unknown = jobs.c.state == "queued", jobs.c.kind.not_in(list(kinds))
-    for job_id, kind in connection.execute(sa.select(jobs.c.id, jobs.c.kind).where(*unknown)).all():
-        reason = f"jobs of kind {kind!r} are unknown to this version of the program; install the one that made it"
-        failed = {"state": "failed", "reason": reason, "ended_s": time.time()}
-        connection.execute(jobs.update().where(jobs.c.id == job_id).values(failed))
-        _note(connection, job_id, "failed", reason)
-
-
-def _job(connection: sa.Connection, job_id: str, *, for_update: bool = False) -> Job:
-    query = sa.select(jobs).where(jobs.c.id == job_id)
-    row = connection.execute(query.with_for_update() if for_update else query).mappings().one_or_none()
-    if row is None:
-        raise NotFoundError(f"no job {job_id}")
-    return Job(**row)
-
-
-def _changed(connection: sa.Connection, job_id: str, within: Within | None) -> Job:
-    if within is not None:
-        within(connection, job_id)
-    return _job(connection, job_id)
-
-
-def _by_key(connection: sa.Connection, owner: str, key: str | None) -> Job | None:
-    if key is None:
-        return None
-    query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == key)
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else Job(**row)
-
-
-def _same(job: Job, text: str) -> Job:
-    if job.request != text:
-        raise ConflictError(f"this Idempotency-Key made {job.id} from another request; take a new key")
-    return job
-
-
-def _check_queued(connection: sa.Connection, owner: str, max_queued: int | None) -> None:
-    query = sa.select(sa.func.count()).where(jobs.c.owner == owner, jobs.c.state == "queued")
-    if max_queued is not None and (connection.scalar(query) or 0) >= max_queued:
-        raise TooManyJobsError(f"{max_queued} jobs of {owner} wait already; submit more when some have ended")
-
-
-def _note(connection: sa.Connection, job_id: object, state: str, text: str) -> None:
-    row = {"job_id": job_id, "at_s": time.time(), "state": state, "text": clean(text)}
-    connection.execute(events.insert().values(row))

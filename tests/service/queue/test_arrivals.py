@@ -15,8 +15,9 @@ from service.errors import UsageError
 from service.manifest import load_manifest
 from service.queue import arrivals as module
 from service.queue.arrivals import ADAPTER, Arrivals, Schedule, Watch
+from service.queue.job_rows import TooManyJobsError
 from service.queue.requests import Check, from_json
-from service.queue.store import Filter, JobStore, TooManyJobsError
+from service.queue.store import Filter, JobStore
 from service.queue.tables import Database, recurring
 from service.service_settings import Place, Quota, ServiceSettings
 

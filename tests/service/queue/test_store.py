@@ -9,9 +9,10 @@ import pytest
 
 from service.errors import NotFoundError, UsageError
 from service.queue.job import Progress
+from service.queue.job_rows import ConflictError, TooManyJobsError
 from service.queue.lease import Lease
 from service.queue.requests import Check, Score, from_json
-from service.queue.store import Backoff, ConflictError, Filter, JobStore, Limits
+from service.queue.store import Backoff, Filter, JobStore, Limits
 from service.queue.tables import Database
 from tests.postgres import postgres
 
@@ -106,6 +107,17 @@ def test_a_retry_by_hand_goes_on_counting_and_gives_new_attempts(store: JobStore
     assert store.job(job.id).attempts_left == 0
     with pytest.raises(ConflictError, match="only a failed or cancelled"):
         store.retry(job.id)
+
+
+def test_a_retry_by_hand_counts_against_the_quota(store: JobStore) -> None:
+    failed, _ = store.add(Check(manifest="/m"), "ada")
+    store.admit(ALL)
+    store.end(failed.id, 1, state="failed", reason="x", exit_code=1)
+    store.add(Check(manifest="/m"), "ada")
+    with pytest.raises(TooManyJobsError, match="1 jobs of ada"):
+        store.retry(failed.id, max_queued=1)
+    assert store.job(failed.id).state == "failed"
+    assert store.retry(failed.id, max_queued=2).state == "queued"
 
 
 def test_what_is_not_there_or_out_of_range_is_told(store: JobStore) -> None:
