@@ -39,18 +39,22 @@ class Reason:
 
     def __init__(self) -> None:
         self._named = self._exception = self._last = ""
+        self._named_goes_on = False
 
     def take(self, line: str) -> None:
         """Take a line that the command printed, in order."""
         text = SPEAKER.sub("", line).strip()
+        goes_on, self._named_goes_on = self._named_goes_on, NAMED.match(text) is not None
         if not text or RAY.match(line) or RAY.match(text) or NATIVE.match(text) or BAR.search(text):
             return
         if NAMED.match(text):
-            self._named = text[:LONGEST]
+            self._named = NAMED.sub("", text)[:LONGEST]
+        elif goes_on and line.startswith("  "):  # of several problems the first
+            self._named = f"{self._named}: {text}"[:LONGEST]
         elif FATAL.match(text) or (EXCEPTION.match(text) and "Warning" not in text.partition(":")[0]):
             self._exception = text[:LONGEST]
         if not line.startswith((" ", "\t")):  # those continue a line, as source code in a traceback does
-            self._last = text[:LONGEST]
+            self._last = NAMED.sub("", text)[:LONGEST]
 
     def text(self, *, killed: bool) -> str:
         """The reason; empty if the command printed nothing of its own.

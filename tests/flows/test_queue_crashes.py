@@ -148,7 +148,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_starts(own_queue: Queue) -
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("bad-1", "error: the manifest is wrong in line 7"), ("hopeless-1", "error: step 7: loss nan")],
+    [("bad-1", "the manifest is wrong in line 7"), ("hopeless-1", "step 7: loss nan")],
 )
 def test_what_would_end_alike_is_not_tried_again(own_queue: Queue, name: str, reason: str) -> None:
     """Though Ray says no more than FAILED of it, as of a job that its second attempt mends."""

@@ -42,7 +42,12 @@ def reason(*texts: str, killed: bool = False) -> str:
 
 
 def test_the_jobs_own_error_comes_before_exceptions_and_last_lines() -> None:
-    assert reason("error: no such slide\n", TRACEBACK, NATIVE, RAY, "bye\n") == "error: no such slide"
+    assert reason("error: no such slide\n", TRACEBACK, NATIVE, RAY, "bye\n") == "no such slide"
+
+
+def test_of_several_problems_the_first_one_is_named() -> None:
+    lines = ("error: m.csv: 2 problems\n", "  row 2, column uri: is empty\n", "  row 3: has 1 cells\n")
+    assert reason(*lines) == "m.csv: 2 problems: row 2, column uri: is empty"
 
 
 def test_then_the_exception_and_then_the_last_line() -> None:

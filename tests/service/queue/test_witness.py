@@ -48,7 +48,7 @@ def test_it_tells_log_progress_and_end_and_masks_secrets(tmp_path: Path) -> None
     beat = folder.beat()
     assert beat is not None
     assert beat.ending is not None
-    assert (beat.ending.exit_code, beat.ending.last) == (1, "error: no such slide")
+    assert (beat.ending.exit_code, beat.ending.last) == (1, "no such slide")
     assert beat.progress == Progress(
         done=2, total=5, eta_s=63.0, activity="scoring", mlflow_run="0123456789abcdef0123456789abcdef"
     )
