@@ -6,7 +6,6 @@ import base64
 import hmac
 import json
 import string
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from joserfc.jwk import ECKey, RSAKey
 from service.api import oidc
 from service.service_settings import OidcSettings
 from tests.service.api_app import Api, api
+from tests.service.background import running
 
 CLIENT = "magnet-cli"
 RSA = RSAKey.generate_key(2048, {"kid": "first", "use": "sig", "alg": "RS256"})
@@ -77,12 +77,8 @@ class FakeProvider:
 @pytest.fixture
 def provider() -> Iterator[FakeProvider]:
     own = FakeProvider()
-    thread = threading.Thread(target=own.server.serve_forever, args=(0.01,))
-    thread.start()
-    yield own
-    own.server.shutdown()
-    thread.join()
-    own.server.server_close()
+    with running(own.server):
+        yield own
 
 
 @pytest.fixture
@@ -232,9 +228,7 @@ def test_keys_are_kept_and_fetched_again_when_the_provider_replaces_them(
 
 def test_nothing_is_fetched_from_another_host(own: Api, provider: FakeProvider) -> None:
     other = FakeProvider()
-    thread = threading.Thread(target=other.server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with running(other.server):
         places = [f"{other.issuer}/keys", "file:///etc/passwd", "https://127.0.0.1/keys", "", None, 7, "http://[::1"]
         for place in places:
             provider.about = {"jwks_uri": place}
@@ -244,10 +238,6 @@ def test_nothing_is_fetched_from_another_host(own: Api, provider: FakeProvider) 
         provider.about, provider.redirect = {}, f"{other.issuer}/.well-known/openid-configuration"
         assert log_in(own, provider.token()).status_code == 503
         assert other.fetched == []
-    finally:
-        other.server.shutdown()
-        thread.join()
-        other.server.server_close()
 
 
 def test_weak_and_unfit_keys_are_not_used(own: Api, provider: FakeProvider) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,7 @@ import pytest
 from ray_jobs.processes import free_port
 from service.queue import audit
 from tests.service.api_app import Api, api
+from tests.service.background import running
 
 TOKEN = "secret-of-mlflow"
 
@@ -75,12 +75,8 @@ class FakeMlflow:
 @pytest.fixture
 def mlflow() -> Iterator[FakeMlflow]:
     own = FakeMlflow()
-    thread = threading.Thread(target=own.server.serve_forever, args=(0.01,))
-    thread.start()
-    yield own
-    own.server.shutdown()
-    thread.join()
-    own.server.server_close()
+    with running(own.server):
+        yield own
 
 
 @pytest.fixture

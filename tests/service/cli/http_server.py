@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from tests.service.background import running
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,5 @@ def serving(
         server.socket = context.wrap_socket(server.socket, server_side=True)
     shown = f"[{host}]" if ":" in host else host
     own = HttpServer(f"http{'s' if context else ''}://{shown}:{server.server_address[1]}", routes)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with running(server):
         yield own
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
