@@ -38,7 +38,10 @@ class RayJobs:
         self.url = url.rstrip("/")
         token = environment.ray_token() if token_file is None else storage.read_bytes(token_file).decode().strip()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False)
+        verify = self.url.startswith("https://")  # without TLS loading the CA certificates is for nothing
+        self._client = httpx2.Client(
+            base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False, verify=verify
+        )
 
     def submit(self, submission_id: str, entrypoint: str, env: Mapping[str, str], about: Mapping[str, str]) -> None:
         """Start a job; one that was submitted before under this id is left as it is.

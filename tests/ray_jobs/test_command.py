@@ -85,6 +85,7 @@ def test_an_error_of_the_program_is_reported_once_with_its_traceback_and_never_r
     assert (status in exit_status.FINAL) == (status == 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "score.py", "pretrain.py"])
 def test_commands_without_arguments_explain_themselves(script: str) -> None:
     path = Path(command.__file__).with_name(script)

@@ -36,6 +36,7 @@ def tracker(uri: str, folder: Path, request: pytest.FixtureRequest) -> Tracker:
     return Tracker(uri, run_id)
 
 
+@pytest.mark.slow
 def test_one_run_per_name_over_attempts(uri: str, folder: Path) -> None:
     first, finished = start_run(uri, experiment="attempts", name="night", storage=str(folder))
     assert not finished

@@ -16,6 +16,8 @@ from service.api.limits import source_of
 from service.api.problems import RefusedError
 from tests.service.api_app import Api, api
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Api:

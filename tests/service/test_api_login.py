@@ -22,6 +22,8 @@ from service.service_settings import OidcSettings
 from tests.service.api_app import Api, api
 from tests.service.background import running
 
+pytestmark = pytest.mark.slow
+
 CLIENT = "magnet-cli"
 RSA = RSAKey.generate_key(2048, {"kid": "first", "use": "sig", "alg": "RS256"})
 EC = ECKey.generate_key("P-256", {"kid": "curve", "use": "sig", "alg": "ES256"})

@@ -22,6 +22,8 @@ from service.queue import audit
 from tests.service.api_app import Api, api
 from tests.service.background import running
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "secret-of-mlflow"
 
 

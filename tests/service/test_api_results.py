@@ -12,6 +12,8 @@ from service.queue.store import Limits
 from service.service_settings import Place
 from tests.service.api_app import Api, api
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 
 

@@ -16,6 +16,8 @@ from service.service_settings import Quota
 from service.serving import admin_token
 from tests.service.api_app import Api, api
 
+pytestmark = pytest.mark.slow
+
 DAY_S = 86400
 
 

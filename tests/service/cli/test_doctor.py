@@ -17,6 +17,8 @@ from service.queue.tables import Database
 from service.service_settings import ServiceSettings
 from tests.service.cli.http_server import Reply, serving
 
+pytestmark = pytest.mark.slow
+
 AWAY = "http://127.0.0.1:1"
 ALIVE = Reply({"status": "alive"})
 NO_JOBS = Reply({"jobs": [], "next": None})

@@ -15,6 +15,8 @@ from service.cli.tables import duration, job_table
 from service.queue.requests import Score, Train, Tune, from_json
 from tests.service.api_app import Api
 
+pytestmark = pytest.mark.slow
+
 
 def submitted(own: Api, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     """The id of a check."""
