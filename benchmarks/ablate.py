@@ -20,7 +20,7 @@ import torch
 from learn import TILE_CACHE_BYTES, say, settings_of
 from learning import default_cohort, magnet_arm, open_world
 
-from service.reader import RegionReader
+from service.slides.reader import RegionReader
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "full recipe": (),

@@ -17,9 +17,9 @@ import openslide
 from numpy.typing import NDArray
 
 from magnet.regions import from_level0
-from magnet.windows import Ask
+from magnet.windows import WindowRequest
 from service.errors import MagnetError
-from service.reader import RegionReader, SlideBatch
+from service.slides.reader import RegionReader, SlideBatch
 
 NUM_WINDOWS, OUT_PX = 8, 200
 
@@ -50,7 +50,7 @@ def level_difference(batch: SlideBatch, reference: openslide.OpenSlide, level: i
     corner = np.random.default_rng(level).uniform(0, 1, (NUM_WINDOWS, 2)) * (np.array(info.size_px) - side)
     region = from_level0(np.concatenate([corner, np.full((NUM_WINDOWS, 1), side)], axis=1), info.size_px)
     out_px = max(1, int(side / max(steps)))
-    windows = batch.fetch(Ask(0, np.zeros(NUM_WINDOWS, np.int64), region, out_px, 0))
+    windows = batch.fetch(WindowRequest(0, np.zeros(NUM_WINDOWS, np.int64), region, out_px, 0))
     differences = []
     for pixels, (left, top, px_w, px_h) in zip(windows.pixels, windows.place, strict=True):
         x = max(0, round((left + info.size_px[0] / batch.side_px[0]) / px_w))
@@ -70,7 +70,7 @@ def bad_row(path: Path) -> list[str]:
     """File, whose class of error is raised, and its message."""
     try:
         with RegionReader() as reader:
-            reader.batch([str(path)]).fetch(Ask(0, np.zeros(1, np.int64), np.array([[1.0, 0, 0]]), 224, 0))
+            reader.batch([str(path)]).fetch(WindowRequest(0, np.zeros(1, np.int64), np.array([[1.0, 0, 0]]), 224, 0))
     except MagnetError as error:
         return [f"`{path.name}`", type(error).__name__, str(error).replace(str(path), path.name)]
     return [f"`{path.name}`", "none", "is read"]

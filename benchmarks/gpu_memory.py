@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_memory.py [--config C] [--schedule 3,2,3,2] [--set recipe.precision=bf16] [--json]
 
-The steps are a training's own (`ray_jobs.learner`): as many zooms in flight, gradients accumulated, Adam's state there,
-at the end of the training, where all that is ever on is on, which is what the prediction is for. Weights are random,
-slides are formulas. Reach: predicted within 15 % of measured. Without a card it says so and measures nothing.
+The steps are those of a training (`ray_jobs.training.learner`): as many zooms in flight, gradients accumulated, Adam's
+state allocated, at the end of the training, where everything is switched on; the prediction is for this moment. Weights
+are random, slides are formulas. To reach: predicted within 15 % of measured. Without a GPU it says so and measures
+nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import torch
 from magnet.fake_slide import formula_fetch, waves
 from magnet.plan import Cut
 from magnet.zoom import MagNet
-from ray_jobs.fit import predicted, ways
-from ray_jobs.learner import Learner, TooLargeError
-from service.settings import TrainSettings, train_settings
+from ray_jobs.training.fit import predicted, ways
+from ray_jobs.training.learner import Learner, TooLargeError
+from service.settings.train import TrainSettings, train_settings
 
 SIDE_PX = 110_000
 SLIDE = waves([(3.0, 5.0), (7.0, 2.0), (11.0, 13.0)])

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import psutil
 
-from ray_jobs.processes import free_port, kill_tree
-from service.client import Client
+from ray_jobs.cluster.processes import free_port, kill_tree
+from service.client.client import Client
 from service.queue.requests import Check
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "API": ("main() api",),
     "dispatcher": ("main() dispatch",),
-    "MLflow": ("ray_jobs.mlflow_guard",),
+    "MLflow": ("ray_jobs.serving.mlflow_guard",),
     "Ray's head": ("gcs_server", "raylet/raylet", "/ray start"),
 }
 """Words of the command lines of what is killed."""
@@ -75,7 +75,7 @@ def measure(service: Service) -> None:
     while not (service.folder / ".config/magnet/client.json").exists():
         time.sleep(0.2)
     submitted: list[str] = []
-    check = Check(manifest=f"{service.slides}/")
+    check = Check(manifest=f"{service.slides.slide}/")
     with service.client() as client:
         first = client.submit(check)
         assert client.wait(first.id, timeout_s=PATIENCE_S).state == "done", "".join(client.logs(first.id))

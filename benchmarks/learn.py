@@ -50,8 +50,8 @@ from tiling import tiling_arm
 from zoom_pictures import draw_zooms
 
 from magnet.zoom import MagNet
-from service.reader import RegionReader
-from service.settings import TrainSettings, train_settings
+from service.settings.train import TrainSettings, train_settings
+from service.slides.reader import RegionReader
 
 ARMS = ("magnet", "random_tissue", "thumbnail", "tiling")
 SMALL = ("model.zoom.patch_px=64", "model.classifier.encoder=test_resnet", "recipe.batch=16", "recipe.micro_batch=8")

@@ -17,12 +17,12 @@ from magnet.metrics import auroc_by_stratum
 from magnet.regions import to_level0
 from magnet.views import tissue_mask
 from magnet.zoom import MagNet
-from ray_jobs.bare_loop import train
-from ray_jobs.evaluate import zooms_of
-from service.manifest import Slide, load_manifest
-from service.outlines import HIT, Outlines, covered, read_outlines
-from service.reader import RegionReader
-from service.settings import TrainSettings
+from ray_jobs.training.bare_loop import train
+from ray_jobs.training.evaluate import zooms_of
+from service.cohort.manifest import Slide, load_manifest
+from service.cohort.outlines import HIT, Outlines, covered, read_outlines
+from service.settings.train import TrainSettings
+from service.slides.reader import RegionReader
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 

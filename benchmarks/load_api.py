@@ -23,12 +23,12 @@ import httpx2
 import psutil
 import yaml
 
-from ray_jobs.processes import free_port
+from ray_jobs.cluster.processes import free_port
+from service.operations.serving import admin_token
 from service.queue.requests import Check
 from service.queue.store import JobStore
 from service.queue.tables import Database
-from service.service_settings import service_settings
-from service.serving import admin_token
+from service.settings.service import service_settings
 
 PAGE = 50
 """Jobs that a list asks for."""

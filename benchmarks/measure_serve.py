@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from ray_jobs.processes import free_port, kill_tree
+from ray_jobs.cluster.processes import free_port, kill_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 REST_S = 20.0
@@ -32,7 +32,7 @@ PARTS = {
     "Ray log monitor": ("log_monitor.py",),
     "Ray client server, autoscaler": ("ray.util.client.server", "monitor.py"),
     "Ray raylet, GCS": ("raylet/raylet", "gcs_server", "/ray start"),
-    "MLflow": ("mlflow server", "mlflow.server", "ray_jobs.mlflow_guard", "huey"),
+    "MLflow": ("mlflow server", "mlflow.server", "ray_jobs.serving.mlflow_guard", "huey"),
     "dispatcher": ("main() dispatch",),
     "API": ("main() api",),
     "serve itself": ("ray_jobs.serve",),

@@ -34,7 +34,7 @@ from magnet.objective import objective
 from magnet.presets import PRESETS
 from magnet.stacks import Locator
 from magnet.views import area_pool, tissue_mask
-from magnet.windows import Ask, Fetch, Windows, drive
+from magnet.windows import Fetch, WindowRequest, Windows, drive
 from magnet.zoom import MagNet, Trace, Zoomed
 
 SIDE_PX = 110_000
@@ -120,13 +120,13 @@ class Step:
     def __init__(self, model: MagNet, recipe: RecipeConfig, batch: int) -> None:
         self.model, self.recipe, self.batch = model, recipe, batch
         self.windows: list[Windows] = []
-        self.asks: list[Ask] = []
+        self.asks: list[WindowRequest] = []
         self.theta_gradient = recipe.theta_gradient_on(0.0)
         self.label_B = (torch.arange(batch) % 2).float().to(model.device)
         self._record(formula_fetch([SLIDE] * batch, [SIDE_PX] * batch))
 
     def _record(self, fetch: Fetch) -> None:
-        def paint(ask: Ask) -> Windows:
+        def paint(ask: WindowRequest) -> Windows:
             self.asks.append(ask)
             self.windows.append(fetch(ask))
             return self.windows[-1]
@@ -144,7 +144,7 @@ class Step:
         )
         return drive(zoom, fetch)
 
-    def answer(self, ask: Ask) -> Windows:
+    def answer(self, ask: WindowRequest) -> Windows:
         """The windows of the first run. The same seed asks for the same ones."""
         return self.windows[ask.layer]
 

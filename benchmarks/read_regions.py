@@ -41,11 +41,11 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from magnet.regions import from_level0, to_level0
-from magnet.windows import Ask, Windows
-from service.counters import ReadCounters
-from service.planning import level_rect, plan_windows, tiles_of
-from service.reader import RegionReader, SlideBatch
-from service.slides import SlideInfo
+from magnet.windows import WindowRequest, Windows
+from service.slides.planning import level_rect, plan_windows, tiles_of
+from service.slides.reader import RegionReader, SlideBatch
+from service.slides.slide import SlideInfo
+from service.storage.counters import ReadCounters
 
 TURN = 144
 """Regions of a turn: what the last layer of four (3, 2, 3, 2) zooms, a micro-batch of the paper, asks for at once."""
@@ -160,7 +160,7 @@ class BareDecode:
 def our_turn(totals: Totals, batch: SlideBatch, bare: BareDecode, region: NDArray[np.float64], out_px: int) -> Images:
     """Our reader's turn, and the decode of the same tiles."""
     batch.counters[0] = ReadCounters()
-    ask = Ask(0, np.zeros(len(region), dtype=np.int64), region, out_px, MARGIN_PX)
+    ask = WindowRequest(0, np.zeros(len(region), dtype=np.int64), region, out_px, MARGIN_PX)
     began, cpu_began = time.perf_counter(), time.process_time()
     windows = batch.fetch(ask)
     totals.read_cpu_s += time.process_time() - cpu_began

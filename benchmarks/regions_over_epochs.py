@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from magnet.regions import to_level0
 from magnet.zoom import MagNet
-from ray_jobs.evaluate import zooms_of
-from service.manifest import Slide
-from service.pictures import LAYER_COLOURS
+from ray_jobs.training.evaluate import zooms_of
+from service.cohort.manifest import Slide
+from service.results.pictures import LAYER_COLOURS
 
 NUM_MOMENTS, CELL_PX, GAP_PX, HEAD_PX = 6, 220, 6, 24
 LESION = "#d03b3b"

@@ -37,15 +37,15 @@ import torch
 from tiling import GatedAttention, tissue_tiles
 
 from magnet.sampler import sample
-from magnet.windows import Ask, Windows
+from magnet.windows import WindowRequest, Windows
 from magnet.zoom import MagNet
-from ray_jobs.processes import free_port, started
-from ray_jobs.reader_actors import RemoteReader, started_readers
-from ray_jobs.rows import score_slides
-from service.manifest import Slide
-from service.reader import RegionReader
-from service.reading import Reader
-from service.settings import ComputeSettings, train_settings
+from ray_jobs.cluster.processes import free_port, started
+from ray_jobs.cluster.reader_actors import RemoteReader, started_readers
+from ray_jobs.scoring.rows import score_slides
+from service.cohort.manifest import Slide
+from service.settings.train import ComputeSettings, train_settings
+from service.slides.reader import RegionReader
+from service.slides.reader_protocol import Reader
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
@@ -154,7 +154,7 @@ def _tiled(model: MagNet, slide: Slide, num_tiles: int) -> dict[str, Any]:
 
         def read(start: int) -> tuple[np.ndarray, Windows]:
             part = region[start : start + BATCH]
-            return part, batch.fetch(Ask(0, np.zeros(len(part), dtype=np.int64), part, TILE_PX, 0))
+            return part, batch.fetch(WindowRequest(0, np.zeros(len(part), dtype=np.int64), part, TILE_PX, 0))
 
         features, coming = [], ahead.submit(read, int(starts[0]))
         for following in [*starts[1:].tolist(), None]:
@@ -211,7 +211,7 @@ def _link(folder: Path, side_px: int, num: int) -> None:
 def _store(folder: Path, latency_ms: float) -> Iterator[None]:
     """An object store in a process of its own, late by so much; `s3://bucket/` is the folder while it lasts."""
     port = free_port()
-    words = [sys.executable, "-m", "service.fake_store", str(folder), "--latency-ms", str(latency_ms)]
+    words = [sys.executable, "-m", "service.testing.fake_store", str(folder), "--latency-ms", str(latency_ms)]
     with started([*words, "--port", str(port)], log=None, cwd=Path(__file__).parents[1]) as process:
         while True:
             try:

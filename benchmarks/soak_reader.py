@@ -22,8 +22,8 @@ import numpy as np
 import psutil
 
 from magnet.regions import from_level0
-from magnet.windows import Ask
-from service.reader import RegionReader
+from magnet.windows import WindowRequest
+from service.slides.reader import RegionReader
 from service.synthetic.__main__ import main as make_slides
 
 SLIDES_AT_A_TIME, REGIONS_EACH = 8, 18
@@ -45,12 +45,14 @@ def slides(folder: Path, num: int, side_px: int, seed: int) -> list[str]:
     return [str(path) for path in paths]
 
 
-def random_ask(rng: np.random.Generator, side_px: int, out_px: int = 224) -> Ask:
+def random_ask(rng: np.random.Generator, side_px: int, out_px: int = 224) -> WindowRequest:
     """Regions of a batch, sides log-uniform from native resolution to the whole slide."""
     num = SLIDES_AT_A_TIME * REGIONS_EACH
     side = np.exp(rng.uniform(np.log(out_px), np.log(side_px), num))
     box = np.stack([*rng.uniform(0, 1, (2, num)) * (side_px - side), side], axis=1)
-    return Ask(0, np.repeat(np.arange(SLIDES_AT_A_TIME), REGIONS_EACH), from_level0(box, (side_px, side_px)), out_px, 8)
+    return WindowRequest(
+        0, np.repeat(np.arange(SLIDES_AT_A_TIME), REGIONS_EACH), from_level0(box, (side_px, side_px)), out_px, 8
+    )
 
 
 def soak(paths: list[str], num_regions: int, side_px: int, seed: int) -> Figures:

@@ -20,10 +20,10 @@ from torch.nn import functional
 from magnet.regions import from_level0
 from magnet.sampler import sample
 from magnet.views import tissue_mask
-from magnet.windows import Ask
+from magnet.windows import WindowRequest
 from magnet.zoom import MagNet
-from service.manifest import Slide
-from service.reader import RegionReader
+from service.cohort.manifest import Slide
+from service.slides.reader import RegionReader
 
 CHUNK = 128
 """Tiles read at once."""
@@ -92,7 +92,7 @@ def _features(model: MagNet, world: World, slide: Slide, half_side: float) -> Te
     found = []
     for start in range(0, len(region), CHUNK):
         part = region[start : start + CHUNK]
-        windows = batch.fetch(Ask(0, np.zeros(len(part), dtype=np.int64), part, out_px, margin_px))
+        windows = batch.fetch(WindowRequest(0, np.zeros(len(part), dtype=np.int64), part, out_px, margin_px))
         pixels = torch.from_numpy(windows.pixels).permute(0, 3, 1, 2).float() / 255
         view = sample(pixels, torch.from_numpy(windows.place), torch.from_numpy(part), out_px, method="bilinear")
         found.append(model.encoder(view).half())

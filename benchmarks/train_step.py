@@ -33,15 +33,19 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from magnet.windows import Ask, Windows
+from magnet.windows import WindowRequest, Windows
 from magnet.zoom import MagNet, Zoomed
-from ray_jobs import bare_loop, checkpoints, cluster, loop, tracking, training
-from ray_jobs.checkpoint_store import CheckpointStore
-from ray_jobs.processes import free_port, started
+from ray_jobs.cluster import connection as cluster
+from ray_jobs.cluster.processes import free_port, started
+from ray_jobs.models import checkpoints
+from ray_jobs.models.checkpoint_store import CheckpointStore
+from ray_jobs.tracking import mlflow_run
+from ray_jobs.training import bare_loop, worker
+from ray_jobs.training import driver as training
 from service import storage
-from service.manifest import Manifest, load_manifest
-from service.reader import RegionReader
-from service.settings import TrainSettings, train_settings
+from service.cohort.manifest import Manifest, load_manifest
+from service.settings.train import TrainSettings, train_settings
+from service.slides.reader import RegionReader
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
@@ -67,7 +71,7 @@ def paced(ms_per_slide: float) -> type[MagNet]:
     class Paced(MagNet):
         """Sleeps when a zoom is complete, while others in flight read."""
 
-        def zoom(self, side_px_B: NDArray[np.float64], **options: Any) -> Generator[Ask, Windows, Zoomed]:
+        def zoom(self, side_px_B: NDArray[np.float64], **options: Any) -> Generator[WindowRequest, Windows, Zoomed]:
             """See `MagNet.zoom`."""
             zoomed = yield from super().zoom(side_px_B, **options)
             time.sleep(len(side_px_B) * ms_per_slide / 1e3)
@@ -99,12 +103,12 @@ def through_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
     settings = replace(
         case.settings, compute=replace(case.settings.compute, num_workers=num_workers, gpus_per_worker=0)
     )
-    uri, name = tracking.tracking_uri(str(folder)), "run"
-    run_id, _ = tracking.start_run(uri, experiment="benchmark", name=name, storage=str(folder))
+    uri, name = mlflow_run.tracking_uri(str(folder)), "run"
+    run_id, _ = mlflow_run.start_run(uri, experiment="benchmark", name=name, storage=str(folder))
     job = storage.join(str(folder), name)
-    task = loop.Task(settings, case.manifest.slides, (), uri, run_id, job)
+    task = worker.Task(settings, case.manifest.slides, (), uri, run_id, job)
     # a job without its checks and registry
-    training.fit(task, name, str(folder), partial(loop.train, network=paced(case.ms_per_slide)))
+    training.fit(task, name, str(folder), partial(worker.train, network=paced(case.ms_per_slide)))
     store = CheckpointStore(job)
     last = store.published()[-1]
     with tempfile.TemporaryDirectory() as place:
@@ -116,7 +120,16 @@ def through_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
 def object_store(folder: Path, latency_ms: float) -> Iterator[str]:
     """An object store over a folder, in a process of its own; the URI of the folder."""
     port = free_port()
-    words = ["python", "-m", "service.fake_store", str(folder), "--port", str(port), "--latency-ms", str(latency_ms)]
+    words = [
+        "python",
+        "-m",
+        "service.testing.fake_store",
+        str(folder),
+        "--port",
+        str(port),
+        "--latency-ms",
+        str(latency_ms),
+    ]
     with started(words, log=None):
         time.sleep(2)
         yield f"http://127.0.0.1:{port}/bucket"

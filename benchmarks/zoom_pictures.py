@@ -9,12 +9,12 @@ from learning import Judged, World
 
 from magnet.regions import to_level0
 from magnet.zoom import MagNet
-from ray_jobs.evidence import layers_of
-from ray_jobs.rows import score_slides
-from service.manifest import Slide
-from service.outlines import HIT, covered
-from service.score_settings import ZoomSettings
-from service.zoom_tree import zoom_tree_picture
+from ray_jobs.scoring.evidence import layers_of
+from ray_jobs.scoring.rows import score_slides
+from service.cohort.manifest import Slide
+from service.cohort.outlines import HIT, covered
+from service.results.zoom_tree import zoom_tree_picture
+from service.settings.score import ZoomSettings
 
 
 def draw_zooms(model: MagNet, world: World, judged: Judged, folder: Path) -> list[Path]:

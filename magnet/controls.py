@@ -18,7 +18,7 @@ from magnet.affine import centre_from, clamp_native
 from magnet.config import ModelConfig
 from magnet.regions import native_scale
 from magnet.views import area_pool, tissue_mask
-from magnet.windows import Ask, Windows
+from magnet.windows import WindowRequest, Windows
 from magnet.zoom import MagNet, Trace, Zoomed, roots
 
 
@@ -51,7 +51,7 @@ class RandomTissue(MagNet):
         generator: torch.Generator | None = None,
         keep_views: bool = False,
         enough: Callable[[Tensor], bool] | None = None,
-    ) -> Generator[Ask, Windows, Zoomed]:
+    ) -> Generator[WindowRequest, Windows, Zoomed]:
         """As `MagNet.zoom`, with the root and the last layer alone, read whole; `generator` draws the places."""
         zoom, trace = self.config.zoom, Trace()
         root_B13 = roots(len(side_px_B), self.device)
@@ -92,7 +92,7 @@ class Thumbnail(MagNet):
         generator: torch.Generator | None = None,
         keep_views: bool = False,
         enough: Callable[[Tensor], bool] | None = None,
-    ) -> Generator[Ask, Windows, Zoomed]:
+    ) -> Generator[WindowRequest, Windows, Zoomed]:
         """As `MagNet.zoom`, with the root alone."""
         trace = Trace()
         root_B13 = roots(len(side_px_B), self.device)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magnet.regions import Floats
-from magnet.windows import Ask, Fetch, Windows, window_side_px
+from magnet.windows import Fetch, WindowRequest, Windows, window_side_px
 
 Colour = Callable[[Floats, Floats], Floats]
 """RGB in [0, 1], shape (..., 3), at places (x, y) of the root square, each of shape (...)."""
@@ -22,7 +22,7 @@ def formula_fetch(colours: Sequence[Colour], side_px: Sequence[float]) -> Fetch:
         side_px: sides of their root squares in level-0 pixels.
     """
 
-    def fetch(ask: Ask) -> Windows:
+    def fetch(ask: WindowRequest) -> Windows:
         side = window_side_px(ask.out_px, ask.margin_px)
         native = 2 / np.asarray(side_px, np.float64)[ask.slide]
         finest = 2 * ask.region[:, 0] / ask.out_px  # one window pixel per output pixel

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from magnet.config import ModelConfig, RecipeConfig
 from magnet.layer import MagnifyingLayer
 from magnet.objective import objective
-from magnet.windows import Ask, Windows, drive_many, window_side_px
+from magnet.windows import WindowRequest, Windows, drive_many, window_side_px
 from magnet.zoom import MagNet
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
@@ -110,7 +110,7 @@ def _zoom(model: MagNet, recipe: RecipeConfig, num_slides: int) -> Any:
     )
 
 
-def _no_pixels(ask: Ask) -> Windows:
+def _no_pixels(ask: WindowRequest) -> Windows:
     """Black windows; the operating system gives no memory for zeros that nobody writes to."""
     side, num = window_side_px(ask.out_px, ask.margin_px), len(ask.slide)
     return Windows(pixels=np.zeros((num, side, side, 3), np.uint8), place=np.ones((num, 4)), level=np.ones(num))

@@ -1,7 +1,7 @@
 """What a zoom asks for and what it is sent: regions out, windows in.
 
-A zoom never touches storage. It is a generator that yields an `Ask`, is sent the `Windows` that answer it, and at the
-end returns its result. Whoever drives it decides where pixels come from. This module needs numpy only.
+A zoom never reads from storage. It is a generator: it yields a `WindowRequest`, receives the `Windows` that answer it,
+and returns its result at the end. The caller decides where the pixels come from. This module needs only numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def window_side_px(out_px: int, margin_px: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class WindowRequest:
     """Regions that a zoom wants to see next, N over all slides of its batch."""
 
     layer: int
@@ -47,7 +47,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Snapped rectangles of level pixels, one for each region of an `Ask`, in its order.
+    """Snapped rectangles of level pixels, one for each region of an `WindowRequest`, in its order.
 
     Which pixels the model sees does not depend on batching, caching or who read them: resampling to the region is
     left to the model's sampler. Black outside the slide.
@@ -72,11 +72,11 @@ Key = TypeVar("Key")
 Result = TypeVar("Result")
 Caught = TypeVar("Caught", bound=Exception)
 
-Fetch = Callable[[Ask], Windows]
-"""Answers one `Ask`."""
+Fetch = Callable[[WindowRequest], Windows]
+"""Answers one `WindowRequest`."""
 
 
-def drive(zoom: Generator[Ask, Windows, Result], fetch: Fetch) -> Result:
+def drive(zoom: Generator[WindowRequest, Windows, Result], fetch: Fetch) -> Result:
     """Run a zoom to its end, answering each of its questions by `fetch`."""
     try:
         ask = next(zoom)
@@ -87,7 +87,7 @@ def drive(zoom: Generator[Ask, Windows, Result], fetch: Fetch) -> Result:
 
 
 def drive_many(
-    zooms: Iterable[tuple[Key, Generator[Ask, Windows, Result], Fetch]],
+    zooms: Iterable[tuple[Key, Generator[WindowRequest, Windows, Result], Fetch]],
     pool: Executor,
     num_in_flight: int,
     catch: type[Caught] | tuple[()] = (),
@@ -138,7 +138,7 @@ class _Begun(Generic[Key, Result]):
     """A zoom on its way."""
 
     key: Key
-    zoom: Generator[Ask, Windows, Result]
+    zoom: Generator[WindowRequest, Windows, Result]
     fetch: Fetch
     answer: Future[Windows] | None = None
     num_asked: int = 0
@@ -163,7 +163,7 @@ def in_frames(fetch: Fetch, frames: NDArray[np.int64]) -> Fetch:
     `fetch` itself goes on speaking the slides' own frame. Source: the paper, section 4.2 (mirroring and rotation).
     """
 
-    def fetch_in_frames(ask: Ask) -> Windows:
+    def fetch_in_frames(ask: WindowRequest) -> Windows:
         frame = frames[ask.slide]
         region = ask.region.copy()
         for f in np.unique(frame):

@@ -1,8 +1,8 @@
 """The MagNet: a zoom through a pyramid, told as a conversation.
 
-`MagNet.zoom` is a generator. It yields the regions that it wants to see next (`Ask`), is sent their windows, layer
-after layer, and returns logits and trace. It serves training, scoring and tests alike; pictures are drawn from the
-trace of the very pass that scored.
+`MagNet.zoom` is a generator. It yields the regions that it wants to see next (`WindowRequest`), is sent their windows,
+layer after layer, and returns logits and trace. Training, scoring and tests all run it; pictures are drawn from the
+trace of the same pass that scored.
 
 Shape letters: B slides, N nodes of a layer, P children per parent, C channels, H W pixels, D features, 3 (s, tx, ty).
 """
@@ -28,7 +28,7 @@ from magnet.regions import native_scale
 from magnet.sampler import sample
 from magnet.views import area_pool, grey_filter, tissue_mask
 from magnet.weights import FetchBytes
-from magnet.windows import Ask, Windows
+from magnet.windows import WindowRequest, Windows
 
 FROZEN_LAYER = 2
 """Whose regions have the frozen patch among them. Source: the paper, section 4.3."""
@@ -133,7 +133,7 @@ class MagNet(nn.Module):
         generator: torch.Generator | None = None,
         keep_views: bool = False,
         enough: Callable[[Tensor], bool] | None = None,
-    ) -> Generator[Ask, Windows, Zoomed]:
+    ) -> Generator[WindowRequest, Windows, Zoomed]:
         """Zoom into B slides at once.
 
         Args:
@@ -146,8 +146,8 @@ class MagNet(nn.Module):
                 says so of the running logit (B, N so far); those left are not in the trace.
 
         Yields:
-            `Ask` for layers 0 to L, with `len(side_px_B) * num_nodes[layer]` regions, slide by slide; several for layer
-            L where `enough` is given.
+            `WindowRequest` for layers 0 to L, with `len(side_px_B) * num_nodes[layer]` regions, slide by slide; several
+            for layer L where `enough` is given.
 
         Returns:
             `Zoomed`.
@@ -186,7 +186,7 @@ class MagNet(nn.Module):
 
     def _until(
         self, enough: Callable[[Tensor], bool], region_BN3: Tensor, trace: Trace, keep_views: bool
-    ) -> Generator[Ask, Windows, Zoomed]:
+    ) -> Generator[WindowRequest, Windows, Zoomed]:
         """The end of a zoom that reads its last patches a few at a time."""
         zoom, seen, features = self.config.zoom, Trace(), []
         for part_BN3 in region_BN3.split(AT_ONCE, dim=1):
@@ -222,12 +222,12 @@ class MagNet(nn.Module):
         generator: torch.Generator | None,
         trace: Trace,
         keep_views: bool,
-    ) -> Generator[Ask, Windows, Tensor]:
+    ) -> Generator[WindowRequest, Windows, Tensor]:
         """Views (B, N, C, H, W) in [0, 1] of regions: ask for their windows, sample them, drop grey pixels."""
         (b, n), zoom = region_BN3.shape[:2], self.config.zoom
         where_BN3 = region_BN3.detach().double().cpu().numpy()
         slide_N = np.repeat(np.arange(b), n)
-        windows = yield Ask(layer, slide_N, where_BN3.reshape(-1, 3), out_px, zoom.margin_px)
+        windows = yield WindowRequest(layer, slide_N, where_BN3.reshape(-1, 3), out_px, zoom.margin_px)
         pixels_NHWC = torch.from_numpy(windows.pixels).to(self.device, non_blocking=True)
         place_N4 = torch.from_numpy(windows.place).to(self.device)
         method = self.config.locator.sampler if self.training and region_BN3.requires_grad else "bilinear"

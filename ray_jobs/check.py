@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from ray_jobs import command
-from service.folder import is_folder, slides_under
-from service.manifest import Manifest, ManifestError, check_slides, load_manifest
-from service.reader import RegionReader
+from ray_jobs.command_line import command
+from service.cohort.folder import is_folder, slides_under
+from service.cohort.manifest import Manifest, ManifestError, check_slides, load_manifest
+from service.slides.reader import RegionReader
 
 
 def main(arguments: list[str]) -> int:

@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_jobs import command
-from ray_jobs.processes import answers, free_port, kill_tree, started
-from ray_jobs.registry import ui_command
+from ray_jobs.cluster.processes import answers, free_port, kill_tree, started
+from ray_jobs.command_line import command
+from ray_jobs.models.registry import ui_command
 from service import exit_status
 from service.errors import UsageError
-from service.queue.job_lines import own_lines
+from service.supervisor.job_lines import own_lines
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
@@ -96,7 +96,7 @@ def _say(number: int, text: str) -> None:
 def _object_store(folder: Path) -> Iterator[str]:
     """An S3 server of what lies in a folder, on the loopback interface; its URL."""
     port = free_port()
-    words = [sys.executable, "-m", "service.fake_store", str(folder), "--bucket", BUCKET, "--port", str(port)]
+    words = [sys.executable, "-m", "service.testing.fake_store", str(folder), "--bucket", BUCKET, "--port", str(port)]
     with started(words, log=None, cwd=ROOT) as process:
         url = f"http://127.0.0.1:{port}"
         _wait(f"{url}/{BUCKET}/cohort/manifest.csv", process, seconds=60)

@@ -21,15 +21,17 @@ from urllib.parse import urlsplit
 import torch
 
 from magnet.zoom import MagNet
-from ray_jobs import checkpoints, command, registry, tracking
-from ray_jobs.checkpoints import NamedModel
-from ray_jobs.rows import score_slides
-from ray_jobs.scorer import completed
+from ray_jobs.command_line import command
+from ray_jobs.models import checkpoints, registry
+from ray_jobs.models.checkpoints import NamedModel
+from ray_jobs.scoring.rows import score_slides
+from ray_jobs.scoring.scorer import completed
+from ray_jobs.tracking import mlflow_run
 from service import exit_status
-from service.manifest import Slide
-from service.reader import RegionReader
-from service.score_settings import ZoomSettings
-from service.settings import train_settings
+from service.cohort.manifest import Slide
+from service.settings.score import ZoomSettings
+from service.settings.train import train_settings
+from service.slides.reader import RegionReader
 
 
 def main(arguments: list[str]) -> int:
@@ -77,7 +79,7 @@ def _untrained(config: str) -> tuple[MagNet, NamedModel]:
 
 
 def _trained(name: str, storage_option: str | None) -> tuple[MagNet, NamedModel]:
-    uri = tracking.tracking_uri(command.storage_folder(storage_option))
+    uri = mlflow_run.tracking_uri(command.storage_folder(storage_option))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, version = registry.resolve(name, uri, Path(folder))
         model, threshold = checkpoints.load_model(checkpoint), checkpoints.describe(checkpoint).threshold

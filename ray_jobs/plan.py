@@ -14,11 +14,11 @@ import torch
 
 from magnet.memory import PARTS, Memory, num_parameters
 from magnet.plan import TileGuess, expected_reads, warnings
-from ray_jobs import command
-from ray_jobs.fit import DoesNotFitError, chosen, fits, predicted, ways
+from ray_jobs.command_line import command
+from ray_jobs.training.fit import DoesNotFitError, chosen, fits, predicted, ways
 from service import exit_status
 from service.errors import UsageError
-from service.settings import TrainSettings, train_settings
+from service.settings.train import TrainSettings, train_settings
 
 
 def main(arguments: list[str]) -> int:

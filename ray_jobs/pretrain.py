@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ray_jobs import command
+from ray_jobs.command_line import command
 from ray_jobs.train import SHARES
 from service import exit_status
+from service.cohort.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
 from service.errors import UsageError
-from service.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
-from service.reader import RegionReader
-from service.settings import TrainSettings, train_settings
+from service.settings.train import TrainSettings, train_settings
+from service.slides.reader import RegionReader
 
 
 def main(arguments: list[str]) -> int:
@@ -83,7 +83,7 @@ def _training_slides(manifest: Manifest, seed: int) -> Manifest:
 def _pretrain(options: argparse.Namespace, settings: TrainSettings, manifest: Manifest, reader: RegionReader) -> None:
     import torch  # noqa: PLC0415  (takes seconds; wrong input is told before)
 
-    from ray_jobs.pretraining import Budget, Report, pretrain, save_weights  # noqa: PLC0415  (the same)
+    from ray_jobs.pretraining.driver import Budget, Report, pretrain, save_weights  # noqa: PLC0415  (the same)
 
     torch.set_num_threads(settings.compute.cpus_per_worker)
     budget, out = Budget(steps=options.steps, minutes=options.minutes), command.absolute(options.out)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from ray_jobs import command, registry, tracking
+from ray_jobs.command_line import command
+from ray_jobs.models import registry
+from ray_jobs.tracking import mlflow_run
 from service import exit_status
 
 
@@ -25,7 +27,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.model.startswith("models:/"):
         parser.error(f"{options.model} is no registered model; name one as models:/NAME@ALIAS or models:/NAME/VERSION")
-    uri = tracking.tracking_uri(command.storage_folder(options.storage))
+    uri = mlflow_run.tracking_uri(command.storage_folder(options.storage))
     name, version, earlier = registry.promote(options.model, options.alias, uri)
     was = "nothing before" if earlier is None else f"version {earlier} before"
     print(f"models:/{name}@{options.alias} is version {version} now ({was})")

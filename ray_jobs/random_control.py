@@ -21,13 +21,15 @@ from magnet.controls import RandomTissue
 from magnet.metrics import auroc_by_stratum
 from magnet.regions import to_level0
 from magnet.zoom import MagNet
-from ray_jobs import checkpoints, command
-from ray_jobs.evaluate import zooms_of
-from service import scores, storage
+from ray_jobs.command_line import command
+from ray_jobs.models import checkpoints
+from ray_jobs.training.evaluate import zooms_of
+from service import storage
+from service.cohort.manifest import Slide
+from service.cohort.outlines import HIT, Outlines, covered, read_outlines
 from service.errors import UsageError
-from service.manifest import Slide
-from service.outlines import HIT, Outlines, covered, read_outlines
-from service.reader import RegionReader
+from service.results import scores
+from service.slides.reader import RegionReader
 
 
 def main(arguments: list[str]) -> int:

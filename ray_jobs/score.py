@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 
-from ray_jobs import command
+from ray_jobs.command_line import command
 from service import exit_status
-from service.folder import is_folder, slides_under
-from service.manifest import load_manifest
-from service.outlines import read_outlines
-from service.score_settings import score_settings
+from service.cohort.folder import is_folder, slides_under
+from service.cohort.manifest import load_manifest
+from service.cohort.outlines import read_outlines
+from service.settings.score import score_settings
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if not slides:
         parser.error(f"{options.manifest} has no slides with split {options.split!r}")
     outlines = read_outlines(options.outlines) if options.outlines else None
-    from ray_jobs.scoring import score  # noqa: PLC0415  (takes seconds; wrong input is told before)
+    from ray_jobs.scoring.driver import score  # noqa: PLC0415  (takes seconds; wrong input is told before)
 
     runs, out = command.storage_folder(options.storage), command.absolute(options.out)
     return score(slides, options.model, settings, runs=runs, out=out, outlines=outlines)

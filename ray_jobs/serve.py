@@ -22,15 +22,15 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from ray_jobs import command
-from ray_jobs.parts import PRIVATE, Part
-from ray_jobs.processes import answers, free_port
-from ray_jobs.serve_folder import own_token, prepare, secret, temporary_folder, write_secret
-from ray_jobs.serve_settings import PORT, describe_places, serve_settings
+from ray_jobs.cluster.processes import answers, free_port
+from ray_jobs.command_line import command
+from ray_jobs.serving.folder import own_token, prepare, secret, temporary_folder, write_secret
+from ray_jobs.serving.parts import PRIVATE, Part
+from ray_jobs.serving.settings import PORT, describe_places, serve_settings
 from service.environment import CLIENT_FILE
+from service.operations.restore import Layout, locked
 from service.queue.ray_api import RayAwayError, RayJobs
-from service.restoring import Layout, locked
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 
 HERE = Path(sys.executable).parent
 """Of this environment's commands."""
@@ -124,7 +124,14 @@ def _other_parts(settings: ServiceSettings, storage: Path, ray_env: Mapping[str,
     secret(private / "mlflow-token")
     magnet = [sys.executable, "-c", "from service.cli.main import main; main()"]
     mlflow = [
-        *(sys.executable, "-m", "ray_jobs.mlflow_guard", *config, "--port", str(settings.mlflow).rpartition(":")[2]),
+        *(
+            sys.executable,
+            "-m",
+            "ray_jobs.serving.mlflow_guard",
+            *config,
+            "--port",
+            str(settings.mlflow).rpartition(":")[2],
+        ),
         *("--backend-store-uri", f"sqlite:///{private}/mlflow.db"),
         *("--artifacts-destination", str(storage / "artifacts")),
     ]

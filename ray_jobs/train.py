@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 
-from ray_jobs import command
+from ray_jobs.command_line import command
 from service import exit_status
+from service.cohort.label_policy import slide_counts, training_slides
+from service.cohort.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
 from service.errors import UsageError
-from service.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
-from service.policy import slide_counts, training_slides
-from service.reader import RegionReader
-from service.settings import TrainSettings, train_settings
+from service.settings.train import TrainSettings, train_settings
+from service.slides.reader import RegionReader
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 """Of the splits, where the manifest has none."""
@@ -46,18 +46,19 @@ def main(arguments: list[str]) -> int:
         parser.error("--manifest is required, unless a run is repeated with --rerun")
     settings = train_settings(options.config, overrides)
     manifest = checked_manifest(options.manifest, settings)
-    from ray_jobs.training import train  # noqa: PLC0415  (takes seconds; wrong input is told before)
+    from ray_jobs.training.driver import train  # noqa: PLC0415  (takes seconds; wrong input is told before)
 
     return train(settings, manifest, name=name, storage=storage)
 
 
 def _rerun(options: argparse.Namespace, overrides: list[str], name: str, storage: str) -> int:
     """Repeat a run from what MLflow holds of it."""
-    from ray_jobs import rerun, tracking, training  # noqa: PLC0415  (as above)
+    from ray_jobs.tracking import mlflow_run, rerun  # noqa: PLC0415  (as above)
+    from ray_jobs.training import driver as training  # noqa: PLC0415  (as above)
 
     if options.config:
         raise UsageError("--rerun takes the run's own settings; leave out --config")
-    run = rerun.recorded(tracking.tracking_uri(storage), options.rerun, overrides)
+    run = rerun.recorded(mlflow_run.tracking_uri(storage), options.rerun, overrides)
     manifest = checked_manifest(options.manifest or run.manifest, run.settings)
     run.require_same_manifest(manifest.uri, manifest.sha256)
     return training.train(run.settings, manifest, name=name, storage=storage, tags={"rerun_of": options.rerun})

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 
-from ray_jobs import command
+from ray_jobs.command_line import command
 from ray_jobs.train import checked_manifest
 from service import exit_status
+from service.cohort.manifest import Manifest
 from service.errors import UsageError
-from service.manifest import Manifest
-from service.settings import train_settings
-from service.tune_settings import search_settings
+from service.settings.train import train_settings
+from service.settings.tune import search_settings
 
 
 def main(arguments: list[str]) -> int:
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     base = train_settings(options.config, overrides)
     manifest = checked_manifest(options.manifest, base)
     _require_both_classes(manifest)
-    from ray_jobs.tuning import tune_schedules  # noqa: PLC0415  (takes seconds; wrong input is told before)
+    from ray_jobs.tuning.driver import tune_schedules  # noqa: PLC0415  (takes seconds; wrong input is told before)
 
     return tune_schedules(search, base, manifest, name=name, folder=storage)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.processes import free_port
+from ray_jobs.cluster.processes import free_port
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import importlib.metadata
 
 from fastapi import FastAPI
 
-from service.api import audit, health, jobs, login, logs, models, problems, recurring, results, tokens, whoami
+from service.api import problems
 from service.api.access import Tokens
 from service.api.denials import Denials
 from service.api.docs import add_docs
@@ -14,11 +14,12 @@ from service.api.gate import Gate
 from service.api.limits import Followed
 from service.api.manifests import Manifests
 from service.api.oidc import Provider
+from service.api.routes import audit, health, jobs, login, logs, models, recurring, results, tokens, whoami
 from service.queue.arrivals import Arrivals
 from service.queue.ray_api import RayJobs
 from service.queue.store import JobStore
 from service.queue.tables import Database
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 
 ABOUT = """Train, tune and run Magnifying Networks on slides in object storage. For research use only.
 

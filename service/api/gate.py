@@ -19,7 +19,7 @@ from service.api.hosts import Hosts
 from service.api.limits import Rate, TooManyRequestsError, source_of
 from service.api.problems import answer_to
 from service.errors import MagnetError
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 
 OPEN = ("/healthz", "/readyz", "/metrics", PAGE, "/openapi.json", "/v1/login")
 """Paths that need no token."""

@@ -7,7 +7,7 @@ import ipaddress
 import re
 
 from service.api.problems import RefusedError
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names of this machine, always accepted."""

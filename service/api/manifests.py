@@ -7,8 +7,8 @@ import threading
 import time
 
 from service import storage
+from service.cohort.folder import is_folder
 from service.errors import MagnetError, NotFoundError, StorageError, UsageError
-from service.folder import is_folder
 from service.storage.rights import Rights, held
 from service.storage.uri import Location
 

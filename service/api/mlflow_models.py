@@ -10,7 +10,7 @@ import httpx2
 
 from service import environment
 from service.errors import MagnetError, NotFoundError, UsageError
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 
 TIMEOUT = httpx2.Timeout(20.0, connect=5.0)
 ROOT = "api/2.0/mlflow"

@@ -26,7 +26,7 @@ from joserfc.jwt import JWTClaimsRegistry
 
 from service.api.access import RIGHTS, ForbiddenError
 from service.errors import MagnetError
-from service.service_settings import OidcSettings
+from service.settings.service import OidcSettings
 
 ALGORITHMS = ["RS256", "ES256"]
 """Accepted signatures: by a private key that only the provider has. `none` and HS* are not."""

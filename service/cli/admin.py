@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from service import exit_status
-from service.backup import backup as write_backup
-from service.backup import restore as restore_backup
 from service.cli import connect, tables
-from service.doctor import run_checks
 from service.errors import UsageError
+from service.operations.backup import backup as write_backup
+from service.operations.backup import restore as restore_backup
+from service.operations.doctor import run_checks
+from service.operations.serving import admin_token, serve_api
+from service.operations.serving import dispatch as run_dispatcher
 from service.queue.audit import read_export, verify
-from service.service_settings import service_settings
-from service.serving import admin_token, serve_api
-from service.serving import dispatch as run_dispatcher
+from service.settings.service import service_settings
 
 PAGE = 1000
 """Rows of the audit log in one request."""

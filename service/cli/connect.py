@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from service.api.answers import JobSummary
-from service.client import Client, ServiceError
-from service.connection import is_loopback
+from service.client.client import Client, ServiceError
+from service.client.connection import is_loopback
 from service.environment import client_settings
 from service.errors import UsageError
 

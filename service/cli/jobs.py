@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from service import exit_status
 from service.api.answers import JobView
 from service.cli import connect, tables
-from service.client import Client
+from service.client.client import Client
+from service.client.follow import follow_events
 from service.errors import UsageError
-from service.follow import follow_events
 
 
 def list_jobs(options: argparse.Namespace) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from service.cli import connect, tables
-from service.client import Client, ServiceError
-from service.device_login import device_login
+from service.client.client import Client, ServiceError
+from service.client.device_login import device_login
 from service.environment import client_settings, keep_client
 from service.errors import UsageError
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from service.cli import connect
 from service.cli.jobs import follow_job
-from service.client import Client
-from service.connection import is_loopback
+from service.client.client import Client
+from service.client.connection import is_loopback
 from service.errors import UsageError
 from service.queue.arrivals import Schedule, Watch
 from service.queue.requests import Check, Score, Train, Tune, read_places
-from service.score_settings import score_settings
-from service.settings import parse, train_settings
-from service.tune_settings import search_settings
+from service.settings.score import score_settings
+from service.settings.train import parse, train_settings
+from service.settings.tune import search_settings
 
 
 def submit(options: argparse.Namespace) -> int:

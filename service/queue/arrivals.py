@@ -19,9 +19,9 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 
 from magnet.config import CLOSED
 from service import storage
+from service.cohort.folder import slides_under
+from service.cohort.manifest import Slide
 from service.errors import MagnetError, NotFoundError, UsageError
-from service.folder import slides_under
-from service.manifest import Slide
 from service.queue.cron import next_time_s, require_cron, smallest_gap_s
 from service.queue.grants import groups_of, user_rights
 from service.queue.incidents import describe
@@ -31,8 +31,8 @@ from service.queue.quotas import effective
 from service.queue.requests import Model, Request, Score, Uri
 from service.queue.store import JobStore
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError, arrived, lock, recurring
-from service.service_settings import ServiceSettings
-from service.settings import to_dict
+from service.settings.service import ServiceSettings
+from service.settings.train import to_dict
 from service.storage.rights import held
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from service.queue.ray_api import RayRefusedError
 from service.queue.requests import Check, Score, Train, Tune, from_json, settings_files, words
 from service.queue.store import Backoff, JobStore
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Attempts:
         folder = service.job_folder(job.owner, job.id)
         for name, data in settings_files(request).items():
             storage.write_bytes(storage.join(folder, name), data)
-        witness = [service.python, "-m", "service.queue.witness", "--folder", self._folder(job).uri]
+        witness = [service.python, "-m", "service.supervisor.supervisor", "--folder", self._folder(job).uri]
         command = [*witness, "--beat-s", f"{service.beat_s:g}", "--", *words(request, job.owner, job.id, service)]
         about = {"magnet_job": job.id, "owner": job.owner}
         self.ray.submit(submission_id(job.id, job.attempt), shlex.join(command), self._environment(job), about)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from service import storage
 from service.environment import CLIENT_FILE, cache_settings
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 from service.storage.rights import Right, Rights
 
 SECRETS = (

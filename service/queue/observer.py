@@ -19,8 +19,8 @@ from service.queue.job_rows import submission_id
 from service.queue.ray_api import OVER, RayAwayError
 from service.queue.signals import signal_reason
 from service.queue.store import JobStore
-from service.service_settings import ServiceSettings
-from service.settings import to_dict
+from service.settings.service import ServiceSettings
+from service.settings.train import to_dict
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Runs(Protocol):
         """What the cluster says of it, in one line; may be empty."""
 
     def stop(self, submission_id: str) -> None:
-        """Ask it to end."""
+        """WindowRequest it to end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

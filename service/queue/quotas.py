@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from service.queue.grants import groups_of
-from service.service_settings import Quota, ServiceSettings
+from service.settings.service import Quota, ServiceSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,7 +80,7 @@ class RayJobs:
         return first[0][:300] if first else ""
 
     def stop(self, submission_id: str) -> None:
-        """Ask a job to end; one that is over or unknown stays so.
+        """WindowRequest a job to end; one that is over or unknown stays so.
 
         Raises:
             RayAwayError: the cluster does not answer.

@@ -15,13 +15,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from magnet.config import CLOSED
 from magnet.presets import PRESETS
-from service import settings, storage
+from service import storage
 from service.errors import UsageError
 from service.queue.kinds import KINDS as KINDS
-from service.score_settings import ScoreSettings
-from service.service_settings import ServiceSettings
-from service.settings import TrainSettings, merged, to_dict
-from service.tune_settings import SearchSettings
+from service.settings import train as settings
+from service.settings.score import ScoreSettings
+from service.settings.service import ServiceSettings
+from service.settings.train import TrainSettings, merged, to_dict
+from service.settings.tune import SearchSettings
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$")]
 """A path or URI: one line."""

@@ -17,7 +17,7 @@ from service.queue.job import ENDED, Job
 from service.queue.lease import LeaseLostError
 from service.queue.store import BY_USER, JobStore
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 
 log = logging.getLogger(__name__)
 

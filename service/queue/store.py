@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import UsageError
-from service.queue import fair
+from service.queue import scheduling
 from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Job, Progress
 from service.queue.job_rows import (
     ConflictError,
@@ -271,7 +271,7 @@ class JobStore:
             columns = [jobs.c[name] for name in ("id", "kind", "owner", "priority", "created_s", "groups")]
             due = sa.select(*columns).where(jobs.c.state == "queued", jobs.c.due_s <= now_s)
             rows = connection.execute(due.order_by(jobs.c.seq).limit(MOST_WAITING)).all()
-            waiting = [fair.Waiting(*row[:-1]) for row in rows]
+            waiting = [scheduling.Waiting(*row[:-1]) for row in rows]
             if not waiting:
                 return []
             active = connection.execute(sa.select(jobs.c.kind, jobs.c.owner).where(jobs.c.state.in_(ACTIVE)))
@@ -279,7 +279,7 @@ class JobStore:
             starts = connection.execute(sa.select(jobs.c.owner, sa.func.max(jobs.c.started_s)).group_by(jobs.c.owner))
             last_start_s = {owner: at_s for owner, at_s in starts if at_s is not None}
             per_user = limits.by_user({row.owner: groups_in(row.groups) for row in rows})
-            next_ones = fair.chosen(
+            next_ones = scheduling.chosen(
                 waiting, running, last_start_s, per_kind=limits.per_kind, per_user=per_user, now_s=now_s
             )
             begun = [self._begin(connection, job.id, now_s) for job in next_ones]

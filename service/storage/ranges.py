@@ -14,8 +14,8 @@ from typing import Protocol
 import obstore
 from obstore.exceptions import GenericError
 
-from service.counters import ReadCounters
 from service.errors import SlideChangedError, SlideError, StorageError
+from service.storage.counters import ReadCounters
 from service.storage.files import file_errors, open_regular
 from service.storage.http import HttpStore
 from service.storage.objects import file_identity, object_etag, stat

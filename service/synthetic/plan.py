@@ -7,7 +7,7 @@ from math import inf
 
 import numpy as np
 
-from service.splits import SPLITS, split_patients
+from service.cohort.splits import SPLITS, split_patients
 from service.synthetic.layout import MAX_SIDE_PX, MIN_SIDE_PX, RADIUS_SHARES
 
 NUM_CENTERS = 5

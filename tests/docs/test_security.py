@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.service_settings import OidcSettings, ServiceSettings
+from service.settings.service import OidcSettings, ServiceSettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("security*.md"))

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 import yaml
 
-from ray_jobs.processes import free_port
+from ray_jobs.cluster.processes import free_port
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 from tests.flows.harness import BUCKET, CONFIG, MANIFEST, Service, Trained, answers, ray_cluster, running

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from service.operations.serving import dispatch, serve_api
 from service.queue import attempts, dispatcher, ray_api, store
-from service.service_settings import service_settings
-from service.serving import dispatch, serve_api
+from service.settings.service import service_settings
 
 STEPS: dict[str, tuple[type, str]] = {
     "submitted over HTTP": (store.JobStore, "add"),

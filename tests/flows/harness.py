@@ -24,7 +24,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from ray_jobs.processes import answers, free_port, started
+from ray_jobs.cluster.processes import answers, free_port, started
 
 FLOW = [
     pytest.mark.flow,

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import yaml
 
-from ray_jobs.processes import free_port
+from ray_jobs.cluster.processes import free_port
 from service.api.answers import JobView
-from service.client import Client
+from service.client.client import Client
+from service.operations.serving import admin_token
 from service.queue.requests import Check
-from service.service_settings import ServiceSettings, service_settings
-from service.serving import admin_token
+from service.settings.service import ServiceSettings, service_settings
 from tests.flows.harness import ROOT, Command, answers, running
 
 FAST = {"beat_s": 0.3, "silence_s": 2.0, "lease_s": 1.0, "retry_first_s": 0.2, "retry_most_s": 0.5, "arrivals_s": 0.5}
@@ -72,7 +72,7 @@ class Queue:
     def start_ray(self) -> None:
         """A head that knows no jobs."""
         port = self.settings.ray.rpartition(":")[2]
-        self._run("ray", ["python", "-m", "service.queue.fake_ray", "--port", port, "--log", str(self.starts)])
+        self._run("ray", ["python", "-m", "service.testing.fake_ray", "--port", port, "--log", str(self.starts)])
         self.parts["ray"].wait_for(lambda: answers(f"{self.settings.ray}/api/version"), 60)
 
     def kill(self, part: str) -> None:

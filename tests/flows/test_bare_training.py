@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.checkpoint_store import CheckpointStore
-from ray_jobs.processes import free_port
+from ray_jobs.cluster.processes import free_port
+from ray_jobs.models.checkpoint_store import CheckpointStore
 from tests.flows.harness import BUCKET, EPOCHS, FLOW, SAME, STEPS_PER_EPOCH, Command, running
 from tests.flows.training_process import PREEMPTED
 
@@ -78,7 +78,7 @@ def test_a_store_that_refuses_for_a_minute_and_hangs_for_another_costs_the_time_
         "AWS_REGION": "us-east-1",
     }
     manifest = f"s3://{BUCKET}/cohort/manifest.csv"
-    words = ["python", "-m", "service.fake_store", bucket, "--port", str(port), "--bucket", BUCKET]
+    words = ["python", "-m", "service.testing.fake_store", bucket, "--port", str(port), "--bucket", BUCKET]
     with running(words, {}, tmp_path / "store.log") as store:
         store.wait_for("^http")
         with training(manifest, f"s3://{BUCKET}/whole", EVERY_STEP, tmp_path / "whole.log", **node) as whole:

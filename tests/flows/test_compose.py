@@ -19,10 +19,10 @@ import psycopg
 import pytest
 import yaml
 
-from ray_jobs.processes import free_port
-from service.client import Client
+from ray_jobs.cluster.processes import free_port
+from service.client.client import Client
 from service.queue.requests import Check, Train
-from service.settings import train_settings
+from service.settings.train import train_settings
 from tests.flows.harness import FLOW, ROOT, SHELL, Command, answers, running
 from tests.postgres import Postgres, postgres
 

@@ -22,7 +22,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from ray_jobs.processes import free_port
+from ray_jobs.cluster.processes import free_port
 from service import exit_status
 from tests.flows.harness import (
     BUCKET,

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from magnet.windows import Ask
-from ray_jobs.reader_actors import RemoteReader, started_readers
+from magnet.windows import WindowRequest
+from ray_jobs.cluster.reader_actors import RemoteReader, started_readers
 from service import storage
-from service.counters import ReadCounters
 from service.errors import NotFoundError, SlideChangedError
-from service.reader import RegionReader
-from service.settings import ComputeSettings
+from service.settings.train import ComputeSettings
+from service.slides.reader import RegionReader
+from service.storage.counters import ReadCounters
 from tests.flows.harness import BUCKET, FLOW, SAME, Cluster, Service, Trained, mlflow_client, ray_cluster, the_run
 
 pytestmark = FLOW
@@ -41,9 +41,9 @@ def readers(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remot
         ray.shutdown()
 
 
-def an_ask() -> Ask:
+def an_ask() -> WindowRequest:
     region = np.array([[0.3, -0.2, 0.1], [0.02, 0.1, 0.1], [0.2, 0.5, -0.5], [0.1, 0.0, 0.0]])
-    return Ask(1, np.array([2, 0, 1, 2]), region, out_px=64, margin_px=2)
+    return WindowRequest(1, np.array([2, 0, 1, 2]), region, out_px=64, margin_px=2)
 
 
 def test_readers_elsewhere_give_what_one_here_gives_also_after_one_died(
@@ -74,7 +74,7 @@ def test_a_slide_that_is_replaced_in_mid_zoom_is_told(service: Service, readers:
     service.put("slides/replaced.tif", second)
     kill_readers(service.cluster)
     with pytest.raises(SlideChangedError, match=r"slides/replaced\.tif"):
-        batch.fetch(Ask(1, np.zeros(1, np.int64), np.array([[0.02, 0.1, 0.1]]), out_px=64, margin_px=2))
+        batch.fetch(WindowRequest(1, np.zeros(1, np.int64), np.array([[0.02, 0.1, 0.1]]), out_px=64, margin_px=2))
 
 
 def kill_readers(cluster: Cluster) -> None:

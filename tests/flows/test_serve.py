@@ -14,12 +14,12 @@ import httpx2
 import pytest
 import yaml
 
-from ray_jobs.processes import answers, free_port
+from ray_jobs.cluster.processes import answers, free_port
 from service.api.answers import JobView
-from service.client import Client, ServiceError
+from service.client.client import Client, ServiceError
 from service.queue.requests import Check, Score, Train, Tune
-from service.settings import train_settings
-from service.tune_settings import SearchSettings
+from service.settings.train import train_settings
+from service.settings.tune import SearchSettings
 from tests.flows.harness import EPOCHS, FLOW, ROOT, STEPS_PER_EPOCH, Command, running
 
 pytestmark = [pytest.mark.timeout(1200), *FLOW, pytest.mark.long]  # the first timeout counts

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from ray_jobs.processes import free_port
-from service.client import Client
+from ray_jobs.cluster.processes import free_port
+from service.client.client import Client
+from service.operations.serving import admin_token
 from service.queue.requests import Check, Score
-from service.service_settings import service_settings
-from service.serving import admin_token
+from service.settings.service import service_settings
 from tests.flows.harness import FLOW, MANIFEST, ROOT, Service, Trained, answers, running
 
 pytestmark = [*FLOW, pytest.mark.long]

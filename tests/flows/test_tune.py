@@ -10,7 +10,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from service.settings import train_settings
+from service.settings.train import train_settings
 from tests.flows.harness import CONFIG, FLOW, Command, Service, mlflow_client
 
 pytestmark = [*FLOW, pytest.mark.long]

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from magnet.zoom import MagNet
-from ray_jobs.attempt import Attempt
-from ray_jobs.learner import Learner
-from ray_jobs.notice import Notice, PreemptedError
-from ray_jobs.progress import say
-from ray_jobs.stream import MicroBatch, read_roots, store_patience_s
-from ray_jobs.task import Task
-from service.manifest import load_manifest
-from service.reader import RegionReader
-from service.settings import train_settings
+from ray_jobs.training.attempt import Attempt
+from ray_jobs.training.learner import Learner
+from ray_jobs.training.preemption import Notice, PreemptedError
+from ray_jobs.training.progress import say
+from ray_jobs.training.stream import MicroBatch, read_roots, store_patience_s
+from ray_jobs.training.task import Task
+from service.cohort.manifest import load_manifest
+from service.settings.train import train_settings
+from service.slides.reader import RegionReader
 
 SETTINGS = [
     "model.zoom={schedule: [2, 2], map_px: 28, view_px: 56, patch_px: 32}",

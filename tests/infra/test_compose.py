@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from service.cli.parser import parser
-from service.service_settings import service_settings
+from service.settings.service import service_settings
 from tests.infra.schemas import Manifest, check_compose
 
 INFRA = Path(__file__).parents[2] / "infra"

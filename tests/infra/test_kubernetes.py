@@ -14,7 +14,7 @@ import pytest
 
 from ray_jobs import score, train, tune
 from service.environment import cluster_most
-from service.service_settings import service_settings
+from service.settings.service import service_settings
 from tests.infra.kustomize import rendered
 from tests.infra.schemas import Manifest, check_kubernetes, pod_templates
 

@@ -14,7 +14,7 @@ from magnet.controls import RandomTissue, Thumbnail
 from magnet.fake_slide import formula_fetch
 from magnet.objective import objective
 from magnet.regions import native_scale
-from magnet.windows import Ask, drive
+from magnet.windows import WindowRequest, drive
 from tests.magnet.zoom_harness import SIDE_PX, by_layer, config, layer_colours
 
 HALF_SIDES = [0.05, 0.1, 0.02, 0.05, 0.1, 0.02]
@@ -63,7 +63,7 @@ def test_a_control_needs_a_size_for_each_patch() -> None:
 
 
 def test_the_thumbnail_sees_the_root_view_alone() -> None:
-    heard: list[Ask] = []
+    heard: list[WindowRequest] = []
     torch.manual_seed(0)
     model = Thumbnail(config((3, 2))).eval()
     end = drive(model.zoom(np.full(2, SIDE_PX)), by_layer(layer_colours(2), 2, heard))

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from magnet.fake_slide import formula_fetch, to_uint8, waves
 from magnet.regions import NUM_FRAMES, to_slide_frame
-from magnet.windows import MAX_STEP, Ask, Windows, drive, drive_many, in_frames, turned, window_side_px
+from magnet.windows import MAX_STEP, WindowRequest, Windows, drive, drive_many, in_frames, turned, window_side_px
 
-Zoom = Generator[Ask, Windows, Any]
+Zoom = Generator[WindowRequest, Windows, Any]
 
 
-def ask(number: int = 0) -> Ask:
-    return Ask(number, np.zeros(1, np.int64), np.array([[1.0, 0.0, 0.0]]), 4, 0)
+def ask(number: int = 0) -> WindowRequest:
+    return WindowRequest(number, np.zeros(1, np.int64), np.array([[1.0, 0.0, 0.0]]), 4, 0)
 
 
 def windows(number: int = 0) -> Windows:
@@ -49,7 +49,7 @@ class Heard:
             self.closed = True
 
 
-def by_layer(question: Ask) -> Windows:
+def by_layer(question: WindowRequest) -> Windows:
     return windows(10 * question.layer)
 
 
@@ -132,7 +132,7 @@ def test_turns_and_results_do_not_depend_on_when_windows_arrive(
         turns: list[str] = []
 
         def fetch_for(z: int) -> Any:
-            def fetch(question: Ask) -> Windows:
+            def fetch(question: WindowRequest) -> Windows:
                 if delayed:
                     threading.Event().wait(delays[z, question.layer])
                 return windows(z)
@@ -181,7 +181,7 @@ def test_zooms_are_taken_only_when_results_are_wanted() -> None:
 def test_fetches_of_different_zooms_run_at_the_same_time() -> None:
     both_there = threading.Barrier(2, timeout=10)
 
-    def fetch(question: Ask) -> Windows:
+    def fetch(question: WindowRequest) -> Windows:
         both_there.wait()  # breaks after ten seconds if nobody else comes
         return windows()
 
@@ -192,7 +192,7 @@ def test_fetches_of_different_zooms_run_at_the_same_time() -> None:
 
 @pytest.mark.parametrize("where", ["zoom", "fetch"])
 def test_a_caught_error_ends_its_own_zoom_alone(where: str) -> None:
-    def broken(question: Ask) -> Windows:
+    def broken(question: WindowRequest) -> Windows:
         raise ArithmeticError("fetch")
 
     bad = Heard("b", 3, [], fails_at=1 if where == "zoom" else None)
@@ -231,10 +231,10 @@ def test_a_windows_side_by_hand() -> None:
 COLOUR = waves([(0.3, 0.1), (-0.1, 0.35), (0.25, 0.25)])
 
 
-def questions(frames: np.ndarray) -> Ask:
+def questions(frames: np.ndarray) -> WindowRequest:
     """A region off the centre for each frame, each on a slide of its own."""
     region = np.tile([0.3, 0.35, -0.2], (len(frames), 1))
-    return Ask(1, np.arange(len(frames)), region, 16, 2)
+    return WindowRequest(1, np.arange(len(frames)), region, 16, 2)
 
 
 def colours_at(shown: Windows, frame: int, n: int) -> np.ndarray:
@@ -271,10 +271,10 @@ def test_turned_keeps_pixels_that_are_not_square() -> None:
 def test_a_zoom_in_frames_gets_windows_that_cover_its_regions() -> None:
     frames = np.array([5, 0, 3, 6])
     asked = questions(frames)
-    seen: list[Ask] = []
+    seen: list[WindowRequest] = []
     straight = formula_fetch([COLOUR] * 4, [4096] * 4)
 
-    def fetch(question: Ask) -> Windows:
+    def fetch(question: WindowRequest) -> Windows:
         seen.append(question)
         return straight(question)
 
@@ -293,7 +293,7 @@ def test_a_zoom_in_frames_gets_windows_that_cover_its_regions() -> None:
 
 
 def test_frames_are_those_of_the_slides_not_of_the_rows() -> None:
-    asked = Ask(1, np.array([1, 0, 1]), np.tile([0.3, 0.35, -0.2], (3, 1)), 16, 2)
+    asked = WindowRequest(1, np.array([1, 0, 1]), np.tile([0.3, 0.35, -0.2], (3, 1)), 16, 2)
     shown = in_frames(formula_fetch([COLOUR] * 2, [4096] * 2), np.array([0, 2]))(asked)
     np.testing.assert_array_equal(shown.pixels[0], shown.pixels[2])
     assert (shown.pixels[0] != shown.pixels[1]).any()

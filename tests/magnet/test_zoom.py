@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from magnet import zoom as zoom_module
 from magnet.fake_slide import formula_fetch, to_uint8, waves
 from magnet.regions import NUM_FRAMES, to_slide_frame
-from magnet.windows import Ask, drive, in_frames
+from magnet.windows import WindowRequest, drive, in_frames
 from tests.magnet.zoom_harness import (
     SCHEDULES,
     SIDE_PX,
@@ -49,7 +49,7 @@ def test_views_show_the_colours_of_their_composed_regions_at_every_layer(schedul
 def test_asks_and_shapes_for_every_depth(schedule: tuple[int, ...], training: bool) -> None:
     settings, num_slides = config(schedule, encoder="test_resnet", head="evidence"), 2
     model = network(settings).train(training)
-    heard: list[Ask] = []
+    heard: list[WindowRequest] = []
     end = run(model, by_layer(layer_colours(len(schedule)), num_slides, heard), num_slides, keep_views=True)
     num_nodes = [math.prod(schedule[:layer]) for layer in range(len(schedule) + 1)]
     assert [ask.layer for ask in heard] == list(range(len(schedule) + 1))
@@ -82,7 +82,7 @@ def test_work_is_the_same_whatever_a_slide_shows(schedule: tuple[int, ...], trai
     model, work = network(settings).train(training), []
     blank = waves([(0.0, 0.0)] * 3, phases=(1.5, 1.5, 1.5))
     for colour in (blank, *layer_colours(1)):
-        heard: list[Ask] = []
+        heard: list[WindowRequest] = []
         with FlopCounterMode(display=False) as counted:
             end = run(model, by_layer([colour] * (len(schedule) + 1), 2, heard), 2, explore=0.5)
         shapes = [(ask.layer, ask.region.shape, ask.out_px, ask.margin_px) for ask in heard]

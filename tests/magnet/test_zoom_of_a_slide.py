@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from magnet.windows import drive
-from service.reader import RegionReader
+from service.slides.reader import RegionReader
 from tests.magnet.zoom_harness import config, network
 
 

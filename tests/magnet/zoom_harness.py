@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, ZoomConfig
 from magnet.fake_slide import Colour, formula_fetch, waves
 from magnet.layer import Placement
-from magnet.windows import Ask, Fetch, Windows, drive
+from magnet.windows import Fetch, WindowRequest, Windows, drive
 from magnet.zoom import MagNet, Zoomed
 
 SIDE_PX = 2.0**20
@@ -93,11 +93,11 @@ def layer_colours(num_layers: int) -> list[Colour]:
     ]
 
 
-def by_layer(colours: list[Colour], num_slides: int, heard: list[Ask] | None = None) -> Fetch:
+def by_layer(colours: list[Colour], num_slides: int, heard: list[WindowRequest] | None = None) -> Fetch:
     """Answers each layer in its own colour: one wave cannot tell places apart at all scales."""
     fetches = [formula_fetch([colour] * num_slides, [SIDE_PX] * num_slides) for colour in colours]
 
-    def fetch(ask: Ask) -> Windows:
+    def fetch(ask: WindowRequest) -> Windows:
         if heard is not None:
             heard.append(ask)
         return fetches[ask.layer](ask)

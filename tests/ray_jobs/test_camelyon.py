@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from magnet.zoom import MagNet
-from ray_jobs import bare_loop, train
-from ray_jobs.evaluate import evaluate
-from service import camelyon
-from service.reader import RegionReader
-from service.settings import train_settings
+from ray_jobs import train
+from ray_jobs.training import bare_loop
+from ray_jobs.training.evaluate import evaluate
+from service.cohort import camelyon
+from service.settings.train import train_settings
+from service.slides.reader import RegionReader
 
 STAGES = ["negative"] * 8 + ["itc"] * 4 + ["micro"] * 4 + ["macro"] * 4
 """Of Camelyon17's slides here, one for each patient."""

@@ -12,10 +12,11 @@ import yaml
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, ZoomConfig
 from magnet.windows import drive
 from magnet.zoom import MagNet
-from ray_jobs import checkpoints, look
+from ray_jobs import look
+from ray_jobs.models import checkpoints
 from service import exit_status
-from service.reader import RegionReader
-from service.settings import to_dict
+from service.settings.train import to_dict
+from service.slides.reader import RegionReader
 
 TINY = ModelConfig(
     zoom=ZoomConfig(schedule=(2, 2), map_px=8, view_px=16, patch_px=32, frozen_patch=False),

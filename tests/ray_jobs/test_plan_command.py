@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from magnet.memory import PARTS, Memory
-from ray_jobs import command, fit, plan
+from ray_jobs import plan
+from ray_jobs.command_line import command
+from ray_jobs.training import fit
 from service import exit_status
 from service.errors import UsageError
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from ray_jobs import score, scoring
+from ray_jobs import score
+from ray_jobs.scoring import driver as scoring
+from service.cohort.manifest import Slide
 from service.errors import UsageError
-from service.manifest import Slide
-from service.score_settings import ScoreSettings
+from service.settings.score import ScoreSettings
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.fake_store import HttpStore
+from service.testing.fake_store import HttpStore
 
 
 @pytest.fixture

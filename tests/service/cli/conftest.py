@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.cli import connect
-from service.client import Client
-from tests.service.api_app import Api, api
+from service.client.client import Client
+from tests.service.api.api_app import Api, api
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from service.cli import jobs
 from service.cli.main import run
 from service.cli.tables import duration, job_table
 from service.queue.requests import Score, Train, Tune, from_json
-from tests.service.api_app import Api
+from tests.service.api.api_app import Api
 
 pytestmark = pytest.mark.slow
 

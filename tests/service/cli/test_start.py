@@ -44,7 +44,7 @@ def loaded_by(*words: str, home: Path) -> set[str]:
     """Top-level modules that a command has loaded when it ends."""
     env = {"PYTHONPATH": str(ROOT), "HOME": str(home), "MAGNET_URL": "http://127.0.0.1:1", "PATH": "/usr/bin:/bin"}
     code = (
-        RUN.replace("run(sys", "import service.connection as c; c.PATIENCE_S = 0\n    run(sys")
+        RUN.replace("run(sys", "import service.client.connection as c; c.PATIENCE_S = 0\n    run(sys")
         if words[0] != "-h"
         else RUN
     )

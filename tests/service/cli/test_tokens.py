@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from service import device_login
 from service.api.access import Tokens
 from service.cli.main import run
+from service.client import device_login
 from service.environment import client_settings, keep_client
 from service.errors import UsageError
 from service.queue import audit
 from service.queue.tables import Database
-from service.service_settings import service_settings
+from service.settings.service import service_settings
 from tests.service.cli.http_server import Asked, HttpServer, Reply, Route, serving
 
 USAGE = {"used": 1, "limit": 20}
@@ -205,7 +205,7 @@ PENDING, SLOWER = Reply({"error": "authorization_pending"}, 400), Reply({"error"
 def log_in(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> tuple[int, HttpServer, list[float]]:
     """Run `magnet login`: its status, the service, and the pauses."""
     pauses: list[float] = []
-    monkeypatch.setattr("service.device_login.time.sleep", pauses.append)
+    monkeypatch.setattr("service.client.device_login.time.sleep", pauses.append)
     with serving(provider.routes) as issuer:
         provider.url = issuer.url
         routes: dict[str, Route] = {
@@ -233,7 +233,7 @@ def test_a_login_waits_for_the_browser_and_stores_the_token(
 
 
 def test_a_login_ends_the_stored_token_that_it_replaces(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.device_login.time.sleep", lambda _: None)
+    monkeypatch.setattr("service.client.device_login.time.sleep", lambda _: None)
     provider = Provider(Reply({"id_token": "e.y.J", "access_token": "a"}))
     with serving(provider.routes) as issuer:
         provider.url = issuer.url

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from service.cohort.manifest import load_manifest
 from service.errors import UsageError
-from service.manifest import load_manifest
 from service.queue import arrivals as module
 from service.queue.arrivals import ADAPTER, Arrivals, Schedule, Watch
 from service.queue.job_rows import TooManyJobsError
 from service.queue.requests import Check, from_json
 from service.queue.store import Filter, JobStore
 from service.queue.tables import Database, recurring
-from service.service_settings import Place, Quota, ServiceSettings
+from service.settings.service import Place, Quota, ServiceSettings
 
 
 class Own:

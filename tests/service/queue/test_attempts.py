@@ -17,12 +17,12 @@ from service.queue.job import Job, Progress
 from service.queue.observer import Observer
 from service.queue.ray_api import RayAwayError, RayRefusedError
 from service.queue.requests import Check, Train, Tune
-from service.queue.secrets import Mask
 from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, attempts, jobs
-from service.service_settings import ServiceSettings
-from service.settings import train_settings
-from service.tune_settings import SearchSettings, search_settings
+from service.settings.service import ServiceSettings
+from service.settings.train import train_settings
+from service.settings.tune import SearchSettings, search_settings
+from service.supervisor.secrets import Mask
 
 ALL = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 

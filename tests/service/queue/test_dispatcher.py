@@ -17,7 +17,7 @@ from service.queue.lease import Lease, LeaseLostError, is_held
 from service.queue.requests import Check
 from service.queue.store import Filter, JobStore, Limits
 from service.queue.tables import Database, incidents, jobs
-from tests.service.api_app import Api, api
+from tests.service.api.api_app import Api, api
 
 ALL = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 

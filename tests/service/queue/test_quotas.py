@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.queue.quotas import Limits, effective
-from service.service_settings import Quota, ServiceSettings
+from service.settings.service import Quota, ServiceSettings
 
 SETTINGS = ServiceSettings(
     storage="/s",

@@ -16,7 +16,7 @@ from service.queue.requests import Check
 from service.queue.retention import Retention
 from service.queue.store import Filter, JobStore, Limits
 from service.queue.tables import Database, jobs
-from service.service_settings import ServiceSettings
+from service.settings.service import ServiceSettings
 
 DAY_S = 86400
 

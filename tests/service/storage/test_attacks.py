@@ -24,15 +24,15 @@ from hypothesis import strategies as st
 
 from magnet.weights import read_state_dict
 from service import storage
-from service.counters import ReadCounters
-from service.disk_cache import local_copy
+from service.cohort.folder import is_folder, slides_under
+from service.cohort.manifest import check_slides, load_manifest
+from service.cohort.outlines import read_outlines
 from service.errors import MagnetError
-from service.folder import is_folder, slides_under
-from service.manifest import check_slides, load_manifest
-from service.outlines import read_outlines
 from service.queue.allowed import joined
-from service.reader import RegionReader
-from service.settings import train_settings
+from service.settings.train import train_settings
+from service.slides.disk_cache import local_copy
+from service.slides.reader import RegionReader
+from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, open_source
 from service.storage.rights import Right, Rights
 

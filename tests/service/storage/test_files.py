@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from service import storage
-from service.counters import ReadCounters
-from service.disk_cache import companions, local_copy
+from service.cohort.folder import slides_under
 from service.errors import AccessError, MagnetError, SlideChangedError, UnsupportedSlideError, UsageError
-from service.folder import slides_under
-from service.reader import RegionReader
+from service.slides.disk_cache import companions, local_copy
+from service.slides.reader import RegionReader
+from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, open_source
 from service.storage.rights import Right, Rights, held, in_force
 

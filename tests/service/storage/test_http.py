@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from service import storage
-from service.counters import ReadCounters
 from service.errors import AccessError, MagnetError, UsageError
+from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, open_source
 from service.storage.rights import Right, Rights
 

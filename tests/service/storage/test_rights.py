@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from service import storage
+from service.cohort.manifest import ManifestError, load_manifest
 from service.errors import AccessError, UsageError
-from service.manifest import ManifestError, load_manifest
 from service.queue.grants import groups_of, job_rights, user_rights
-from service.service_settings import Place, ServiceSettings
+from service.settings.service import Place, ServiceSettings
 from service.storage.rights import Right, Rights, from_text
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from service import storage
-from service.counters import ReadCounters
 from service.errors import AccessError, NotFoundError, SlideChangedError, SlideError, StorageError, UsageError
-from service.fake_store import HttpStore
 from service.storage import stores
+from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, open_source
 from service.storage.uri import Location, parse
+from service.testing.fake_store import HttpStore
 
 DATA = bytes(range(256)) * 64
 

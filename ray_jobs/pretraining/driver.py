@@ -1,0 +1,253 @@
+"""The loop of a label-free pretraining: regions of random tissue, two views of each, one optimizer step; again.
+
+Regions and views are a function of (seed, step), whatever the number of threads. A process of its own, with or without
+a cluster around it: a small encoder takes minutes on one core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from magnet.config import ModelConfig, ZoomConfig
+from magnet.encoder import Encoder, make_encoder
+from magnet.pretraining import blur, contrast, crop, draw_regions, make_projection, patch_scales, restain, turn
+from magnet.regions import ROOT, Floats
+from magnet.sampler import MARGIN_PX, sample
+from magnet.views import area_pool, grey_filter, tissue_mask
+from magnet.windows import WindowRequest, Windows
+from ray_jobs.models.network_check import network_errors
+from ray_jobs.training.learner import NotFiniteError, autocast
+from ray_jobs.training.progress import EVERY_S, say
+from service import storage
+from service.cohort.manifest import Slide
+from service.errors import UsageError
+from service.settings.train import TrainSettings
+from service.slides.reader import RegionReader, SlideBatch
+
+LEARNING_RATE = 1e-3
+"""Of Adam, decayed to zero on a cosine."""
+SLIDES_PER_STEP = 16
+"""Regions come from so many slides at most: few enough that their stain tells no region from its neighbours'."""
+READ_AHEAD = 2
+"""Batches whose windows are read while an earlier one is trained on."""
+
+AfterStep = Callable[[int, float, float], None]
+"""Is called with the number of steps done, the last loss and the share of partners found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a pretraining takes: a number of steps, which repeats exactly, or a time."""
+
+    steps: int | None = None
+    minutes: float = 5.0
+    """Wall time; counts where there are no `steps`."""
+
+    def progress(self, step: int, elapsed_s: float) -> float:
+        """Share done, 1 or more at the end."""
+        return elapsed_s / (60 * self.minutes) if self.steps is None else step / self.steps
+
+
+class TissueRegions:
+    """Regions at random on the tissue of a cohort, as windows of pixels.
+
+    Args:
+        slides: of the cohort; their labels are not looked at.
+        reader: of their pixels.
+        config: of the network, whose last patches the regions resemble.
+        batch: regions per step.
+        seed: of the draw.
+    """
+
+    def __init__(
+        self, slides: Sequence[Slide], reader: RegionReader, config: ModelConfig, *, batch: int, seed: int
+    ) -> None:
+        self._uris = [slide.uri for slide in slides]
+        self._reader, self._config, self._batch, self._seed = reader, config, batch, seed
+        self._tissue: dict[str, NDArray[np.bool_]] = {}
+
+    def read(self, step: int) -> tuple[Floats, Windows]:
+        """The regions (N, 3) of a step and their windows.
+
+        Raises:
+            UsageError: none of the slides drawn shows tissue.
+            MagnetError: a slide cannot be read.
+        """
+        rng = np.random.default_rng([self._seed, step])
+        drawn = rng.choice(len(self._uris), min(SLIDES_PER_STEP, len(self._uris)), replace=False)
+        opened = self._reader.batch([self._uris[n] for n in drawn])
+        tissue = self._tissue_of(opened)
+        filled = [b for b, mask in enumerate(tissue) if mask.any()]
+        if not filled:
+            raise UsageError(
+                f"no tissue on any of {len(tissue)} slides, such as {opened.info[0].uri}; look at their thumbnails: "
+                "tissue is what is coloured and darker than glass"
+            )
+        slide = np.sort(np.resize(filled, self._batch))
+        region = np.concatenate(
+            [
+                draw_regions(tissue[b], patch_scales(self._config, opened.side_px[b]), int((slide == b).sum()), rng)
+                for b in np.unique(slide)
+            ]
+        )
+        zoom = self._config.zoom
+        return region, opened.fetch(WindowRequest(zoom.num_layers, slide, region, zoom.patch_px, MARGIN_PX["bilinear"]))
+
+    def _tissue_of(self, opened: SlideBatch) -> list[NDArray[np.bool_]]:
+        """Where the root views show tissue; each slide's is read once."""
+        uris = [info.uri for info in opened.info]
+        new = [b for b, uri in enumerate(uris) if uri not in self._tissue]
+        if new:
+            roots = np.tile(ROOT, (len(new), 1))
+            zoom, margin_px = self._config.zoom, MARGIN_PX["bilinear"]
+            windows = opened.fetch(WindowRequest(0, np.array(new), roots, zoom.view_px, margin_px))
+            view = sample(_pixels(windows), torch.from_numpy(windows.place), torch.from_numpy(roots), zoom.view_px)
+            masks = tissue_mask(area_pool(view, zoom.map_px)).numpy()
+            self._tissue |= {uris[b]: mask for b, mask in zip(new, masks, strict=True)}
+        return [self._tissue[uri] for uri in uris]
+
+
+def pretrain(
+    settings: TrainSettings,
+    slides: Sequence[Slide],
+    reader: RegionReader,
+    budget: Budget,
+    *,
+    batch: int,
+    after_step: AfterStep | None = None,
+) -> Encoder:
+    """Train the encoder that a training with these settings would start with.
+
+    Args:
+        settings: `model` says which encoder, its first weights, and how patches look; `recipe` seed and precision.
+        slides: whose tissue is looked at.
+        reader: of their pixels.
+        budget: when to end.
+        batch: regions per step.
+        after_step: told of each.
+
+    Raises:
+        NotFiniteError: the loss is not a number.
+    """
+    seed, zoom = settings.recipe.seed, settings.model.zoom
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = _encoder(settings.model).to(device).train()
+    project = make_projection(encoder.num_features).to(device).train()
+    optimizer = torch.optim.Adam([*encoder.parameters(), *project.parameters()], lr=LEARNING_RATE)
+    regions = TissueRegions(slides, reader, settings.model, batch=batch, seed=seed)
+    began_s = time.perf_counter()
+    for step, (region_N3, windows) in enumerate(_ahead(regions.read)):
+        progress = budget.progress(step, time.perf_counter() - began_s)
+        if progress >= 1:
+            break
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        first, second = (_view(region_N3, windows, zoom, generator, device) for _ in range(2))
+        with autocast(settings.recipe.precision, device):
+            projected = project(encoder(torch.cat([first, second])))
+        result = contrast(*projected.chunk(2))
+        if not math.isfinite(loss := result.loss.item()):
+            raise NotFiniteError(f"step {step}: loss {loss}; the weights are as before this step")
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * progress)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        optimizer.step()
+        if after_step is not None:
+            after_step(step + 1, loss, result.found.item())
+    return encoder
+
+
+def save_weights(encoder: Encoder, out: str) -> str:
+    """Write what `model.classifier.weights` loads for this encoder; the file's SHA-256.
+
+    Args:
+        encoder: without the projection.
+        out: path or URI ending in ``.safetensors``.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.backbone.state_dict().items()}
+    content = safetensors.torch.save(state)
+    storage.write_bytes(out, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+class Report:
+    """Says how a pretraining goes, now and then: an `AfterStep`.
+
+    Args:
+        budget: when it ends.
+        batch: regions per step.
+    """
+
+    def __init__(self, budget: Budget, batch: int) -> None:
+        self._budget, self._batch = budget, batch
+        self._began_s = self._told_s = time.perf_counter()
+        self._since: list[tuple[float, float]] = []
+
+    def __call__(self, step: int, loss: float, found: float) -> None:
+        """Print the means over the steps since the last line, at the end of the budget too."""
+        self._since.append((loss, found))
+        now_s = time.perf_counter()
+        share = self._budget.progress(step, now_s - self._began_s)
+        if share < 1 and now_s - self._told_s < EVERY_S:
+            return
+        mean_loss, mean_found = np.mean(self._since, axis=0)
+        rate = self._batch * len(self._since) / (now_s - self._told_s)
+        say(
+            f"step {step}  {min(share, 1):.0%} done  loss {mean_loss:.3f} (chance {math.log(2 * self._batch - 1):.3f})"
+            f"  partners found {mean_found:.1%}  {rate:.0f} regions/s"
+        )
+        self._told_s, self._since = now_s, []
+
+
+def _encoder(model: ModelConfig) -> Encoder:
+    parts = model.classifier
+    with network_errors():
+        return make_encoder(
+            parts.encoder,
+            weights=parts.weights,
+            in_px=model.zoom.patch_px,
+            sha256=parts.weights_sha256,
+            fetch=storage.read_bytes,
+            checkpointing=parts.checkpointing,
+            channels_last=parts.channels_last,
+            compile=parts.compile,
+            to_be_loaded=parts.weights is None,  # this very job brings them: nothing to warn about
+        )
+
+
+def _view(
+    region_N3: Floats, windows: Windows, zoom: ZoomConfig, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """One random view (N, C, H, W) of each region, as the network's patches look on another slide."""
+    place_N4 = torch.from_numpy(windows.place).to(device)
+    crop_N3 = crop(torch.from_numpy(region_N3), generator).to(device)
+    view = sample(_pixels(windows).to(device), place_N4, crop_N3, zoom.patch_px)
+    view = blur(restain(turn(view, generator), generator), generator)
+    return view if zoom.grey_tolerance is None else grey_filter(view, zoom.grey_tolerance)
+
+
+def _pixels(windows: Windows) -> Tensor:
+    """Windows (N, C, H, W) in [0, 1]."""
+    return torch.from_numpy(windows.pixels).permute(0, 3, 1, 2).float() / 255
+
+
+def _ahead(read: Callable[[int], tuple[Floats, Windows]]) -> Iterator[tuple[Floats, Windows]]:
+    """What `read` gives for 0, 1, 2, ..., without end, some of it read ahead."""
+    with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="regions") as pool:
+        coming = deque(pool.submit(read, step) for step in range(READ_AHEAD))
+        for step in count(READ_AHEAD):
+            yield coming.popleft().result()
+            coming.append(pool.submit(read, step))

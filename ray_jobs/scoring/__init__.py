@@ -1,0 +1,1 @@
+"""Scoring of cohorts on Ray Data."""

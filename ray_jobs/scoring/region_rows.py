@@ -1,0 +1,61 @@
+"""What a zoom saw, as the score table keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import Any
+
+import numpy as np
+
+from magnet.regions import to_level0, to_um
+from magnet.zoom import Zoomed
+from service.slides.slide import SlideInfo
+
+
+def regions_of(
+    zoomed: Zoomed, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Every region of a slide's zoom, layer by layer.
+
+    Args:
+        zoomed: the first of its slides counts.
+        info: the slide.
+        running: its probability after each last patch.
+        schedule: regions per parent, layer by layer.
+
+    Returns:
+        Rows as `service.results.scores.REGION` describes them.
+    """
+    return [row for layer in range(len(schedule) + 1) for row in _layer(layer, zoomed, info, running, schedule)]
+
+
+def _layer(
+    layer: int, zoomed: Zoomed, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    trace = zoomed.trace
+    box_N3 = to_level0(trace.regions[layer][0], info.size_px)
+    um_N4 = to_um(box_N3, info.mpp_xy) if info.mpp_xy is not None else [(None,) * 4] * len(box_N3)
+    above = sum([1, *accumulate(schedule, mul)][: max(0, layer - 1)])  # regions of the layers above the parents'
+    patch = None if zoomed.patch_BN is None else zoomed.patch_BN[0].double().sigmoid().tolist()
+    last = layer == len(schedule)
+    for n, (box, um) in enumerate(zip(box_N3.tolist(), um_N4, strict=True)):
+        downsample = float(np.float32(trace.levels[layer][0, n]))
+        yield {
+            "layer": layer,
+            "parent": above + n // schedule[layer - 1] if layer else None,
+            **dict(zip(("x_l0", "y_l0", "side_l0"), box, strict=True)),
+            **dict(zip(("x_um", "y_um", "width_um", "height_um"), um, strict=True)),
+            "level": _level(info, downsample),
+            "downsample": downsample,
+            "tissue": float(trace.tissue[layer][0, n]),
+            "value": float(trace.values[layer - 1][0, n]) if layer else None,
+            "patch_probability": patch[n] if last and patch is not None else None,
+            "running_probability": running[n] if last else None,
+        }
+
+
+def _level(info: SlideInfo, downsample: float) -> int:
+    """The level whose pixels a window of this downsample is made of: the coarsest that is no coarser."""
+    return sum(level.downsample <= downsample * (1 + 1e-6) for level in info.levels) - 1

@@ -1,0 +1,1 @@
+"""Search for schedules and hyperparameters on Ray Tune."""

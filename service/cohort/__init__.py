@@ -1,0 +1,1 @@
+"""Cohorts: manifests, splits, label policies, outlines."""

@@ -1,0 +1,1 @@
+"""Results of scoring: tables, metrics, reports, pictures."""

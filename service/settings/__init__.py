@@ -1,0 +1,1 @@
+"""Settings of the jobs and of the service."""

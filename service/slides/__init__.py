@@ -1,0 +1,1 @@
+"""Slides: formats, regions, windows."""

@@ -1,0 +1,288 @@
+"""Tiled TIFF slides read in place: the header once, then of each level only the tiles that are wanted.
+
+The places of a level's tiles (TileOffsets, TileByteCounts) are megabytes on a large slide. They are read in pages, as
+far as they are needed, into a bounded cache: what a slide costs in memory and header bytes does not grow with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import MagnetError, SlideError, UnsupportedSlideError
+from service.slides.cached_object import CachedObject
+from service.slides.codecs import APERIO_YCC, BACKGROUND, JPEG, JPEG2000, TileCodec, jpeg2000_size
+from service.slides.planning import ONLY_EQUAL, Ints, MergedRange, TileGrid, merge_ranges
+from service.slides.slide import Load, slide_info
+from service.slides.tiff import Directory, Tiff, TiffArray
+from service.slides.tile_cache import ByteCache
+from service.slides.vendors import StoredLevel, pyramid_of
+from service.storage.counters import ReadCounters
+from service.storage.ranges import RangeSource
+
+MAX_TILE_BYTES = 64 << 20
+"""A decoded tile; scanners write 240 to 1024 pixels a side, some converters 4096."""
+MAX_MERGED_BYTES = 512 << 10
+"""A request that joins tiles: large enough to save requests, small enough to share the decoding among threads."""
+MAX_GAP_BYTES = 32 << 10
+"""Bytes read in vain rather than asked for apart; from memory or disk they cost less than a call of their own."""
+PAGE_VALUES = 16384
+"""Places of tiles that are read at a time."""
+_HEADER_PAGE_BYTES = 32 << 10
+_MAX_HEADER_PAGES = 1024
+
+BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, PREDICTOR = 258, 259, 262, 277, 284, 317
+TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 324, 325, 339, 347
+
+
+@dataclass(frozen=True, slots=True)
+class _TiffLevel:
+    grid: TileGrid
+    codec: TileCodec
+    offsets: TiffArray
+    lengths: TiffArray
+
+
+class TiffSlide:
+    """A `service.slides.slide.Slide` read in place.
+
+    Args:
+        source: one version of the file.
+        index_cache: holds pages of tile places; shared by slides.
+        counters: what opening takes is added here.
+
+    Raises:
+        UnsupportedSlideError: OpenSlide may be able to read it.
+        SlideError: nothing can.
+    """
+
+    def __init__(self, source: RangeSource, index_cache: ByteCache[Ints], counters: ReadCounters) -> None:
+        self._source = source
+        self._index_cache = index_cache
+        try:
+            header = _HeaderPages(source, counters)
+            tiff = Tiff(header.read, source.size_bytes)
+            pyramid = pyramid_of(tiff)
+            self._levels = tuple(_tiff_level(level) for level in pyramid.levels)
+            self._keep_index(header)
+            self._refuse_subsampled(counters)
+        except MagnetError as error:
+            raise error.located(uri=source.uri) from error
+        self.grids = tuple(level.grid for level in self._levels)
+        self.info = slide_info(source.uri, self.grids, pyramid.mpp_xy, pyramid.format, source.etag, source.size_bytes)
+        self.held_bytes = 4096 + sum(4096 + len(level.codec.tables or b"") for level in self._levels)
+
+    def index_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Callable[[], None]]:
+        """See `service.slides.slide.Slide.index_loads`."""
+        pages = np.unique(tiles // PAGE_VALUES).tolist()
+        stored = self._levels[level]
+        missing = [
+            (array, page)
+            for array in (stored.offsets, stored.lengths)
+            for page in pages
+            if self._index_cache.get(self._page_key(array, page)) is None
+        ]
+        return [partial(self._fill_page, array, page, counters) for array, page in missing]
+
+    def tile_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Load]:
+        """See `service.slides.slide.Slide.tile_loads`."""
+        stored = self._levels[level]
+        offset = self._values(stored.offsets, tiles, counters)
+        length = self._values(stored.lengths, tiles, counters)
+        absent = (length == 0) | (offset == 0)
+        self._check_places(level, tiles, offset, length, absent)
+        loads: list[Load] = []
+        if absent.any():
+            blank = tiles[absent].tolist()
+            loads.append(partial(_blank_tiles, blank, stored.codec.tile_px))
+        tiles, offset, length = tiles[~absent], offset[~absent], length[~absent]
+        near = np.zeros(len(tiles), dtype=bool)
+        if isinstance(self._source, CachedObject):
+            near = self._source.held(offset, length)
+        for chosen, max_gap in ((near, ONLY_EQUAL), (~near, MAX_GAP_BYTES)):
+            places = tiles[chosen], offset[chosen], length[chosen]
+            loads += self._joined_loads(level, *places, max_gap, counters)
+        return loads
+
+    def _joined_loads(
+        self, level: int, tiles: Ints, offset: Ints, length: Ints, max_gap: int, counters: ReadCounters
+    ) -> list[Load]:
+        """One load for each range that brings some of these tiles."""
+        loads: list[Load] = []
+        for merged in merge_ranges(offset, length, max_gap, MAX_MERGED_BYTES):
+            members = [(int(tiles[n]), int(offset[n]) - merged.start, int(length[n])) for n in merged.members]
+            loads.append(partial(self._load, level, merged, members, counters))
+        return loads
+
+    def _load(
+        self, level: int, merged: MergedRange, members: list[tuple[int, int, int]], counters: ReadCounters
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Read one range and decode its tiles, given as number, place in the range, and length."""
+        codec, columns = self._levels[level].codec, self.grids[level].num_columns
+        tile, num_decoded, decode_s = members[0][0], 0, 0.0
+        try:
+            data = self._bytes(merged, members, counters)
+            same: tuple[int, int] | None = None
+            for tile, start, length in members:
+                if same != (start, length):  # files that repeat tiles point to the same bytes more than once
+                    began = time.perf_counter()
+                    pixels = codec.decode(data[start : start + length])
+                    decode_s += time.perf_counter() - began
+                    num_decoded += 1
+                    same = (start, length)
+                yield tile, pixels
+            counters.add(tiles=num_decoded, decode_s=decode_s)
+        except MagnetError as error:
+            raise error.located(uri=self._source.uri, level=level, tile=(tile % columns, tile // columns)) from error
+
+    def _bytes(self, merged: MergedRange, members: list[tuple[int, int, int]], counters: ReadCounters) -> bytes:
+        """A range; where it joins several tiles, the disk cache keeps each for itself."""
+        size = merged.stop - merged.start
+        if isinstance(self._source, CachedObject) and any(length != size for _, _, length in members):
+            parts = [(merged.start + start, length) for _, start, length in members]
+            return self._source.read_joined(merged.start, size, parts, counters)
+        return self._source.read(merged.start, size, counters)
+
+    def _check_places(self, level: int, tiles: Ints, offset: Ints, length: Ints, absent: NDArray[np.bool_]) -> None:
+        """Refuse tiles outside the file and absurdly large ones, before anything is read or merged."""
+        end, most = self._source.size_bytes, 2 * self._levels[level].codec.decoded_bytes + (64 << 10)
+        bad = ~absent & ((offset < 0) | (length < 0) | (length > most) | (offset > end - length))
+        if bad.any():
+            n = int(np.argmax(bad))
+            columns = self.grids[level].num_columns
+            raise SlideError(
+                f"the tile should be {length[n]} bytes at byte {offset[n]} of a file of {end} bytes;"
+                " the file is truncated or damaged, copy it anew",
+                uri=self._source.uri,
+                level=level,
+                tile=(int(tiles[n]) % columns, int(tiles[n]) // columns),
+            )
+
+    def _values(self, array: TiffArray, tiles: Ints, counters: ReadCounters) -> Ints:
+        """Entries of an index array at these tiles, reading the pages that are not at hand."""
+        page = tiles // PAGE_VALUES
+        values = np.empty(len(tiles), dtype=np.int64)
+        for number in np.unique(page).tolist():
+            held = self._index_cache.get(self._page_key(array, number))
+            if held is None:
+                held = self._load_page(array, number, counters)
+            here = page == number
+            values[here] = held[tiles[here] - number * PAGE_VALUES]
+        return values
+
+    def _fill_page(self, array: TiffArray, page: int, counters: ReadCounters) -> None:
+        self._load_page(array, page, counters)
+
+    def _load_page(self, array: TiffArray, page: int, counters: ReadCounters) -> Ints:
+        first = page * PAGE_VALUES
+        num = min(PAGE_VALUES, array.count - first)
+        size = array.dtype.itemsize
+        return self._keep_page(array, page, self._source.read(array.offset + first * size, num * size, counters))
+
+    def _keep_page(self, array: TiffArray, page: int, data: bytes) -> Ints:
+        values = np.frombuffer(data, dtype=array.dtype).astype(np.int64)
+        self._index_cache.put(self._page_key(array, page), values, values.nbytes)
+        return values
+
+    def _keep_index(self, header: _HeaderPages) -> None:
+        """Places of tiles that came along with the header need no request of their own; those of coarse levels do."""
+        for array in [array for level in self._levels for array in (level.offsets, level.lengths)]:
+            data = header.held(array.offset, array.num_bytes) if array.count <= PAGE_VALUES else None
+            if data is not None:
+                self._keep_page(array, 0, data)
+
+    def _page_key(self, array: TiffArray, page: int) -> tuple[str, str, int, int]:
+        return self._source.uri, self._source.etag, array.offset, page
+
+    def _refuse_subsampled(self, counters: ReadCounters) -> None:
+        """JPEG 2000 with coarser colour than brightness: OpenSlide decodes that, our decoder does not."""
+        if self._levels[0].codec.compression not in (APERIO_YCC, JPEG2000):
+            return
+        first = np.zeros(1, dtype=np.int64)
+        offset = int(self._values(self._levels[0].offsets, first, counters)[0])
+        length = int(self._values(self._levels[0].lengths, first, counters)[0])
+        if length == 0:
+            return
+        steps = jpeg2000_size(self._source.read(offset, min(length, 4096), counters))[1]
+        if any(step != (1, 1) for step in steps):
+            raise UnsupportedSlideError("JPEG 2000 with subsampled colour is not read in place")
+
+
+class _HeaderPages:
+    """Reads a header in pages, so that its many small parts cost few requests; refuses to read without end."""
+
+    def __init__(self, source: RangeSource, counters: ReadCounters) -> None:
+        self._source = source
+        self._counters = counters
+        head, size = source.head, _HEADER_PAGE_BYTES
+        whole = len(head) // size if len(head) < source.size_bytes else -(-len(head) // size)
+        self._pages = {number: head[number * size : (number + 1) * size] for number in range(whole)}
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly this range."""
+        first, last = offset // _HEADER_PAGE_BYTES, (offset + length - 1) // _HEADER_PAGE_BYTES
+        data = b"".join(self._page(number) for number in range(first, last + 1))
+        start = offset - first * _HEADER_PAGE_BYTES
+        return data[start : start + length]
+
+    def held(self, offset: int, length: int) -> bytes | None:
+        """This range where it is at hand already."""
+        pages = range(offset // _HEADER_PAGE_BYTES, (offset + length - 1) // _HEADER_PAGE_BYTES + 1)
+        return self.read(offset, length) if all(number in self._pages for number in pages) else None
+
+    def _page(self, number: int) -> bytes:
+        if number not in self._pages:
+            if len(self._pages) >= _MAX_HEADER_PAGES:
+                raise SlideError(f"the header is larger than {_MAX_HEADER_PAGES} pages; it is damaged")
+            start = number * _HEADER_PAGE_BYTES
+            length = min(_HEADER_PAGE_BYTES, self._source.size_bytes - start)
+            self._pages[number] = self._source.read(start, length, self._counters)
+        return self._pages[number]
+
+
+def _tiff_level(level: StoredLevel) -> _TiffLevel:
+    directory = level.directory
+    tile_px = directory.integer(TILE_WIDTH), directory.integer(TILE_HEIGHT)
+    codec = _codec(directory, tile_px)
+    if min(tile_px) < 1 or max(tile_px[0] * tile_px[1], codec.decoded_bytes) > MAX_TILE_BYTES:
+        raise SlideError(
+            f"tiles of {tile_px[0]} x {tile_px[1]} pixels break the limit of {MAX_TILE_BYTES} bytes; it is damaged"
+        )
+    columns, rows = -(-level.stored_px[0] // tile_px[0]), -(-level.stored_px[1] // tile_px[1])
+    offsets, lengths = directory.array(TILE_OFFSETS), directory.array(TILE_BYTES)
+    for array in (offsets, lengths):
+        if array.count != columns * rows or array.rational or array.dtype.kind != "u":
+            raise SlideError(f"places of {array.count} tiles for {columns} x {rows} tiles; the file is damaged")
+    return _TiffLevel(TileGrid(level.shown_px, tile_px, columns, level.step_xy), codec, offsets, lengths)
+
+
+def _codec(directory: Directory, tile_px: tuple[int, int]) -> TileCodec:
+    bits = set(directory.numbers(BITS).ravel().tolist()) if BITS in directory else {1}
+    if bits != {8} or directory.integer(SAMPLE_FORMAT, 1) != 1:
+        raise UnsupportedSlideError(f"{sorted(bits)} bits a sample; only unsigned 8-bit samples can be read in place")
+    samples = directory.integer(SAMPLES, 1)
+    if directory.integer(PLANAR, 1) != 1 and samples > 1:
+        raise UnsupportedSlideError("colours in separate planes cannot be read in place")
+    compression = directory.integer(COMPRESSION, 1)
+    tables = None
+    if compression == JPEG and JPEG_TABLES in directory:
+        tables = directory.numbers(JPEG_TABLES).tobytes()
+    return TileCodec(
+        compression=compression,
+        photometric=directory.integer(PHOTOMETRIC),
+        samples=samples,
+        predictor=directory.integer(PREDICTOR, 1),
+        tile_px=tile_px,
+        tables=tables,
+    )
+
+
+def _blank_tiles(tiles: list[int], tile_px: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Tiles that the file leaves out; all share one small piece of memory."""
+    for tile in tiles:
+        yield tile, np.broadcast_to(np.uint8(BACKGROUND), (tile_px[1], tile_px[0], 3))

@@ -1,0 +1,1 @@
+"""The job's parent process on the cluster."""

@@ -1,0 +1,1 @@
+"""Fakes for tests, benchmarks and the demo."""

@@ -1,0 +1,201 @@
+"""Checkpoints: the same bits again, and a clear word where a file is torn, missing or another's."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, RecipeConfig, ZoomConfig
+from magnet.fake_slide import formula_fetch, waves
+from magnet.windows import drive
+from magnet.zoom import MagNet
+from ray_jobs.models import checkpoints
+from ray_jobs.models.checkpoints import MODEL_FILE, SETTINGS_FILE, TRAINING_FILE, CheckpointError, Saved
+from ray_jobs.training.learner import Learner
+from service.errors import UsageError
+
+CONFIG = ModelConfig(
+    zoom=ZoomConfig(schedule=(2, 2), map_px=8, view_px=16, patch_px=32, grey_tolerance=None),
+    locator=LocatorConfig(channels=2),
+    classifier=ClassifierConfig(encoder="test_resnet", hidden=8),
+    auxiliary=AuxiliaryConfig(encoder="test_resnet"),
+)
+RECIPE = RecipeConfig(batch=2, micro_batch=2, learning_rate=1e-3)
+SIDES = [4096.0, 3000.0]
+FETCH = formula_fetch([waves([(0.3, 0.1), (-0.2, 0.4), (0.5, 0.5)])] * 2, SIDES)
+
+
+def learner(seed: int = 0) -> Learner:
+    torch.manual_seed(seed)
+    return Learner(MagNet(CONFIG, to_be_loaded=True), RECIPE, num_steps=10)
+
+
+def step(one: Learner, number: int) -> float:
+    with ThreadPoolExecutor(1) as pool:
+        return one.step(number, [(0, np.array(SIDES), FETCH, torch.tensor([0.0, 1.0]))], pool)["loss"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path]:
+    """A learner after two steps, and its checkpoint; not to be changed."""
+    one, folder = learner(), tmp_path_factory.mktemp("checkpoint")
+    for number in range(2):
+        step(one, number)
+    saved = Saved(model=CONFIG, step=2, metrics={"val/auroc": 0.75}, threshold=0.375)
+    checkpoints.save(folder, one.model, saved, one.state_dict())
+    return one, folder
+
+
+@pytest.fixture
+def trained(original: tuple[Learner, Path], tmp_path: Path) -> tuple[Learner, Path]:
+    """Copies of both."""
+    return copy.deepcopy(original[0]), shutil.copytree(original[1], tmp_path / "checkpoint")
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit, through all containers."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def test_description_and_weights_come_back_bit_for_bit(trained: tuple[Learner, Path]) -> None:
+    one, folder = trained
+    assert checkpoints.describe(folder) == Saved(CONFIG, 2, {"val/auroc": 0.75}, 0.375)
+    loaded = checkpoints.load_model(folder)
+    assert equal(loaded.state_dict(), one.model.state_dict())
+    assert not loaded.training
+    one.model.eval()
+    logits = [drive(model.zoom(np.array(SIDES)), FETCH).logit_B for model in (one.model, loaded)]
+    assert torch.equal(*logits)
+
+
+def test_a_training_goes_on_bit_for_bit(trained: tuple[Learner, Path]) -> None:
+    one, folder = trained
+    other = learner(seed=1)
+    checkpoints.load_weights(folder, other.model)
+    other.load_state_dict(checkpoints.load_training(folder))
+    assert equal(other.state_dict(), one.state_dict())
+    assert step(other, 2) == step(one, 2)
+    assert equal(other.model.state_dict(), one.model.state_dict())
+
+
+def test_weights_can_be_read_without_this_project(trained: tuple[Learner, Path]) -> None:
+    _, folder = trained
+    header_size = int.from_bytes((folder / MODEL_FILE).read_bytes()[:8], "little")
+    header = json.loads((folder / MODEL_FILE).read_bytes()[8 : 8 + header_size])
+    assert {name for name in header if name != "__metadata__"} == set(trained[0].model.state_dict())
+    torch.load(folder / TRAINING_FILE, weights_only=True)  # no code in it
+
+
+def test_loading_reads_no_initial_weights_and_warns_of_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the first weights came from is remembered, and not needed again."""
+    gone = ModelConfig(
+        zoom=CONFIG.zoom,
+        locator=CONFIG.locator,
+        classifier=ClassifierConfig(encoder="test_resnet", hidden=8, weights="/gone.safetensors", weights_sha256="0"),
+        auxiliary=AuxiliaryConfig(encoder=None),
+    )
+    checkpoints.save(tmp_path, MagNet(gone, to_be_loaded=True), Saved(gone, 0, {}, 0.5), {})
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.load_model(tmp_path).config == gone
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "noise"])
+@pytest.mark.parametrize("name", [MODEL_FILE, SETTINGS_FILE, TRAINING_FILE])
+def test_a_torn_file_is_named(trained: tuple[Learner, Path], name: str, damage: str) -> None:
+    _, folder = trained
+    path = folder / name
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        noise = np.random.default_rng(0).bytes(len(whole))
+        path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "noise": noise}[damage])
+    load = checkpoints.load_training if name == TRAINING_FILE else checkpoints.load_model
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "no readable checkpoint"),
+        ("{}", "no readable checkpoint"),
+        ('{"format": 99}', "checkpoint format 99; this version reads format 1"),
+    ],
+)
+def test_what_is_no_checkpoint_says_so(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / SETTINGS_FILE).write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.describe(tmp_path)
+
+
+def test_settings_that_this_version_does_not_know_are_named(trained: tuple[Learner, Path]) -> None:
+    _, folder = trained
+    about = json.loads((folder / SETTINGS_FILE).read_text())
+    about["model"]["zoom"]["colour"] = "red"
+    (folder / SETTINGS_FILE).write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=r"zoom\.colour: unknown setting"):
+        checkpoints.describe(folder)
+
+
+def test_weights_of_another_network_are_refused(trained: tuple[Learner, Path]) -> None:
+    _, folder = trained
+    other = MagNet(replace(CONFIG, zoom=replace(CONFIG.zoom, schedule=(3,))), to_be_loaded=True)
+    with pytest.raises(CheckpointError, match=MODEL_FILE):
+        checkpoints.load_weights(folder, other)
+
+
+def test_a_published_model_is_the_same_for_everybody(trained: tuple[Learner, Path], tmp_path: Path) -> None:
+    one, folder = trained
+    uri = (tmp_path / "out" / "model").as_uri()
+    named = checkpoints.publish(folder, uri, name="models:/m@a", version="3")
+    assert (named.uri, named.name, named.version, named.threshold) == (uri, "models:/m@a", "3", 0.375)
+    assert equal(named.load().state_dict(), one.model.state_dict())
+    assert checkpoints.publish(folder, uri, name="models:/m@a", version="3") == named
+    assert len(named.sha256) == 64
+
+
+def test_another_model_is_not_published_over_it(trained: tuple[Learner, Path], tmp_path: Path) -> None:
+    one, folder = trained
+    uri = str(tmp_path / "out")
+    checkpoints.publish(folder, uri, name="first", version="")
+    step(one, 2)
+    other = tmp_path / "other"
+    other.mkdir()
+    checkpoints.save(other, one.model, Saved(CONFIG, 3, {}, 0.5), {})
+    with pytest.raises(CheckpointError, match="holds another model than second; take a new folder"):
+        checkpoints.publish(other, uri, name="second", version="")
+    assert (tmp_path / "out" / MODEL_FILE).read_bytes() == (folder / MODEL_FILE).read_bytes()
+
+
+def test_an_interrupted_publication_is_completed(trained: tuple[Learner, Path], tmp_path: Path) -> None:
+    _, folder = trained
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / SETTINGS_FILE).write_text("{")  # the weights come last
+    named = checkpoints.publish(folder, str(out), name="m", version="")
+    assert named.load().config == CONFIG
+
+
+def test_only_a_checkpoint_is_published(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"name the folder that train\.py wrote"):
+        checkpoints.publish(tmp_path, str(tmp_path / "out"), name="m", version="")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,152 @@
+"""Logs that are followed while the API dies and comes back."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.client.client import Client, ServiceError
+from service.operations.serving import admin_token
+from service.queue.attempt_folder import attempt_folder
+from service.queue.requests import Check
+from service.queue.store import JobStore
+from service.queue.tables import Database, jobs
+from service.settings.service import ServiceSettings, service_settings
+
+ROOT = Path(__file__).parents[3]
+START = "from service.cli.main import main; main()"
+PARTS = [f"line {k}: Gewebe fünf µm, Größe {k} 🔬\n".encode() for k in range(40)]
+
+
+class ApiProcess:
+    """`magnet api` as a process."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.config, self.folder = folder / "service.yaml", folder
+        self.config.write_text(yaml.safe_dump({"storage": str(folder / "storage"), "port": port}))
+        self.settings: ServiceSettings = service_settings(str(self.config), [])
+        self.url = f"http://127.0.0.1:{port}"
+        self.token = admin_token(self.settings, "ada")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = [sys.executable, "-c", START, "api", "--config", str(self.config)]
+        with open(self.folder / "api.log", "ab") as log:
+            self.process = subprocess.Popen(words, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=log, stderr=log)
+        with Client(self.url, None, patience_s=60) as client:
+            client.alive()
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def api_process(tmp_path: Path) -> Iterator[ApiProcess]:
+    own = ApiProcess(tmp_path)
+    own.start()
+    yield own
+    own.kill()
+
+
+class RunningJob:
+    """A job whose attempts the test plays: it writes their logs where the witness does."""
+
+    def __init__(self, own: ApiProcess) -> None:
+        self._database = Database(own.settings.database_url)
+        self.store = JobStore(self._database)
+        job, _ = self.store.add(Check(manifest="/m.csv"), "ada")
+        self.id, self._folder, self._written = job.id, own.settings.job_folder("ada", job.id), b""
+
+    def set(self, **values: object) -> None:
+        with self._database.writing() as connection:
+            connection.execute(jobs.update().where(jobs.c.id == self.id).values(values))
+
+    def start(self, attempt: int) -> None:
+        self.set(state="running", attempt=attempt)
+        self._log, self._written = attempt_folder(self._folder, attempt), b""
+
+    def write(self, data: bytes) -> None:
+        self._written += data
+        self._log.write_log(0, self._written)  # the whole part, as the witness does
+
+
+class Follower(threading.Thread):
+    """Follows a log, and keeps what came."""
+
+    def __init__(self, own: ApiProcess, job_id: str) -> None:
+        super().__init__(daemon=True)
+        self.text, self.reports, self.error = "", list[str](), list[Exception]()
+        self._own, self._job_id = own, job_id
+
+    def run(self) -> None:
+        try:
+            with Client(self._own.url, self._own.token, report=self.reports.append) as client:
+                for text in client.logs(self._job_id, follow=True):
+                    self.text += text
+        except Exception as error:  # noqa: BLE001  (the test fails with it)
+            self.error.append(error)
+
+    def wait_for(self, text: str) -> None:
+        deadline_s = time.monotonic() + 120
+        while text not in self.text:
+            assert self.is_alive(), self.error
+            assert time.monotonic() < deadline_s, self.text[-200:]
+            time.sleep(0.02)
+
+
+def halves(data: bytes) -> tuple[bytes, bytes]:
+    """Cut inside the last character, which has four bytes."""
+    return data[:-3], data[-3:]
+
+
+@pytest.mark.slow
+def test_no_byte_is_lost_or_doubled_while_the_api_is_killed_and_restarted(api_process: ApiProcess) -> None:
+    job = RunningJob(api_process)
+    follower = Follower(api_process, job.id)
+    follower.start()
+    try:
+        for attempt in (1, 2):
+            job.start(attempt)
+            for k in range(0, 40, 10):
+                whole = b"".join(PARTS[k : k + 10])
+                first, second = halves(whole)
+                job.write(first)
+                if k in (10, 20):
+                    api_process.kill()
+                    job.write(second)
+                    api_process.start()
+                else:
+                    job.write(second)
+            if attempt == 1:
+                follower.wait_for("line 39")
+        job.set(state="done", ended_s=time.time())
+        follower.join(120)
+    finally:
+        job.set(state="done", ended_s=time.time())
+    assert not follower.error
+    whole = b"".join(PARTS).decode()
+    assert follower.text == f"{whole}--- attempt 2 ---\n{whole}"
+    assert follower.reports
+    assert all("no answer" in report for report in follower.reports)
+
+
+def test_a_wrong_address_is_an_error_at_once_also_when_following(tmp_path: Path) -> None:
+    with (
+        Client("http://127.0.0.1:1", "magnet_x", patience_s=0) as client,
+        pytest.raises(ServiceError, match="no answer"),
+    ):
+        list(client.logs("check-20260101-000000-00000000", follow=True))

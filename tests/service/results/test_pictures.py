@@ -1,0 +1,122 @@
+"""The overlay: it opens, its boxes lie where the regions do, its scale bar is as long as it says."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageDraw
+
+from magnet.regions import from_level0
+from service.results import pictures
+from service.results.pictures import FOOT_PX, GAP_PX, HEAD_PX, LAYER_COLOURS, OVERLAY_PX, overlay_picture, round_length
+
+SIZE = (8000, 6000)
+PALE = (250, 240, 245)
+ROOT = np.array([[1.0, 0.0, 0.0]])
+
+
+def thumbnail(size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
+    scale = 640 / max(size)
+    return np.full((round(size[1] * scale), round(size[0] * scale), 3), PALE, np.uint8)
+
+
+def regions(*boxes: tuple[float, float, float], size: tuple[int, int] = SIZE) -> NDArray[np.float64]:
+    """Regions from boxes (x, y, side) in level-0 pixels."""
+    return from_level0(np.array(boxes, dtype=np.float64), size)
+
+
+def drawn(
+    layers: list[NDArray[np.float64]], size: tuple[int, int] = SIZE, title: str = "t", mpp: float | None = 0.25
+) -> NDArray[np.int16]:
+    picture = overlay_picture(thumbnail(size), size, layers, title=title, mpp=mpp)
+    with Image.open(io.BytesIO(picture)) as image:
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        return np.asarray(image).astype(np.int16)
+
+
+def where(picture: NDArray[np.int16], layer: int) -> NDArray[np.intp]:
+    """(row, column) of the pixels on the thumbnail that have about a layer's colour."""
+    near = np.abs(picture - ImageColor.getrgb(LAYER_COLOURS[layer])).max(axis=-1) < 50
+    return np.argwhere(near[HEAD_PX:-FOOT_PX]) + np.array([HEAD_PX, 0])
+
+
+@pytest.mark.parametrize("size", [(8000, 6000), (3000, 8000), (5000, 5000)])
+def test_boxes_lie_where_their_regions_do(size: tuple[int, int]) -> None:
+    x, y, side = 0.25 * size[0], 0.5 * size[1], 0.2 * min(size)
+    picture = drawn([ROOT, ROOT, regions((x, y, side), size=size)], size)
+    scale = OVERLAY_PX / max(size)
+    rows, columns = where(picture, 2).T
+    assert abs(columns.min() - (GAP_PX + x * scale)) <= 2
+    assert abs(columns.max() - (GAP_PX + (x + side) * scale)) <= 2
+    assert abs(rows.min() - (HEAD_PX + y * scale)) <= 2
+    assert abs(rows.max() - (HEAD_PX + (y + side) * scale)) <= 2
+    middle = picture[HEAD_PX + round((y + side * 0.5) * scale), GAP_PX + round((x + side * 0.5) * scale)]
+    assert np.abs(middle - PALE).max() < 12  # an outline, not a filled box
+
+
+def test_the_smallest_region_is_still_seen() -> None:
+    picture = drawn([ROOT, ROOT, regions((4000, 3000, 2))])
+    assert len(where(picture, 2)) >= 8
+
+
+@pytest.mark.parametrize("mpp", [0.25, 1.0, 7.3])
+def test_the_scale_bar_is_as_long_as_it_says(mpp: float) -> None:
+    picture = drawn([ROOT, ROOT], mpp=mpp)
+    bar = picture[-FOOT_PX + 12 + 6, :, 0] < 60
+    length_um = np.argmin(bar[GAP_PX + 2 :]) / (OVERLAY_PX / 8000) * mpp  # up to the first pale pixel
+    um_per_px = mpp * 8000 / OVERLAY_PX
+    assert length_um == pytest.approx(round_length(8000 * mpp / 4), abs=3 * um_per_px)
+
+
+def test_a_slide_without_a_pixel_size_has_no_scale_bar() -> None:
+    picture = drawn([ROOT, ROOT], mpp=None)
+    assert (picture[-FOOT_PX + 12 + 6, :, 0] < 60).sum() < 60  # letters, no bar
+
+
+@pytest.mark.parametrize(("at_most", "length"), [(9.99, 5), (1, 1), (450, 200), (0.21, 0.2), (2000, 2000)])
+def test_lengths_are_round(at_most: float, length: float) -> None:
+    assert round_length(at_most) == pytest.approx(length)
+
+
+def test_the_regions_of_the_first_layer_are_seen_below_frozen_patches_that_lie_on_them() -> None:
+    first = regions((1000, 1000, 3000))
+    picture = drawn([ROOT, first, first])
+    assert min(len(where(picture, 1)), len(where(picture, 2))) > 4 * 3000 * OVERLAY_PX / 8000
+
+
+def test_a_region_that_reaches_beyond_the_slide_is_numbered_within_it() -> None:
+    picture = drawn([ROOT, regions((7000, 2000, 3000))])
+    rows, columns = where(picture, 1).T
+    inside = (columns > columns.max() - 12) & (rows > rows.min() + 4) & (rows < rows.min() + 18)
+    assert inside.sum() > 60  # of the 11 x 13 pixels at the picture's edge, below the box's own
+
+
+def test_tags_cover_neither_each_other_nor_the_corner_and_stay_within_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at: list[tuple[float, float]] = []
+    monkeypatch.setattr(pictures, "tag", lambda draw, xy, *_: at.append(xy))
+    draw = ImageDraw.Draw(Image.new("RGB", (120, 60)))
+    wanted = [((x, y), "10") for x, y in [(500, -9), (500, -9), (500, 0), (60, 30), (62, 33), (0, 0)]]
+    pictures.tags(draw, wanted, "red", (120, 60), free_from=(28, 20))
+    _, _, wide, high = draw.textbbox((0, 0), "10", font=pictures.font(11))
+    boxes = [(0, 0, 28, 20), *((x, y, x + wide, y + high) for x, y in at)]
+    assert len(at) == len(wanted)
+    for n, (left, top, right, bottom) in enumerate(boxes):
+        assert (left >= 0, top >= 0, right <= 120, bottom <= 60) == (True,) * 4
+        for other in boxes[:n]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+
+
+def test_the_title_is_written() -> None:
+    blank, told = (drawn([ROOT, ROOT], title=title) for title in ("", "slide 7: probability 0.9"))
+    assert (blank[:30] > 240).all()
+    assert (told[:30] < 100).any()
+
+
+def test_there_are_colours_for_deeper_zooms_than_the_list_has() -> None:
+    layers = [ROOT, *[regions((1000, 1000, 4000 - 400 * n)) for n in range(7)]]
+    assert len(where(drawn(layers), len(LAYER_COLOURS) - 1)) > 0
