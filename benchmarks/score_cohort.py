@@ -1,15 +1,15 @@
-"""What scoring a cohort costs, beside the usual pipeline on the same slides, machine and encoder.
+"""Cost of scoring a cohort, compared with the usual pipeline on the same slides, machine and encoder.
 
     python benchmarks/score_cohort.py [--num-slides N] [--side-px S] [--latency-ms 30] [--config C] [--json]
 
-Generated slides lie in an object store on this machine that answers each request `--latency-ms` late. One process
-scores them as an actor of `score.py` does (quality gate, zoom, several slides in flight; no pictures), after one slide
-that warms imports and connections. Weights are random: the figures are of cost, not of quality.
+Generated slides are in an object store on this machine that delays each answer by `--latency-ms`. One process scores
+them as an actor of `score.py` does (quality gate, zoom, several slides in flight; no pictures). One slide is scored
+before the measurement, for imports and connections. Weights are random: the figures are of cost, not of quality.
 
-The usual pipeline: tissue mask from a thumbnail, every 256 px tile at 20x that is a quarter tissue or more, the same
-encoder, attention over the tiles. It is timed on `--tiles` tiles of one slide, spread over its tissue, read by the same
-reader in batches of 64 with the next batch on its way, and extrapolated by the number of tiles: reading and encoding
-are linear in it, and the attention costs nothing beside them. Its bytes are extrapolated likewise.
+The usual pipeline takes a tissue mask from a thumbnail, encodes every 256 px tile at 20x that is at least a quarter
+tissue, with the same encoder, and applies attention over the tiles. It is timed on `--tiles` tiles of one slide, spread
+over its tissue, which the same reader reads in batches of 64 with one batch ahead. Time and bytes are extrapolated by
+the number of tiles: reading and encoding are linear in it, and the cost of the attention is negligible.
 
 `--sizes` adds the cost per slide by slide size, `--soak N` the memory over N slides (links to the generated ones),
 `--readers N` the same slides with N reader processes of a Ray cluster (`compute.readers`) instead of threads.
@@ -66,7 +66,7 @@ def main() -> None:
             make_cohort(folder / str(side), CohortSettings(num_slides=num, side_px=side, seed=1), jobs=2)
         _link(folder, options.side_px, options.soak)
         with _store(folder, options.latency_ms):
-            result = measured(model, folder, sizes, options)
+            result = measure(model, folder, sizes, options)
     if options.json:
         print(json.dumps(result, indent=2))
     else:
@@ -74,12 +74,12 @@ def main() -> None:
             print(f"{name:<22} {value}")
 
 
-def measured(model: MagNet, folder: Path, sizes: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
-    """All figures; the store is up."""
+def measure(model: MagNet, folder: Path, sizes: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
+    """Return all figures; the object store must be running."""
     slides = {side: _slides(folder, f"{side}/slides") for side in sizes}
-    _scored(model, slides[options.side_px][:1])
-    main_run = _scored(model, slides[options.side_px])
-    tiling = _tiled(model, slides[options.side_px][0], options.tiles)
+    _score(model, slides[options.side_px][:1])
+    main_run = _score(model, slides[options.side_px])
+    tiling = _tile(model, slides[options.side_px][0], options.tiles)
     result: dict[str, Any] = {
         "what": {
             "slides": len(slides[options.side_px]),
@@ -95,44 +95,44 @@ def measured(model: MagNet, folder: Path, sizes: Sequence[int], options: argpars
         "ratio_to_tiling": round(tiling["seconds_per_slide"] / main_run["seconds_per_slide"], 1),
     }
     if len(sizes) > 1:
-        result["by_side_px"] = {side: _scored(model, slides[side]) for side in sizes}
+        result["by_side_px"] = {side: _score(model, slides[side]) for side in sizes}
     if options.readers:
-        result["with_readers"] = _scored_with_readers(model, slides[options.side_px], options.readers)
+        result["with_readers"] = _score_with_readers(model, slides[options.side_px], options.readers)
     if options.soak:
         result["memory_mb"] = _soak(model, _slides(folder, "soak"))
     return result
 
 
-def _scored(model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
-    """Cost per slide of scoring, a reader opened anew."""
+def _score(model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
+    """Return the cost per slide with a new reader, whose caches are empty."""
     with RegionReader() as reader:
-        return _scored_by(reader, model, slides)
+        return _score_by(reader, model, slides)
 
 
-def _scored_with_readers(model: MagNet, slides: Sequence[Slide], num: int) -> dict[str, float]:
-    """The same by reader actors; the CPU time is that of this process alone."""
+def _score_with_readers(model: MagNet, slides: Sequence[Slide], num: int) -> dict[str, float]:
+    """Return the cost per slide with reader actors; the CPU time is that of this process alone."""
     ray.init(address="local", num_cpus=num, object_store_memory=1 << 30, log_to_driver=False)
     try:
         reader = RemoteReader(started_readers(ComputeSettings(readers=num), 30), patience_s=60)
-        reader.info(slides[0].uri)  # they have started
-        return _scored_by(reader, model, slides)
+        reader.info(slides[0].uri)  # waits until they have started
+        return _score_by(reader, model, slides)
     finally:
         ray.shutdown()
 
 
-def _scored_by(reader: Reader, model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
-    began, cpu = time.perf_counter(), time.process_time()
-    rows = [one.row for one in score_slides(model, slides, reader)]
-    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+def _score_by(reader: Reader, model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
+    started_s, started_cpu_s = time.perf_counter(), time.process_time()
+    rows = [scored.row for scored in score_slides(model, slides, reader)]
+    wall_s, cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
     bad = [row["reason"] for row in rows if row["status"] != "scored"]
     if bad:
         raise SystemExit(f"{len(bad)} slides were not scored: {bad[0]}")
-    compute = sum(row["compute_s"] for row in rows)
+    compute_s = sum(row["compute_s"] for row in rows)
     return {
-        "slides_per_hour": round(len(rows) / wall * 3600),
-        "seconds_per_slide": round(wall / len(rows), 3),
-        "cpu_seconds_per_slide": round(cpu / len(rows), 3),
-        "waiting_share": round(max(0.0, 1 - compute / wall), 3),
+        "slides_per_hour": round(len(rows) / wall_s * 3600),
+        "seconds_per_slide": round(wall_s / len(rows), 3),
+        "cpu_seconds_per_slide": round(cpu_s / len(rows), 3),
+        "waiting_share": round(max(0.0, 1 - compute_s / wall_s), 3),
         "megabytes_per_slide": round(float(np.mean([row["bytes_read"] for row in rows])) / 1e6, 3),
         "requests_per_slide": round(float(np.mean([row["requests"] for row in rows])), 1),
         "last_patches": len(rows[0]["running"]),
@@ -140,34 +140,34 @@ def _scored_by(reader: Reader, model: MagNet, slides: Sequence[Slide]) -> dict[s
 
 
 @torch.inference_mode()
-def _tiled(model: MagNet, slide: Slide, num_tiles: int) -> dict[str, Any]:
-    """Cost of a slide that is tiled, from a sample of its tiles."""
+def _tile(model: MagNet, slide: Slide, num_tiles: int) -> dict[str, Any]:
+    """Return the cost of tiling a slide, extrapolated from a sample of its tiles."""
     with RegionReader(tile_cache_bytes=0) as reader, ThreadPoolExecutor(1) as ahead:
-        began = time.perf_counter()
+        started_s = time.perf_counter()
         info = reader.info(slide.uri)
         assert info.mpp_xy is not None
         region = tissue_tiles(reader, slide.uri, TILE_PX * TILE_MPP / info.mpp_xy[0] / max(info.size_px))
-        finding_s = time.perf_counter() - began
-        # Batches of neighbours, as a tiler reads them; the batches are spread over the tissue.
+        mask_s = time.perf_counter() - started_s
+        # A tiler reads neighbouring tiles together, which share requests: whole batches of neighbours are sampled.
         starts = np.linspace(0, max(0, len(region) - BATCH), max(1, num_tiles // BATCH)).astype(int)
-        batch, began = reader.batch([slide.uri]), time.perf_counter()
+        batch, started_s = reader.batch([slide.uri]), time.perf_counter()
 
         def read(start: int) -> tuple[np.ndarray, Windows]:
             part = region[start : start + BATCH]
             return part, batch.fetch(WindowRequest(0, np.zeros(len(part), dtype=np.int64), part, TILE_PX, 0))
 
-        features, coming = [], ahead.submit(read, int(starts[0]))
+        features, pending = [], ahead.submit(read, int(starts[0]))
         for following in [*starts[1:].tolist(), None]:
-            part, windows = coming.result()
+            part, windows = pending.result()
             if following is not None:
-                coming = ahead.submit(read, following)
+                pending = ahead.submit(read, following)
             pixels = torch.from_numpy(windows.pixels).permute(0, 3, 1, 2).float() / 255
             view = sample(pixels, torch.from_numpy(windows.place), torch.from_numpy(part), TILE_PX, method="bilinear")
             features.append(model.encoder(view))
         feature_TD = torch.cat(features)
         GatedAttention(feature_TD.shape[1]).eval()(feature_TD)
-        per_tile_s = (time.perf_counter() - began) / len(feature_TD)
-    seconds = finding_s + per_tile_s * len(region)
+        per_tile_s = (time.perf_counter() - started_s) / len(feature_TD)
+    seconds = mask_s + per_tile_s * len(region)
     return {
         "tiles_per_slide": len(region),
         "tiles_timed": len(feature_TD),
@@ -180,13 +180,13 @@ def _tiled(model: MagNet, slide: Slide, num_tiles: int) -> dict[str, Any]:
 
 
 def _soak(model: MagNet, slides: Sequence[Slide]) -> dict[str, float]:
-    """Resident memory after each quarter of a long scoring."""
-    found, quarter = {}, max(1, len(slides) // 4)
+    """Return the resident memory in MB after each quarter of a long scoring."""
+    memory_mb, quarter = {}, max(1, len(slides) // 4)
     with RegionReader() as reader:
         for number, _ in enumerate(score_slides(model, slides, reader), start=1):
             if number % quarter == 0:
-                found[f"after_{number}"] = round(psutil.Process().memory_info().rss / 1e6, 1)
-    return found
+                memory_mb[f"after_{number}"] = round(psutil.Process().memory_info().rss / 1e6, 1)
+    return memory_mb
 
 
 def _slides(folder: Path, below: str) -> list[Slide]:
@@ -198,7 +198,7 @@ def _slides(folder: Path, below: str) -> list[Slide]:
 
 
 def _link(folder: Path, side_px: int, num: int) -> None:
-    """Many names for the generated slides."""
+    """Create many links to the generated slides: a long scoring needs many slides, but little disk space."""
     slides = sorted((folder / str(side_px) / "slides").iterdir())
     (folder / "soak").mkdir(exist_ok=True)
     for number in range(num):
@@ -209,17 +209,17 @@ def _link(folder: Path, side_px: int, num: int) -> None:
 
 @contextmanager
 def _store(folder: Path, latency_ms: float) -> Iterator[None]:
-    """An object store in a process of its own, late by so much; `s3://bucket/` is the folder while it lasts."""
+    """Serve a folder as `s3://bucket/` from a separate process, with a delay, while the context lasts."""
     port = free_port()
-    words = [sys.executable, "-m", "service.testing.fake_store", str(folder), "--latency-ms", str(latency_ms)]
-    with started([*words, "--port", str(port)], log=None, cwd=Path(__file__).parents[1]) as process:
+    argv = [sys.executable, "-m", "service.testing.fake_store", str(folder), "--latency-ms", str(latency_ms)]
+    with started([*argv, "--port", str(port)], log=None, cwd=Path(__file__).parents[1]) as process:
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
                 if process.poll() is not None:
-                    raise SystemExit("the object store did not come up") from None
+                    raise SystemExit("the object store did not start") from None
                 time.sleep(0.1)
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
         os.environ |= keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
@@ -229,17 +229,21 @@ def _store(folder: Path, latency_ms: float) -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-slides", type=int, default=8)
-    parser.add_argument("--side-px", type=int, default=65_536, help="4 gigapixels by default")
+    parser.add_argument(
+        "--side-px", type=int, default=65_536, help="side of the slides in pixels (default: 65536, 4 gigapixels)"
+    )
     parser.add_argument("--latency-ms", type=float, default=30)
-    parser.add_argument("--config", help="as of train.py; default: the evidence preset")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train.py")
-    parser.add_argument("--tiles", type=int, default=256, help="tiles of the usual pipeline that are timed")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="other sides in pixels")
+    parser.add_argument("--config", help="config of a training (default: the evidence preset)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting of the training"
+    )
+    parser.add_argument("--tiles", type=int, default=256, help="number of tiles to time in the usual pipeline")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="more sides in pixels")
     parser.add_argument("--num-per-size", type=int, default=8)
-    parser.add_argument("--soak", type=int, default=0, help="slides over which memory is watched")
-    parser.add_argument("--readers", type=int, default=0, help="reader processes to compare with")
+    parser.add_argument("--soak", type=int, default=0, help="number of slides over which memory is measured")
+    parser.add_argument("--readers", type=int, default=0, help="number of reader processes to compare with")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", help="where slides are made and kept")
+    parser.add_argument("--folder", help="folder in which the slides are created and kept")
     parser.add_argument("--json", action="store_true")
     return parser
 

@@ -1,7 +1,7 @@
-"""The jobs (train, score) and the Ray and MLflow parts that they share.
+"""The jobs (train, tune, score, ...) and the Ray and MLflow parts that they share.
 
-What is set here must be set before Ray or MLflow is imported: nothing is reported to anybody, and their console lines
-do not bury the job's own. A user's own settings win.
+These variables must be set before Ray or MLflow is imported. They disable the telemetry of both and keep their messages
+out of the job's output. Values that the user has set stay.
 """
 
 import logging
@@ -11,7 +11,7 @@ for _name, _value in {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # MLflow waits minutes for a server that is away; a job goes on, and asks again later.
+    # By default MLflow retries for minutes while its server is unreachable; a job continues and retries later.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -20,5 +20,5 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-# It warns that its progress bars are off; the jobs have bars of their own.
+# Ray Data warns that its progress bars are disabled; the jobs print their own.
 logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

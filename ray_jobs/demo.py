@@ -1,8 +1,8 @@
-"""The whole service on one machine: slides in an object store, a training job, a scored test split.
+"""Show the whole pipeline on one machine: slides in an object store, a training job, and scored slides.
 
-Makes a cohort of generated slides and another one that is not trained on, serves both from an object store of its own,
+Creates a cohort of generated slides to train on and another one to score, serves both from its own object store,
 submits `train.py` and `score.py` to a Ray cluster (its own, unless RAY_API_SERVER_ADDRESS names one), compares the
-scores with those of random boxes, and says where everything is. What it started it stops.
+scores with those of random boxes, and prints where the results are. At the end it stops what it started.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ray_jobs.cluster.processes import answers, free_port, kill_tree, started
 from ray_jobs.command_line import command
+from ray_jobs.command_line.arguments import make_job_name, make_parser
 from ray_jobs.models.registry import ui_command
 from service import exit_status
 from service.errors import UsageError
@@ -32,55 +33,35 @@ from service.synthetic.plan import CohortSettings
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "magnet-demo"
 HINT = 0.5
-"""How much of their own colour the lesions show at low power."""
+"""Share of their own colour that lesions show at low magnification, 0 to 1."""
 RAY = str(Path(sys.executable).with_name("ray"))
-"""Ray's command line, of this environment."""
+"""Ray's command line in this Python environment."""
 
 OBJECT_STORE_MEMORY = 400 << 20
-"""Ray's shared memory in the demo's own cluster."""
+"""Shared memory of the demo's own cluster in bytes."""
 
 
-def main(arguments: list[str]) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--folder", default="demo", help="where the demo's files go (default: demo)")
-    parser.add_argument("--num-slides", type=int, default=128)
-    parser.add_argument("--side-px", type=int, default=8192)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "demo.yaml"), help="as of train.py")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train.py")
-    options = parser.parse_args(arguments)
+def main(argv: list[str]) -> int:
+    """Run the command and return its exit status."""
+    options = _make_parser().parse_args(argv)
     started_s, folder = time.monotonic(), Path(options.folder).resolve()
     bucket, runs = folder / "bucket", folder / "runs"
-    scores = folder / "scores" / command.new_name("score")
+    scores = folder / "scores" / make_job_name("score")
 
-    _say(1, f"{options.num_slides} slides of {options.side_px:,} px in {bucket}")
-    num_unseen = options.num_slides // 4
-    seen = CohortSettings(
-        num_slides=options.num_slides - num_unseen,
-        side_px=options.side_px,
-        seed=options.seed,
-        hint=HINT,
-        split={"train": 0.85, "val": 0.15},
-    )
-    # Of another seed: no slide, patient or texture in common with those that were trained on.
-    unseen = CohortSettings(
-        num_slides=num_unseen, side_px=options.side_px, seed=options.seed + 1, hint=HINT, split={"test": 1}
-    )
-    make_cohort(bucket / "cohort", seen, jobs=2)
-    make_cohort(bucket / "unseen", unseen, jobs=2)
+    _print_step(1, f"creating {options.num_slides} slides of {options.side_px:,} px in {bucket}")
+    _make_cohorts(bucket, options)
     with _object_store(bucket) as endpoint, _cluster(folder) as address:
-        _say(2, f"training from the object store at {endpoint}, as a job on the Ray cluster at {address}")
-        overrides = [word for item in options.set for word in ("--set", item)]
+        _print_step(2, f"training from the object store at {endpoint}, as a job on the Ray cluster at {address}")
+        overrides = [argument for item in options.set for argument in ("--set", item)]
         _submit(address, endpoint, "ray_jobs/train.py", "--manifest", f"s3://{BUCKET}/cohort/manifest.csv",
                 "--config", options.config, "--storage", str(runs), *overrides)  # fmt: skip
-        _say(3, "scoring unseen slides with the model that the training registered")
+        _print_step(3, "scoring unseen slides with the model that the training registered")
         _submit(address, endpoint, "ray_jobs/score.py", "--manifest", f"s3://{BUCKET}/unseen/manifest.csv",
                 "--storage", str(runs), "--model", "models:/magnet@challenger", "--out", str(scores))  # fmt: skip
-        _say(4, "the same classifier on random boxes: did looking help?")
+        _print_step(4, "comparing with the same classifier on random boxes")
         _compare(scores, bucket / "unseen" / "lesions.geojson", endpoint)
     minutes = (time.monotonic() - started_s) / 60
-    print(f"\nDone in {minutes:.1f} minutes. The slides are generated: the score says nothing about finding cancer.")
+    print(f"\nDone in {minutes:.1f} minutes. The slides are generated: the scores say nothing about real cancer.")
     print(f"  report     {scores}/report.html")
     print(f"  pictures   {scores}/pictures/")
     print(f"  table      {scores}/scores.csv")
@@ -88,29 +69,64 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _say(number: int, text: str) -> None:
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser("make demo", __doc__)
+    parser.add_argument("--folder", default="demo", help="folder for the demo's files (default: demo)")
+    parser.add_argument("--num-slides", type=int, default=128, help="number of slides to create (default: 128)")
+    parser.add_argument("--side-px", type=int, default=8192, help="side of the slides in pixels (default: 8192)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the slides (default: 1)")
+    parser.add_argument(
+        "--config",
+        default=str(ROOT / "configs" / "demo.yaml"),
+        help="config of the training (default: configs/demo.yaml)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting of the training"
+    )
+    return parser
+
+
+def _make_cohorts(bucket: Path, options: argparse.Namespace) -> None:
+    """Create the slides to train on, and those to score."""
+    num_scored = options.num_slides // 4
+    trained_on = CohortSettings(
+        num_slides=options.num_slides - num_scored,
+        side_px=options.side_px,
+        seed=options.seed,
+        hint=HINT,
+        split={"train": 0.85, "val": 0.15},
+    )
+    # Another seed: the two cohorts have no slide, patient or texture in common.
+    scored = CohortSettings(
+        num_slides=num_scored, side_px=options.side_px, seed=options.seed + 1, hint=HINT, split={"test": 1}
+    )
+    make_cohort(bucket / "cohort", trained_on, jobs=2)
+    make_cohort(bucket / "unseen", scored, jobs=2)
+
+
+def _print_step(number: int, text: str) -> None:
     print(f"\n[{number}/4] {text}", flush=True)
 
 
 @contextmanager
 def _object_store(folder: Path) -> Iterator[str]:
-    """An S3 server of what lies in a folder, on the loopback interface; its URL."""
+    """Serve a folder as an S3 bucket on the loopback interface while the context lasts; yields the server's URL."""
     port = free_port()
-    words = [sys.executable, "-m", "service.testing.fake_store", str(folder), "--bucket", BUCKET, "--port", str(port)]
-    with started(words, log=None, cwd=ROOT) as process:
+    argv = [sys.executable, "-m", "service.testing.fake_store", str(folder), "--bucket", BUCKET, "--port", str(port)]
+    with started(argv, log=None, cwd=ROOT) as process:
         url = f"http://127.0.0.1:{port}"
         _wait(f"{url}/{BUCKET}/cohort/manifest.csv", process, seconds=60)
         yield url
 
 
 def _compare(scores: Path, outlines: Path, endpoint: str) -> None:
-    """Print the model's scores beside those of random boxes."""
-    words = [sys.executable, "-m", "ray_jobs.random_control", "--scores", str(scores), "--outlines", str(outlines)]
-    subprocess.run(words, env=os.environ | _store_environment(endpoint), cwd=ROOT, check=True)
+    """Print the model's scores and those of random boxes."""
+    argv = [sys.executable, "-m", "ray_jobs.random_control", "--scores", str(scores), "--outlines", str(outlines)]
+    subprocess.run(argv, env=os.environ | _store_environment(endpoint), cwd=ROOT, check=True)
 
 
 def _store_environment(endpoint: str) -> dict[str, str]:
-    """Variables under which the demo's bucket is found."""
+    """Return the environment variables that lead to the demo's bucket."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "demo",
@@ -121,9 +137,9 @@ def _store_environment(endpoint: str) -> dict[str, str]:
 
 @contextmanager
 def _cluster(folder: Path) -> Iterator[str]:
-    """The Jobs address of the cluster that the user named, or of one started for the demo.
+    """Yield the address of the Jobs API of the cluster that the user named, or of one started for the demo.
 
-    One that merely answers on this machine may be another user's.
+    Other clusters on this machine are not used: they may belong to another user.
     """
     address = os.environ.get("RAY_API_SERVER_ADDRESS")
     if address and answers(f"{address}/api/version"):
@@ -132,34 +148,40 @@ def _cluster(folder: Path) -> Iterator[str]:
         return
     port, gcs_port, agent_port = free_port(), free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder of its own, which goes with the cluster; Ray's sockets are in it and need short paths. Ray opens the
-    # folder that it is given to everybody, so that it gets one inside a closed one.
+    # Ray's files need a separate folder, which is removed with the cluster; its sockets need short paths. Ray makes its
+    # folder accessible to all users, so it gets one inside a private folder.
     with tempfile.TemporaryDirectory(prefix="magnet-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
-        words = [
+        argv = [
             *(RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
             *(f"--port={gcs_port}", f"--dashboard-port={port}", f"--temp-dir={temporary}/r"),
             *(f"--dashboard-agent-listen-port={agent_port}", "--disable-usage-stats"),
             f"--object-store-memory={OBJECT_STORE_MEMORY}",
         ]
         url = f"http://127.0.0.1:{port}"
-        # Ray asks the cluster that RAY_API_SERVER_ADDRESS names about its own actors: it must be this one.
+        # Ray asks the cluster that RAY_API_SERVER_ADDRESS names about its actors: this must be the cluster itself.
         environment = {"RAY_AUTH_MODE": "disabled", "RAY_API_SERVER_ADDRESS": url}
-        with started(words, log=folder / "ray.log", env=environment, cwd=ROOT) as process:
+        with started(argv, log=folder / "ray.log", env=environment, cwd=ROOT) as process:
             _wait(f"{url}/api/version", process, seconds=120)
-            # The agent takes jobs; on a busy machine it comes up long after the dashboard.
+            # The agent accepts jobs; on a busy machine it starts long after the dashboard.
             _wait(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", process, seconds=120)
             yield url
 
 
-def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
+def _submit(address: str, endpoint: str, script: str, *options: str) -> None:
     """Run a script as a Ray job, as a user would type it, and wait for its end."""
-    shown = shlex.join([script, *(word.removeprefix(f"{ROOT}/") for word in words)])
+    shown = shlex.join([script, *(option.removeprefix(f"{ROOT}/") for option in options)])
     print(f"$ ray job submit -- python {shown}", flush=True)
-    submission = command.new_name("demo")
-    # A cluster that runs already may have another working folder, and another `python` on its PATH.
+    submission = make_job_name("demo")
+    # A running cluster may have another working folder, and another `python` on its PATH.
     submit = [RAY, "job", "submit", "--submission-id", submission, "--runtime-env-json"]
-    submit += [json.dumps({"env_vars": _store_environment(endpoint)}), "--", sys.executable, str(ROOT / script), *words]
-    # A user's own RAY_API_SERVER_ADDRESS would override --address.
+    submit += [
+        json.dumps({"env_vars": _store_environment(endpoint)}),
+        "--",
+        sys.executable,
+        str(ROOT / script),
+        *options,
+    ]
+    # RAY_API_SERVER_ADDRESS of the user's environment would override --address.
     ray_environment = os.environ | {"RAY_API_SERVER_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         submit,
@@ -168,7 +190,7 @@ def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # Ctrl-C is for the demo, which stops the job
+        start_new_session=True,  # Ctrl-C must reach only the demo, which then stops the job
     )
     try:
         assert process.stdout is not None
@@ -181,15 +203,15 @@ def _submit(address: str, endpoint: str, script: str, *words: str) -> None:
         kill_tree(process)
         raise
     if status != 0:
-        raise UsageError(f"the job {script} failed; its output above says why")
+        raise UsageError(f"the job {script} failed; see its output above for the reason")
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait until a server answers."""
+    """Wait until a server answers. Raises `UsageError` if its process ends or `seconds` pass before."""
     deadline = time.monotonic() + seconds
     while not answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise UsageError(f"{process.args!r} did not come up within {seconds:g} s")
+            raise UsageError(f"{process.args!r} did not start within {seconds:g} s")
         time.sleep(0.2)
 
 

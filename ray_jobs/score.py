@@ -3,50 +3,40 @@
     ray job submit -- python ray_jobs/score.py --manifest s3://bucket/new.csv --model models:/magnet@challenger \\
         --out s3://bucket/scores/run1
 
-The manifest lists slide_id and uri, or it is a folder or prefix (s3://bucket/new/), whose slides are taken. Labels are
-not needed; with them the AUROC is reported. Writes report.html, scores.parquet, scores.csv, patients.csv, and a zoom
-tree, an overlay and GeoJSON per slide under --out. The same command again scores only what is missing. Exit status: 0
-no slide failed (some may have been refused), 3 some failed (the table says why), 2 wrong input, 1 the job failed.
+The manifest lists slide_id and uri. It can also be a folder or prefix (s3://bucket/new/): then all slides in it are
+scored. Labels are optional; with labels the AUROC is reported. The folder --out receives report.html, scores.parquet,
+scores.csv, patients.csv, and a zoom tree, an overlay and a GeoJSON file per slide. The same command again scores only
+the slides that are missing.
+
+Exit status: 0 no slide failed (some may have been refused), 3 some slides failed (the table says why), 2 wrong input,
+1 the job failed.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from ray_jobs.command_line import command
-from service import exit_status
-from service.cohort.folder import is_folder, slides_under
-from service.cohort.manifest import load_manifest
+from ray_jobs.command_line import arguments, command, manifests, paths
 from service.cohort.outlines import read_outlines
 from service.settings.score import score_settings
 
 
-def main(arguments: list[str]) -> int:
-    """The command; its exit status."""
-    parser = _parser()
-    if not arguments:
-        parser.print_help()
-        return exit_status.USAGE
-    options = parser.parse_args(arguments)
-    settings = score_settings(options.config, _overrides(options))
-    if is_folder(options.manifest):
-        manifest, other = slides_under(options.manifest)
-        print(f"{options.manifest}: {len(manifest.slides)} slides, {other.told()}", flush=True)
-    else:
-        manifest = load_manifest(options.manifest, need_labels=False)
-    slides = [s for s in manifest.slides if options.split in (None, s.split)]
-    if not slides:
-        parser.error(f"{options.manifest} has no slides with split {options.split!r}")
+def main(argv: list[str]) -> int:
+    """Run the command and return its exit status."""
+    options = arguments.parse(_make_parser(), argv)
+    settings = score_settings(options.config, _to_overrides(options))
+    slides = manifests.load_for_scoring(options.manifest, options.split)
     outlines = read_outlines(options.outlines) if options.outlines else None
-    from ray_jobs.scoring.driver import score  # noqa: PLC0415  (takes seconds; wrong input is told before)
+    # Importing torch and Ray takes seconds; wrong input is reported before.
+    from ray_jobs.scoring.driver import score  # noqa: PLC0415
 
-    runs, out = command.storage_folder(options.storage), command.absolute(options.out)
+    runs, out = paths.storage_folder(options.storage), paths.to_absolute(options.out)
     return score(slides, options.model, settings, runs=runs, out=out, outlines=outlines)
 
 
-def _overrides(options: argparse.Namespace) -> list[str]:
-    """Options as settings."""
-    named = {
+def _to_overrides(options: argparse.Namespace) -> list[str]:
+    """Return --set and other options as overrides ``key=value`` of the scoring settings."""
+    values = {
         "compute.num_workers": options.num_workers,
         "compute.cpus_per_worker": options.cpus_per_worker,
         "compute.gpus_per_worker": options.gpus_per_worker,
@@ -55,35 +45,36 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         "gate": "null" if options.no_gate else None,
         "pictures": "false" if options.no_pictures else None,
     }
-    return [*options.set, *(f"{name}={value}" for name, value in named.items() if value is not None)]
+    return [*options.set, *(f"{name}={value}" for name, value in values.items() if value is not None)]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="score.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def _make_parser() -> argparse.ArgumentParser:
+    parser = arguments.make_parser("score.py", __doc__)
+    arguments.add_shared(
+        parser,
+        "--manifest",
+        required=True,
+        help="CSV or Parquet file that lists the slides, or a folder of slides; a path or URI (s3://, gs://, ...)",
     )
     add = parser.add_argument
-    add("--manifest", required=True, help="CSV or Parquet, or a folder of slides; a path or URI (s3://, gs://, ...)")
+    add("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model or a folder")
+    add("--out", required=True, help="folder for tables and pictures, a path or s3:// URI; one folder per scoring")
+    arguments.add_shared(parser, "--config", help="YAML file with settings of the scoring: gate, frames, compute, ...")
+    arguments.add_shared(parser, "--set", help="change any setting, for example gate.max_pen=0.5; can be repeated")
+    add("--no-gate", action="store_true", help="score every readable slide, whatever its quality")
+    add("--split", choices=("train", "val", "test"), help="score only the slides of this split")
+    add("--outlines", help="outlines of lesions, to report how many were found: GeoJSON, or a folder of ASAP XML files")
     add(
-        "--model",
-        required=True,
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model or a folder",
+        "--stop-when-settled", type=float, metavar="EPS", help="stop a slide when its probability changes less than EPS"
     )
-    add("--out", required=True, help="folder for the table and pictures, a path or s3://; one for each scoring")
-    add("--config", help="YAML file of settings: gate, frames, compute, ...")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. gate.max_pen=0.5")
-    add("--no-gate", action="store_true", help="score every slide that can be read")
-    add("--split", choices=("train", "val", "test"), help="only the slides of this split")
-    add("--outlines", help="lesions: GeoJSON with slide_id, or a folder of ASAP XML; how well they are found is told")
-    add(
-        "--stop-when-settled", type=float, metavar="EPS", help="end a slide when its probability moves no more than EPS"
+    add("--max-bytes-per-slide", type=int, metavar="N", help="read no more patches of a slide after N bytes")
+    arguments.add_shared(
+        parser, "--storage", help="folder of the runs, if MLFLOW_TRACKING_URI is not set (default: ~/magnet-runs)"
     )
-    add("--max-bytes-per-slide", type=int, metavar="N", help="read no more patches of a slide once N bytes were read")
-    add("--storage", help="folder of the runs, if MLFLOW_TRACKING_URI is not set (default: ~/magnet-runs)")
-    add("--num-workers", type=int, help="scoring processes (default 1)")
-    add("--cpus-per-worker", type=int, help="CPU cores of each (default 1)")
-    add("--gpus-per-worker", type=float, help="GPUs of each (default: 1 where the cluster has any)")
-    add("--no-pictures", action="store_true", help="only table and report")
+    arguments.add_shared(parser, "--num-workers", help="number of scoring processes (default: 1)")
+    add("--cpus-per-worker", type=int, help="CPU cores per process (default: 1)")
+    add("--gpus-per-worker", type=float, help="GPUs per process (default: 1 if the cluster has GPUs)")
+    add("--no-pictures", action="store_true", help="write only tables and report")
     return parser
 
 

@@ -1,1 +1,1 @@
-"""Ray cluster, processes and reader actors."""
+"""The Ray cluster, its reader actors, and other processes."""

@@ -1,4 +1,4 @@
-"""Processes that a command starts for itself, and stops again with all that they started."""
+"""Child processes of a command, which are stopped together with all processes that they started."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ GRACE_S = 10
 
 @contextmanager
 def started(
-    words: Sequence[str], *, log: Path | None, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    argv: Sequence[str], *, log: Path | None, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process while the context lasts.
 
-    It gets a session of its own: Ctrl-C reaches only the command, which stops its processes in order.
+    The process gets a separate session, so that Ctrl-C reaches only the command, which stops its processes in order.
 
     Args:
-        words: program and arguments.
-        log: file that takes its output; None drops it.
-        env: added to this process's environment.
-        cwd: its working folder.
+        argv: program and arguments.
+        log: file for its output; None: the output is discarded.
+        env: variables to add to this process's environment.
+        cwd: working folder.
     """
     with open(log if log is not None else os.devnull, "wb") as out:
         process = subprocess.Popen(
-            list(words), stdout=out, stderr=out, env=os.environ | dict(env or {}), cwd=cwd, start_new_session=True
+            list(argv), stdout=out, stderr=out, env=os.environ | dict(env or {}), cwd=cwd, start_new_session=True
         )
         try:
             yield process
@@ -41,49 +41,50 @@ def started(
 
 
 def kill_tree(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
-    """Stop a process and all that descend from it; the ones that do not stop by themselves are killed.
+    """Terminate a process and all its descendants; kill those that do not end within `GRACE_S` seconds.
 
-    The process is asked first, alone: a cluster stops its parts in order within 4 s, but if all of them are asked at
-    once, some wait for ever for others.
+    The process itself is terminated first: a Ray cluster then stops its parts in order within 4 s. If all processes
+    are terminated at once, some wait forever for others.
     """
-    tree = _family(process.pid)
+    tree = _find_tree(process.pid)
     alive: list[psutil.Process] = []
-    for asked in (tree[:1], tree):
-        for one in asked:
-            _send(one.terminate)
-        _, alive = psutil.wait_procs(asked, timeout=GRACE_S)
-    for one in alive:
-        _send(one.kill)
+    for targets in (tree[:1], tree):
+        for target in targets:
+            _send(target.terminate)
+        _, alive = psutil.wait_procs(targets, timeout=GRACE_S)
+    for survivor in alive:
+        _send(survivor.kill)
     psutil.wait_procs(alive, timeout=GRACE_S)
     process.wait()
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    """A process, what descends from it, and what is left of the session that it led; the process itself first."""
-    found: dict[int, psutil.Process] = {}
+def _find_tree(pid: int) -> list[psutil.Process]:
+    """Return a process, its descendants, and the other members of its session; the process itself comes first."""
+    tree: dict[int, psutil.Process] = {}
     try:
         root = psutil.Process(pid)
-        found = {one.pid: one for one in (root, *root.children(recursive=True))}
+        tree = {process.pid: process for process in (root, *root.children(recursive=True))}
     except psutil.NoSuchProcess:  # its orphans may still run
         pass
-    for one in psutil.process_iter():
+    # Orphans are no longer children of the process, but they keep its session.
+    for process in psutil.process_iter():
         try:
-            if os.getsid(one.pid) == pid:
-                found.setdefault(one.pid, one)
+            if os.getsid(process.pid) == pid:
+                tree.setdefault(process.pid, process)
         except (ProcessLookupError, PermissionError):
             continue
-    return list(found.values())
+    return list(tree.values())
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens on."""
+    """Return an unused TCP port of the loopback interface."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers, and well."""
+    """Return whether a server answers with status 200."""
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return bool(reply.status == 200)
@@ -92,7 +93,7 @@ def answers(url: str) -> bool:
 
 
 def _send(signal: Callable[[], None]) -> None:
-    """Send a signal to a process that may be gone."""
+    """Send a signal to a process that may have ended."""
     try:
         signal()
     except psutil.NoSuchProcess:

@@ -1,14 +1,14 @@
-"""Readers on the cluster's CPUs, for workers that should compute and not decode.
+"""Reader actors on the cluster's CPUs, for workers that should compute and not decode.
 
-A worker sends one message per layer of a micro-batch to each reader that is concerned, and is sent the windows. A slide
-always goes to the same reader, whose caches then know it. A reader holds nothing that it could not read again: one that
-dies is started anew by Ray, which sends it the unanswered messages once more.
+For each layer of a micro-batch, a worker sends one request to each reader that has slides of it, and receives the
+windows. All requests for a slide go to the same reader, whose caches then hold it. A reader has no state that it could
+not read again: if it dies, Ray restarts it and repeats the unanswered requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 from zlib import crc32
 
@@ -27,72 +27,79 @@ from service.slides.slide import Slide, SlideInfo
 from service.slides.tile_cache import ByteCache
 from service.storage.counters import ReadCounters
 
-MESSAGES_AT_ONCE = 8
-"""Messages that a reader works on at a time: the micro-batches that a few workers have in flight."""
-OPENED_BYTES = 32 << 20
-"""Headers of slides that a reader keeps in the version that a zoom began with."""
+MAX_CONCURRENCY = 8
+"""Number of requests that a reader handles at a time: the micro-batches that a few workers have in flight."""
+HEADERS_BYTES = 32 << 20
+"""Memory for open slides, in the version that each zoom started with."""
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Value]):
-    """What a reader sends back."""
+    """Answer of a reader."""
 
     value: Value | None
+    """Result; None after an error."""
     counters: list[ReadCounters]
-    """What it took, by slide of the message."""
+    """Cost of each slide of the request."""
     error: MagnetError | None = None
-    """Why there is no value: a slide's error is an answer, and no reason for Ray to try again."""
+    """Error of a slide. It is returned and not raised, since Ray would repeat the request."""
 
 
 class ReaderActor:
-    """One reader; made by `started_readers`.
+    """A reader; created by `started_readers`.
 
     Args:
-        compute: threads and cache.
-        deadline_s: seconds until a failing read is given up.
+        compute: number of threads and size of the cache.
+        deadline_s: seconds, including retries, until a read fails.
     """
 
     def __init__(self, compute: ComputeSettings, deadline_s: float) -> None:
         self._reader = RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=deadline_s)
-        self._opened: ByteCache[Slide] = ByteCache(OPENED_BYTES)
+        self._opened: ByteCache[Slide] = ByteCache(HEADERS_BYTES)
 
     def open(self, uris: list[str]) -> Answer[list[SlideInfo]]:
-        """The current versions of slides."""
+        """Open the current versions of slides."""
 
-        def look(counters: list[ReadCounters]) -> list[SlideInfo]:
-            return [self._now(uri, count).info for uri, count in zip(uris, counters, strict=True)]
+        def read_headers(counters: list[ReadCounters]) -> list[SlideInfo]:
+            return [self._open_current(uri, count).info for uri, count in zip(uris, counters, strict=True)]
 
-        return _answer(len(uris), look)
+        return _run(len(uris), read_headers)
 
-    def fetch(self, versions: list[tuple[str, str]], ask: WindowRequest) -> Answer[Windows]:
-        """Windows of slides, given by URI and ETag; `ask.slide` counts in this list."""
+    def fetch(self, versions: list[tuple[str, str]], request: WindowRequest) -> Answer[Windows]:
+        """Read windows of slides.
 
-        def read(counters: list[ReadCounters]) -> Windows:
-            slides = [self._as_opened(*version, count) for version, count in zip(versions, counters, strict=True)]
-            return SlideBatch(self._reader, slides, counters).fetch(ask)
+        Args:
+            versions: URI and ETag of each slide.
+            request: regions; `request.slide` is an index into `versions`.
+        """
 
-        return _answer(len(versions), read)
+        def read_windows(counters: list[ReadCounters]) -> Windows:
+            slides = [self._open_version(*version, count) for version, count in zip(versions, counters, strict=True)]
+            return SlideBatch(self._reader, slides, counters).fetch(request)
+
+        return _run(len(versions), read_windows)
 
     def thumbnail(self, uri: str, max_px: int) -> Answer[NDArray[np.uint8]]:
         """See `RegionReader.thumbnail`."""
-        return _answer(1, lambda counters: self._reader.thumbnail(uri, max_px, counters[0]))
+        return _run(1, lambda counters: self._reader.thumbnail(uri, max_px, counters[0]))
 
-    def _now(self, uri: str, counters: ReadCounters) -> Slide:
+    def _open_current(self, uri: str, counters: ReadCounters) -> Slide:
         slide = self._reader.open(uri, counters)
         self._opened.put((uri, slide.info.etag), slide, slide.held_bytes)
         return slide
 
-    def _as_opened(self, uri: str, etag: str, counters: ReadCounters) -> Slide:
-        """The slide in this version, also in a reader that was started after it was opened."""
-        slide = self._opened.get((uri, etag)) or self._now(uri, counters)
+    def _open_version(self, uri: str, etag: str, counters: ReadCounters) -> Slide:
+        """Return the slide in this version. A reader that was restarted during a zoom opens it again."""
+        slide = self._opened.get((uri, etag)) or self._open_current(uri, counters)
         if slide.info.etag != etag:
-            raise SlideChangedError("the slide was replaced while it was being read; open it anew", uri=uri)
+            raise SlideChangedError("the slide was replaced while it was being read; open it again", uri=uri)
         return slide
 
 
-def _answer(num_slides: int, work: Callable[[list[ReadCounters]], Value]) -> Answer[Value]:
+def _run(num_slides: int, work: Callable[[list[ReadCounters]], Value]) -> Answer[Value]:
+    """Run the work of an actor's method; an error of a slide becomes part of the answer."""
     counters = [ReadCounters() for _ in range(num_slides)]
     try:
         return Answer(work(counters), counters)
@@ -101,11 +108,11 @@ def _answer(num_slides: int, work: Callable[[list[ReadCounters]], Value]) -> Ans
 
 
 class RemoteReader:
-    """A `service.slides.reader_protocol.Reader` that lets readers elsewhere do the work.
+    """A `service.slides.reader_protocol.Reader` that lets reader actors do the work.
 
     Args:
-        actors: from `started_readers`.
-        patience_s: seconds for an answer, beyond those that a reader has for a failing store.
+        actors: reader actors, see `started_readers`.
+        patience_s: seconds until a missing answer is an error; more than a reader's own deadline for a failing store.
     """
 
     def __init__(self, actors: Sequence[ActorHandle[Any]], patience_s: float) -> None:
@@ -115,10 +122,10 @@ class RemoteReader:
         """See `service.slides.reader_protocol.Reader.batch`."""
         info: dict[int, SlideInfo] = {}
         counters = [ReadCounters() for _ in uris]
-        parts = self.by_actor(uris, range(len(uris)))
-        messages = [(self._actors[k].open, [uris[b] for b in rows]) for k, rows in parts.items()]
-        for rows, found in zip(parts.values(), self.ask(messages, list(parts.values()), counters), strict=True):
-            info |= dict(zip(rows, found, strict=True))
+        parts = self._group_by_actor(uris, range(len(uris)))
+        calls = [(self._actors[k].open, [uris[b] for b in rows]) for k, rows in parts.items()]
+        for rows, infos in zip(parts.values(), self._call(calls, list(parts.values()), counters), strict=True):
+            info |= dict(zip(rows, infos, strict=True))
         return RemoteBatch(self, [info[b] for b in range(len(uris))], counters)
 
     def info(self, uri: str) -> SlideInfo:
@@ -127,49 +134,64 @@ class RemoteReader:
 
     def thumbnail(self, uri: str, max_px: int, counters: ReadCounters | None = None) -> NDArray[np.uint8]:
         """See `service.slides.reader_protocol.Reader.thumbnail`."""
-        [actor] = self.by_actor([uri], [0])
-        took = [ReadCounters() if counters is None else counters]
-        [found] = self.ask([(self._actors[actor].thumbnail, uri, max_px)], [[0]], took)
-        return np.array(found)  # Ray's is read-only
+        [actor] = self._group_by_actor([uri], [0])
+        cost = [ReadCounters() if counters is None else counters]
+        [pixels] = self._call([(self._actors[actor].thumbnail, uri, max_px)], [[0]], cost)
+        return np.array(pixels)  # a copy: arrays from Ray's object store are read-only
 
-    def fetch(self, info: Sequence[SlideInfo], counters: Sequence[ReadCounters], ask: WindowRequest) -> Windows:
-        """The windows of a batch."""
-        side = window_side_px(ask.out_px, ask.margin_px)
-        pixels = np.empty((len(ask.region), side, side, 3), dtype=np.uint8)
-        place, level = np.empty((len(ask.region), 4)), np.empty(len(ask.region))
-        parts = self.by_actor([one.uri for one in info], np.unique(ask.slide).tolist())
-        rows = [np.flatnonzero(np.isin(ask.slide, slides)) for slides in parts.values()]
-        messages = []
-        for (actor, slides), mine in zip(parts.items(), rows, strict=True):
-            part = WindowRequest(
-                ask.layer, np.searchsorted(slides, ask.slide[mine]), ask.region[mine], ask.out_px, ask.margin_px
-            )
-            messages.append((self._actors[actor].fetch, [(info[b].uri, info[b].etag) for b in slides], part))
-        for mine, found in zip(rows, self.ask(messages, list(parts.values()), counters), strict=True):
-            pixels[mine], place[mine], level[mine] = found.pixels, found.place, found.level
+    def fetch(self, info: Sequence[SlideInfo], counters: Sequence[ReadCounters], request: WindowRequest) -> Windows:
+        """Return the windows of a batch; each reader reads those of its slides.
+
+        Args:
+            info: slides of the batch.
+            counters: counters of the slides, which are increased.
+            request: regions; `request.slide` is an index into `info`.
+        """
+        side, num = window_side_px(request.out_px, request.margin_px), len(request.region)
+        pixels = np.empty((num, side, side, 3), dtype=np.uint8)
+        place, level = np.empty((num, 4)), np.empty(num)
+        parts = self._group_by_actor([slide.uri for slide in info], np.unique(request.slide).tolist())
+        rows_of_parts = [np.flatnonzero(np.isin(request.slide, slides)) for slides in parts.values()]
+        calls = []
+        for (actor, slides), rows in zip(parts.items(), rows_of_parts, strict=True):
+            # Within the part, a slide's number is its place in the list of the part's slides.
+            part = replace(request, slide=np.searchsorted(slides, request.slide[rows]), region=request.region[rows])
+            calls.append((self._actors[actor].fetch, [(info[b].uri, info[b].etag) for b in slides], part))
+        for rows, windows in zip(rows_of_parts, self._call(calls, list(parts.values()), counters), strict=True):
+            pixels[rows], place[rows], level[rows] = windows.pixels, windows.place, windows.level
         return Windows(pixels, place, level)
 
-    def by_actor(self, uris: Sequence[str], chosen: Sequence[int]) -> Mapping[int, list[int]]:
-        """Which actor has which of the chosen slides; in ascending order."""
+    def _group_by_actor(self, uris: Sequence[str], slides: Sequence[int]) -> Mapping[int, list[int]]:
+        """Return the slides of each actor, in ascending order.
+
+        A checksum of the URI decides, not Python's `hash`, which differs between processes: all workers must send a
+        slide to the same reader.
+        """
         parts: dict[int, list[int]] = {}
-        for b in chosen:
+        for b in slides:
             parts.setdefault(crc32(uris[b].encode()) % len(self._actors), []).append(b)
         return parts
 
-    def ask(
-        self, messages: Sequence[tuple[Any, ...]], slides: Sequence[list[int]], counters: Sequence[ReadCounters]
+    def _call(
+        self, calls: Sequence[tuple[Any, ...]], slides: Sequence[list[int]], counters: Sequence[ReadCounters]
     ) -> list[Any]:
-        """Send messages, each a method and its arguments, about some slides; the values, or the first error."""
-        sent = [method.remote(*arguments) for method, *arguments in messages]
+        """Call methods of actors and return their values, or raise the first error.
+
+        Args:
+            calls: method and arguments of each call.
+            slides: slides of each call, in the order of its answer's counters.
+            counters: counters of all slides, which are increased.
+        """
+        pending = [method.remote(*arguments) for method, *arguments in calls]
         try:
-            answers: list[Answer[Any]] = ray.get(sent, timeout=self._patience_s)
+            answers: list[Answer[Any]] = ray.get(pending, timeout=self._patience_s)
         except ray.exceptions.GetTimeoutError as error:
             raise StorageError(f"the reader actors did not answer within {self._patience_s:.0f} s") from error
         except ray.exceptions.RayActorError as error:
-            raise StorageError(f"a reader actor is gone and was not started anew: {error}") from error
+            raise StorageError(f"a reader actor died and was not restarted: {error}") from error
         for answer, rows in zip(answers, slides, strict=True):
-            for b, took in zip(rows, answer.counters, strict=True):
-                counters[b].add(**asdict(took))
+            for b, cost in zip(rows, answer.counters, strict=True):
+                counters[b].add(**asdict(cost))
         for answer in answers:
             if answer.error is not None:
                 raise answer.error
@@ -177,23 +199,23 @@ class RemoteReader:
 
 
 class RemoteBatch:
-    """A `service.slides.reader_protocol.Batch`; made by `RemoteReader.batch`."""
+    """A `service.slides.reader_protocol.Batch`; created by `RemoteReader.batch`."""
 
     def __init__(self, reader: RemoteReader, info: list[SlideInfo], counters: list[ReadCounters]) -> None:
         self._reader, self.info, self.counters = reader, info, counters
-        self.side_px = np.array([root_side_px(one.size_px) for one in info], dtype=np.float64)
+        self.side_px = np.array([root_side_px(slide.size_px) for slide in info], dtype=np.float64)
 
-    def fetch(self, ask: WindowRequest) -> Windows:
+    def fetch(self, request: WindowRequest) -> Windows:
         """See `service.slides.reader_protocol.Batch.fetch`."""
-        return self._reader.fetch(self.info, self.counters, ask)
+        return self._reader.fetch(self.info, self.counters, request)
 
 
 def started_readers(compute: ComputeSettings, deadline_s: float) -> list[ActorHandle[Any]]:
-    """As many readers as the settings say, one CPU each, spread over the nodes; they live as long as their handles."""
+    """Start the readers of the settings, one CPU each, spread over the nodes. They live as long as their handles."""
     actor: Any = ray.remote(ReaderActor).options(
         num_cpus=1,
         scheduling_strategy="SPREAD",
-        max_concurrency=MESSAGES_AT_ONCE,
+        max_concurrency=MAX_CONCURRENCY,
         max_restarts=-1,
         max_task_retries=-1,
     )
@@ -201,7 +223,7 @@ def started_readers(compute: ComputeSettings, deadline_s: float) -> list[ActorHa
 
 
 def reader_for(compute: ComputeSettings, actors: Sequence[ActorHandle[Any]], deadline_s: float) -> Reader:
-    """What reads for a worker: the readers, where there are any, or threads of its own until its process ends."""
+    """Return the reader of a worker: one that calls the actors, if there are any, or else one with its own threads."""
     if actors:
         return RemoteReader(actors, 2 * deadline_s)
     return RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=deadline_s)

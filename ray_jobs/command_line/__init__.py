@@ -1,1 +1,1 @@
-"""What the scripts share: arguments, errors, exit statuses."""
+"""What the scripts share: options, paths, manifests, error messages and exit statuses."""

@@ -1,43 +1,40 @@
-"""What the commands share: logging, error messages, exit statuses (what these mean: `service.exit_status`)."""
+"""What all commands share: logging, error messages and exit statuses (`service.exit_status` defines these)."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import sys
-import time
 import traceback
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 from ray_jobs.command_line.permanence import passes, root_error
 from service import exit_status
 from service.errors import MagnetError, ProgramError, UsageError
 from service.queue.incidents import describe
 
-HOME_RUNS = "~/magnet-runs"
-"""Folder of runs when nothing is named."""
-
 
 def run(main: Callable[[list[str]], int]) -> None:
-    """Run a command to its exit status; errors that are meant for the user come without a traceback."""
+    """Run a command and exit with its status. Errors that are meant for the user are printed without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         status = main(sys.argv[1:])
     except KeyboardInterrupt:
-        print("interrupted; the same command with the same --name goes on", file=sys.stderr)
+        print("interrupted; the same command with the same --name continues the job", file=sys.stderr)
         status = exit_status.INTERRUPTED
-    except Exception as error:  # noqa: BLE001  its kind decides over another attempt
+    except Exception as error:  # noqa: BLE001  its kind decides whether another attempt is made
         status = report(error)
     sys.stdout.flush()
     sys.exit(status)
 
 
 def report(error: Exception) -> int:
-    """Print an error: in one line if it is meant for the user, else with its traceback; the exit status."""
+    """Print an error, in one line if it is meant for the user, else with its traceback.
+
+    Returns:
+        The exit status, which tells the queue whether another attempt can help.
+    """
     cause = root_error(error)
     if isinstance(cause, MagnetError) and not isinstance(cause, ProgramError):
         print(f"error: {cause}", file=sys.stderr)
@@ -50,64 +47,30 @@ def report(error: Exception) -> int:
     if passes(cause):
         print(f"error: {describe(cause)}", file=sys.stderr)
         return exit_status.FAILED
-    print(f"error: {program_error(cause)}", file=sys.stderr)
+    print(f"error: {to_program_error(cause)}", file=sys.stderr)
     return exit_status.INTERNAL
 
 
-def program_error(error: BaseException) -> ProgramError:
-    """The error of the program that an unexpected one is."""
-    return ProgramError(f"an error of this program, report it with this log: {describe(error)}")
-
-
-def absolute(place: str) -> str:
-    """A path made absolute, so that workers elsewhere mean the same; URIs stay as they are."""
-    return place if "://" in place else str(Path(place).expanduser().resolve())
-
-
-def storage_folder(option: str | None) -> str:
-    """The folder of a job's runs: --storage, MAGNET_STORAGE or a folder in the user's home."""
-    return absolute(option or os.environ.get("MAGNET_STORAGE") or HOME_RUNS)
-
-
-def job_name(text: str) -> str:
-    """A job's name, as folders, MLflow's filters and object stores take it.
-
-    Raises:
-        UsageError: if it has other characters.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        raise UsageError(f"--name {text!r}: must be 1 to 100 letters, digits, '.', '_' or '-', a letter or digit first")
-    return text
-
-
-def gigabytes(text: str) -> float:
-    """The value of --gpu-memory in gigabytes (10^9 bytes), from words such as 24GB or 40.
-
-    Raises:
-        UsageError: it is no such word.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]) > 0:
-        raise UsageError(f"--gpu-memory {text!r}: want gigabytes above 0, for example 24GB")
-    return float(found[1])
-
-
-def new_name(kind: str) -> str:
-    """A name for a job that was given none: unique, sortable by time."""
-    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+def to_program_error(error: BaseException) -> ProgramError:
+    """Return the error to show for an unexpected one: it asks the user to report it."""
+    return ProgramError(f"this is an error of the program; report it together with this log: {describe(error)}")
 
 
 def again(name: str) -> str:
-    """What to type to let this process's job go on."""
-    named = [] if "--name" in sys.argv else ["--name", name]
-    return shlex.join(["python", *sys.argv, *named])
+    """Return the command line that continues this process's job.
+
+    Args:
+        name: name of the job; it is added if the user did not give one.
+    """
+    name_option = [] if "--name" in sys.argv else ["--name", name]
+    return shlex.join(["python", *sys.argv, *name_option])
 
 
 def worker_environment() -> dict[str, str]:
-    """What workers need of this process's environment, beyond what their node has: object store and MLflow.
+    """Return the variables that workers need beyond those of their node: object store and MLflow.
 
-    Credentials of the store are left to the cluster's own environment; MLflow's token comes with the job, which is the
-    only one that has it.
+    Credentials of the object store are left to the cluster's own environment. MLflow's token is different: it belongs
+    to this job, and no node has it.
     """
     names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"]
     names += ["MLFLOW_TRACKING_TOKEN"]

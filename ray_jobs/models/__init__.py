@@ -1,1 +1,1 @@
-"""Checkpoints and the model registry."""
+"""Checkpoints and registered models."""

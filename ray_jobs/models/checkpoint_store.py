@@ -1,10 +1,10 @@
-"""The checkpoints of one job, in a folder or bucket: published by a marker, newest and best kept, torn ones skipped.
+"""The checkpoints of one job, in a folder or bucket. The newest and the best are kept, and corrupt ones are skipped.
 
-Each lies in a folder ``checkpoint-STEP``. Its marker is written last and holds the digest of every other file, so that
-a checkpoint is either whole or none, whatever was killed, and a file that was damaged later is noticed.
+Each checkpoint is in a folder ``checkpoint-STEP``. Its marker is written last and holds the digest of every other file.
+So a checkpoint without a marker does not count, whichever process was killed, and a file that changes later is noticed.
 
-Ray Train could keep checkpoints too. It fails the attempt when one cannot be written (a full disk), and goes on from
-the newest whether it is whole or not.
+Ray Train could store checkpoints too, but it fails the attempt when one cannot be written (a full disk), and resumes
+from the newest even if it is incomplete.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from service.storage.uri import parse
 log = logging.getLogger(__name__)
 
 MARKER = "published.json"
+"""File that makes a checkpoint valid."""
 NEWEST_KEPT = 2
-"""The newest, and the one to go back to if that is damaged."""
+"""Number of newest checkpoints that are kept: the newest, and the one to resume from if that is corrupt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,13 @@ class Published:
     """A checkpoint that was published."""
 
     folder: str
-    """Path or URI."""
+    """Path or URI of its folder."""
     step: int
-    """Steps done."""
+    """Number of steps done."""
     selection: float | None
-    """What the best is chosen by, higher is better; None within an epoch."""
+    """Validation metric that selects the best checkpoint, higher is better; None within an epoch."""
     sha256: Mapping[str, str]
-    """Digest of each file."""
+    """SHA-256 of each file by name."""
 
 
 class CheckpointStore:
@@ -47,104 +48,122 @@ class CheckpointStore:
 
     Args:
         uri: the job's folder, a path or URI.
-        patience_s: seconds for each file until a bucket that fails or hangs is given up, retries included; None for
-            the environment's.
+        patience_s: seconds per file, including retries, until a read or write fails; None: the environment's value.
     """
 
     def __init__(self, uri: str, patience_s: float | None = None) -> None:
         self.uri, self.patience_s = uri, patience_s
 
     def publish(self, files: Mapping[str, bytes], step: int, selection: float | None) -> Published:
-        """Write a checkpoint, then delete those that are neither among the newest nor the best.
+        """Write a checkpoint, then delete the checkpoints that are neither among the newest nor the best.
+
+        Args:
+            files: content by name.
+            step: number of steps done.
+            selection: validation metric, higher is better; None within an epoch.
 
         Raises:
-            StorageError: the store failed or is full; what was published before is as it was.
+            StorageError: the store failed or is full; earlier checkpoints are unchanged.
         """
         folder = storage.join(self.uri, f"checkpoint-{step:08d}")
-        storage.delete(storage.join(folder, MARKER), self.patience_s)  # of a damaged one that this one replaces
+        # A corrupt checkpoint of the same step may be there: its marker must not vouch for half of the new files.
+        storage.delete(storage.join(folder, MARKER), self.patience_s)
         for name, data in files.items():
             storage.write_bytes(storage.join(folder, name), data, self.patience_s)
         sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        about = {"step": step, "selection": selection, "sha256": sha256}
-        storage.write_bytes(storage.join(folder, MARKER), json.dumps(about, indent=2).encode(), self.patience_s)
-        self._clean()
+        marker = {"step": step, "selection": selection, "sha256": sha256}
+        storage.write_bytes(storage.join(folder, MARKER), json.dumps(marker, indent=2).encode(), self.patience_s)
+        self._delete_old()
         return Published(folder, step, selection, sha256)
 
     def published(self) -> list[Published]:
-        """All that have a readable marker, oldest first."""
-        found = []
+        """Return all checkpoints with a readable marker, oldest first."""
+        checkpoints = []
         for uri in storage.list_uris(self.uri, self.patience_s):
             if storage.name(uri) == MARKER:
                 try:
-                    about = json.loads(storage.read_bytes(uri, self.patience_s))
-                    one = Published(storage.parent(uri), about["step"], about["selection"], about["sha256"])
+                    marker = json.loads(storage.read_bytes(uri, self.patience_s))
+                    checkpoint = Published(storage.parent(uri), marker["step"], marker["selection"], marker["sha256"])
                 except (ValueError, TypeError, KeyError) as error:
-                    log.warning("%s is damaged (%r): this checkpoint is passed over", uri, error)
+                    log.warning("%s is corrupt (%r); this checkpoint is skipped", uri, error)
                     continue
-                found.append(one)
-        return sorted(found, key=lambda one: one.step)
+                checkpoints.append(checkpoint)
+        return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def best(self) -> Published | None:
-        """The one with the best validation, the earlier of two alike; the newest where none had any."""
-        published = self.published()
-        return _best(published) or (published[-1] if published else None)
+        """Return the checkpoint with the best validation, or the newest if none was validated.
 
-    def fetch(self, one: Published, folder: Path, names: Sequence[str] | None = None) -> None:
-        """Copy files of a checkpoint (None: all) into a folder of this machine.
+        Of two equally good checkpoints the earlier one is returned.
+        """
+        published = self.published()
+        return _select_best(published) or (published[-1] if published else None)
+
+    def fetch(self, checkpoint: Published, folder: Path, names: Sequence[str] | None = None) -> None:
+        """Copy files of a checkpoint to this machine.
+
+        Args:
+            checkpoint: the checkpoint.
+            folder: folder that receives the files.
+            names: names of the files; None: all files.
 
         Raises:
-            CheckpointError: one of them is missing or not the one that was published.
+            CheckpointError: a file is missing, or differs from the one that was published.
         """
-        for name in one.sha256 if names is None else names:
-            uri = storage.join(one.folder, name)
+        for name in checkpoint.sha256 if names is None else names:
+            uri = storage.join(checkpoint.folder, name)
             try:
                 data = storage.read_bytes(uri, self.patience_s)
             except NotFoundError as error:
                 raise CheckpointError(f"{uri}: is missing") from error
-            if hashlib.sha256(data).hexdigest() != one.sha256.get(name):
-                raise CheckpointError(f"{uri}: is damaged, its content is not what was published")
+            if hashlib.sha256(data).hexdigest() != checkpoint.sha256.get(name):
+                raise CheckpointError(f"{uri}: is corrupt: its content differs from what was published")
             (folder / name).write_bytes(data)
 
     def fetch_newest(self, folder: Path) -> Published | None:
-        """Copy the newest checkpoint that is whole into a folder of this machine; None where there never was any.
+        """Copy the newest intact checkpoint to a folder of this machine.
+
+        Returns:
+            The checkpoint; None if the job has none.
 
         Raises:
-            CheckpointError: there are some, and all are damaged.
+            CheckpointError: all checkpoints are corrupt. The training must not start from the beginning unnoticed.
         """
         failures: list[str] = []
-        for one in reversed(self.published()):
+        for checkpoint in reversed(self.published()):
             try:
-                self.fetch(one, folder)
+                self.fetch(checkpoint, folder)
             except CheckpointError as error:
-                log.warning("%s; going back to the checkpoint before it", error)
+                log.warning("%s; trying the checkpoint before it", error)
                 failures.append(str(error))
             else:
-                return one
+                return checkpoint
         if failures:
             raise CheckpointError(
-                f"{self.uri}: no checkpoint is whole: {'; '.join(failures)}. Restore one, or give the job a new --name"
+                f"{self.uri}: all checkpoints are corrupt: {'; '.join(failures)}. Restore one from a backup, or start "
+                f"a new job with another --name"
             )
         return None
 
-    def _clean(self) -> None:
-        """Delete what is not kept, markers first; also what a crash left without one."""
+    def _delete_old(self) -> None:
+        """Delete old checkpoints, and files that a crash left without a marker."""
         published = self.published()
-        keep = {one.folder for one in published[-NEWEST_KEPT:]}
-        if (best := _best(published)) is not None:
+        keep = {checkpoint.folder for checkpoint in published[-NEWEST_KEPT:]}
+        if (best := _select_best(published)) is not None:
             keep.add(best.folder)
-        old = [uri for uri in self._files() if storage.parent(uri) not in keep]
+        old = [uri for uri in self._list_files() if storage.parent(uri) not in keep]
+        # Markers first: if this process is killed here, no checkpoint with missing files counts as published.
         for uri in sorted(old, key=lambda uri: storage.name(uri) != MARKER):
             storage.delete(uri, self.patience_s)
         for folder in {storage.parent(uri) for uri in old}:
             if (place := parse(folder)).scheme == "file":  # a bucket has no folders that would stay behind
                 Path(place.key).rmdir()
 
-    def _files(self) -> list[str]:
-        """All files of all checkpoints."""
-        found = storage.list_uris(self.uri, self.patience_s)
-        return [uri for uri in found if storage.name(storage.parent(uri)).startswith("checkpoint-")]
+    def _list_files(self) -> list[str]:
+        """Return all files of all checkpoints."""
+        uris = storage.list_uris(self.uri, self.patience_s)
+        return [uri for uri in uris if storage.name(storage.parent(uri)).startswith("checkpoint-")]
 
 
-def _best(published: Sequence[Published]) -> Published | None:
-    rated = [(one.selection, one) for one in published if one.selection is not None]
+def _select_best(published: Sequence[Published]) -> Published | None:
+    rated = [(checkpoint.selection, checkpoint) for checkpoint in published if checkpoint.selection is not None]
     return max(rated, key=lambda pair: pair[0])[1] if rated else None

@@ -1,9 +1,10 @@
-"""What a training leaves in storage and goes on from: weights, optimizer, step and what the epoch has summed up.
+"""The content of a checkpoint: weights, optimizer state, step, and the sums of the epoch so far.
 
 A folder holds `model.safetensors` (the network, readable without this project), `settings.json` (how to build it),
-`training.pt` (tensors and plain values only, read with `weights_only`) and, at an epoch's end, `validation.json`
-(label and probability of each validation slide). `checkpoint_store` publishes the folder when it is whole. No state of
-random generators is in it: whatever is random in a step follows from the seed and the step's number.
+`training.pt` (tensors and plain values only, read with `weights_only`) and, at the end of an epoch, `validation.json`
+(label and probability of each validation slide). `checkpoint_store` publishes the folder when it is complete.
+
+A checkpoint holds no state of random generators: all random numbers of a step follow from the seed and the step.
 """
 
 from __future__ import annotations
@@ -32,47 +33,47 @@ from service.settings.train import parse, to_dict
 from service.storage import rights
 
 FORMAT = 1
-"""Raised when a checkpoint of an older version can no longer be read."""
+"""Version of the format; it is increased when older checkpoints can no longer be read."""
 
 MODEL_FILE, SETTINGS_FILE, TRAINING_FILE = "model.safetensors", "settings.json", "training.pt"
 VALIDATION_FILE = "validation.json"
 
 
 class CheckpointError(UsageError):
-    """A checkpoint is missing, torn or of another network. To act: whoever named it. Retrying does not help."""
+    """A checkpoint is missing, corrupt or of another network. To act: the user who named it. A retry does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint's description."""
+    """Description of a checkpoint: the content of `settings.json`."""
 
     model: ModelConfig
-    """The network."""
+    """Settings of the network."""
     step: int
-    """Steps done."""
+    """Number of steps done."""
     metrics: dict[str, float]
-    """Of the validation at that step."""
+    """Validation metrics at that step by name."""
     threshold: float
-    """Probability from which on a slide is called positive."""
+    """Probability at and above which a slide is called positive."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A checkpoint in storage that everybody can read, and what to call it in tables."""
+    """A checkpoint that all workers can read, and what tables call it."""
 
     uri: str
-    """Its folder."""
+    """Path or URI of its folder."""
     name: str
-    """As the user named it."""
+    """Name that the user gave, such as ``models:/magnet@champion``."""
     version: str
-    """Of the registry, or empty."""
+    """Version in the registry; empty outside a registry."""
     sha256: str
-    """Of the weights."""
+    """SHA-256 of the file of weights; empty for an untrained network."""
     threshold: float
-    """Probability from which on a slide is called positive."""
+    """Probability at and above which a slide is called positive."""
 
     def load(self) -> MagNet:
-        """The network, on the CPU, in evaluation mode."""
+        """Load the network, on the CPU and in evaluation mode."""
         with tempfile.TemporaryDirectory() as folder:
             for name in (MODEL_FILE, SETTINGS_FILE):
                 (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(self.uri, name)))
@@ -80,103 +81,99 @@ class NamedModel:
 
 
 def publish(folder: Path, uri: str, *, name: str, version: str) -> NamedModel:
-    """Put a checkpoint where workers can read it. What is there already must be the same model.
+    """Copy a checkpoint to where all workers can read it. A model that is already there must be the same.
 
     Args:
-        folder: of the checkpoint, on this machine.
-        uri: folder in storage.
-        name: as the user named it.
-        version: of the registry, or empty.
+        folder: the checkpoint's folder on this machine.
+        uri: path or URI of the folder to copy to.
+        name: name that the user gave.
+        version: version in the registry, or empty.
 
     Raises:
         CheckpointError: `folder` holds no checkpoint, or `uri` holds another one.
     """
     threshold = describe(folder).threshold
     weights = (folder / MODEL_FILE).read_bytes()
-    there = storage.join(uri, MODEL_FILE)
-    if not storage.exists(there):
+    target = storage.join(uri, MODEL_FILE)
+    if not storage.exists(target):
+        # The weights come last: if they are there, an earlier process wrote both files.
         storage.write_bytes(storage.join(uri, SETTINGS_FILE), (folder / SETTINGS_FILE).read_bytes())
-        storage.write_bytes(there, weights)
-    elif storage.read_bytes(there) != weights:
-        raise CheckpointError(f"{uri}: holds another model than {name}; take a new folder for another model's scores")
+        storage.write_bytes(target, weights)
+    elif storage.read_bytes(target) != weights:
+        raise CheckpointError(f"{uri}: holds another model than {name}; name a new folder for this model's scores")
     return NamedModel(uri, name, version, hashlib.sha256(weights).hexdigest(), threshold)
 
 
-def local_folder(uri: str, folder: Path) -> Path:
-    """A checkpoint's folder on this machine.
+def copy_to_local(uri: str, folder: Path) -> Path:
+    """Return a checkpoint's folder on this machine.
 
     Args:
-        uri: of its folder, a path or URI.
-        folder: receives its files, unless they can be read where they lie.
+        uri: path or URI of its folder.
+        folder: receives its files, unless they can be read in place.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
+    # With restricted rights a path is read through `storage`, which checks it.
     if "://" not in uri and rights.in_force() is None:
         return Path(uri)
     try:
         for name in (MODEL_FILE, SETTINGS_FILE):
             (folder / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
     except NotFoundError as error:
-        raise CheckpointError(f"{uri}: no checkpoint lies here; name the folder that train.py wrote") from error
+        raise CheckpointError(f"{uri}: holds no checkpoint; name a folder that train.py wrote") from error
     return folder
 
 
 def packed(model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a checkpoint.
+    """Return the files of a checkpoint.
 
     Args:
-        model: its weights are stored.
-        saved: the description.
-        training: what `load_training` gives back: tensors, containers and plain values.
+        model: network whose weights are stored.
+        saved: description of the checkpoint.
+        training: what `load_training` returns later: tensors, containers and plain values.
 
     Returns:
-        Content by name. In memory, so that a full disk shows nowhere but in the store.
+        Content by name. It is in memory, not on disk: a full disk can only fail the store, which handles it.
     """
-    # safetensors takes contiguous tensors only, which channels-last weights are not
+    # safetensors accepts contiguous tensors only; channels-last weights are not contiguous.
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    about = {"format": FORMAT, "model": to_dict(saved.model), "step": saved.step}
-    about |= {"metrics": saved.metrics, "threshold": saved.threshold}
+    settings = {"format": FORMAT, "model": to_dict(saved.model), "step": saved.step}
+    settings |= {"metrics": saved.metrics, "threshold": saved.threshold}
     buffer = io.BytesIO()
     torch.save(dict(training), buffer)
     return {
         MODEL_FILE: to_safetensors(weights),
         TRAINING_FILE: buffer.getvalue(),
-        SETTINGS_FILE: (json.dumps(about, indent=2) + "\n").encode(),
+        SETTINGS_FILE: (json.dumps(settings, indent=2) + "\n").encode(),
     }
 
 
-def save(folder: Path, model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> None:
-    """Write a checkpoint into a folder that exists; arguments as for `packed`."""
-    for name, data in packed(model, saved, training).items():
-        (folder / name).write_bytes(data)
-
-
 def describe(folder: Path) -> Saved:
-    """The description of the checkpoint in a folder.
+    """Read the description of the checkpoint in a folder.
 
     Raises:
-        CheckpointError: if the folder holds none, or one of another format.
+        CheckpointError: the folder holds no checkpoint, or one of another format.
     """
     path = folder / SETTINGS_FILE
     try:
-        about = json.loads(path.read_text())
-        version = about["format"]
+        settings = json.loads(path.read_text())
+        version = settings["format"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: no readable checkpoint ({error!r}); name the folder that train.py wrote"
+            f"{path}: is not a readable checkpoint ({error!r}); name a folder that train.py wrote"
         ) from error
     if version != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {version}; this version reads format {FORMAT}")
-    model = parse(ModelConfig, about["model"], str(path))
-    return Saved(model, about["step"], about["metrics"], about["threshold"])
+        raise CheckpointError(f"{path}: has checkpoint format {version}; this version reads format {FORMAT}")
+    model = parse(ModelConfig, settings["model"], str(path))
+    return Saved(model, settings["step"], settings["metrics"], settings["threshold"])
 
 
 def load_model(folder: Path) -> MagNet:
-    """The network of a checkpoint, its weights loaded, on the CPU, in evaluation mode.
+    """Load the network of a checkpoint, on the CPU and in evaluation mode.
 
     Raises:
-        CheckpointError: if the weights are missing, torn or of another network.
+        CheckpointError: the weights are missing, corrupt or of another network.
     """
     model = MagNet(describe(folder).model, to_be_loaded=True)
     load_weights(folder, model)
@@ -184,10 +181,10 @@ def load_model(folder: Path) -> MagNet:
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights into a network built alike.
+    """Load a checkpoint's weights into a network with the same settings.
 
     Raises:
-        CheckpointError: as `load_model`.
+        CheckpointError: as for `load_model`.
     """
     try:
         model.load_state_dict(load_file(folder / MODEL_FILE))
@@ -196,10 +193,10 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def load_training(folder: Path) -> dict[str, Any]:
-    """What `save` was given as `training`.
+    """Load what `packed` was given as `training`.
 
     Raises:
-        CheckpointError: if the file is missing or torn.
+        CheckpointError: the file is missing or corrupt.
     """
     try:
         return torch.load(folder / TRAINING_FILE, weights_only=True, map_location="cpu")

@@ -1,4 +1,4 @@
-"""The network of a training, checked before the cluster is asked for anything: encoders' names, and their weights."""
+"""Checks of a training's network before the cluster is used: names of encoders, and their weights."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def require_network(config: ModelConfig, encoders: Iterable[str] = ()) -> None:
     """Build the network without memory for its weights, and read each file of weights once.
 
     Args:
-        config: of the network.
-        encoders: names that a search tries in place of the classifier's.
+        config: settings of the network.
+        encoders: names that a search tries instead of the classifier's encoder.
 
     Raises:
-        UsageError: an encoder is unknown, or its weights are missing, damaged or of another network.
+        UsageError: an encoder is unknown, or its weights are missing, corrupt or of another network.
         StorageError: the store of the weights failed; a retry can help.
     """
     with network_errors():
@@ -32,23 +32,23 @@ def require_network(config: ModelConfig, encoders: Iterable[str] = ()) -> None:
             for name in encoders:
                 make_encoder(name, in_px=config.zoom.patch_px, to_be_loaded=True)
             model = MagNet(config, to_be_loaded=True)
-        wanted = {(part.weights, part.weights_sha256) for part in (config.classifier, config.auxiliary)}
-        for weights, sha256 in sorted(wanted, key=str):
+        files = {(part.weights, part.weights_sha256) for part in (config.classifier, config.auxiliary)}
+        for weights, sha256 in sorted(files, key=str):
             if weights is None or not is_file_or_uri(weights):
                 continue
             state = read_state_dict(weights, sha256=sha256, fetch=storage.read_bytes)
-            for encoder in _encoders(model, config, weights):
+            for encoder in _encoders_with(model, config, weights):
                 with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", ".*is a no-op", UserWarning)  # as it should be on "meta"
+                    warnings.filterwarnings("ignore", ".*is a no-op", UserWarning)  # on "meta" nothing is copied
                     load_strictly(encoder.backbone, state, ignore=classifier_names(encoder.backbone), source=weights)
 
 
 @contextmanager
 def network_errors() -> Iterator[None]:
-    """Context in which errors of encoders and weights become the user's.
+    """Turn errors of encoders and weights into `UsageError` while the context lasts.
 
     Raises:
-        UsageError: an encoder is unknown, or its weights are missing, damaged or of another network.
+        UsageError: an encoder is unknown, or its weights are missing, corrupt or of another network.
     """
     try:
         yield
@@ -56,13 +56,13 @@ def network_errors() -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise NotFoundError(str(error)) from error
-    except (ValueError, TypeError, KeyError) as error:  # a pickled file can hold anything
+    except (ValueError, TypeError, KeyError) as error:  # a pickled file can hold any type of object
         raise UsageError(f"the network cannot be built: {error}") from error
 
 
-def _encoders(model: MagNet, config: ModelConfig, weights: str) -> list[Encoder]:
-    """The encoders that load these weights."""
-    every = [module for module in model.modules() if isinstance(module, Encoder)]
-    own = [model.encoder] if config.classifier.weights == weights else []
-    others = [encoder for encoder in every if encoder is not model.encoder]
-    return own + (others if config.auxiliary.weights == weights else [])
+def _encoders_with(model: MagNet, config: ModelConfig, weights: str) -> list[Encoder]:
+    """Return the encoders that load these weights: the classifier's, the auxiliary ones, or both."""
+    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
+    classifier = [model.encoder] if config.classifier.weights == weights else []
+    auxiliary = [encoder for encoder in encoders if encoder is not model.encoder]
+    return classifier + (auxiliary if config.auxiliary.weights == weights else [])

@@ -1,4 +1,4 @@
-"""Models in MLflow: a checkpoint becomes a registered model, a model's name becomes a checkpoint again."""
+"""Models in MLflow's registry: registering a checkpoint, and finding the checkpoint of a model's name."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from service.errors import UsageError
 from service.storage import rights
 
 SCORER = Path(__file__).parents[1] / "scoring" / "pyfunc_model.py"
-"""The code that MLflow runs for a registered model: slide URIs in, probabilities and regions out."""
+"""File that MLflow executes for a registered model."""
 
 
 class ModelNotFoundError(UsageError):
-    """No model under this name. To act: whoever named it. Retrying does not help."""
+    """There is no model with this name. To act: the user who named it. A retry does not help."""
 
 
 def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, alias: str) -> str:
-    """Log a checkpoint as a model of a run, register it and point an alias at it; its version.
+    """Log a checkpoint as a model of a run, register it and set an alias.
 
     Args:
-        tracking_uri: of MLflow.
-        run_id: the run that made it.
-        checkpoint: its folder.
-        name: in the registry.
-        alias: as in ``models:/name@alias``.
+        tracking_uri: tracking URI of MLflow.
+        run_id: id of the run that trained the model.
+        checkpoint: folder of the checkpoint.
+        name: name in the registry.
+        alias: alias as in ``models:/name@alias``.
+
+    Returns:
+        The model's version in the registry.
     """
     mlflow.set_tracking_uri(tracking_uri)
-    about = checkpoints.describe(checkpoint)
-    # MLflow warns of type hints of rows that hold values of several types, past any filter; recorded, it is silent.
+    saved = checkpoints.describe(checkpoint)
+    # MLflow warns about the type hints of `predict` and ignores warning filters; recording the warnings silences it.
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
         info = mlflow.pyfunc.log_model(
             name="model",
@@ -44,7 +47,7 @@ def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, ali
             artifacts={"checkpoint": str(checkpoint)},
             registered_model_name=name,
             pip_requirements=["magnifying-networks"],
-            metadata={"schedule": list(about.model.zoom.schedule), "step": about.step},
+            metadata={"schedule": list(saved.model.zoom.schedule), "step": saved.step},
         )
     version = str(info.registered_model_version)
     MlflowClient(tracking_uri=tracking_uri).set_registered_model_alias(name, alias, version)
@@ -52,21 +55,21 @@ def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, ali
 
 
 def resolve(model: str, tracking_uri: str, folder: Path) -> tuple[Path, str]:
-    """Find a model by ``models:/name@alias``, ``models:/name/version``, ``runs:/id/model`` or a checkpoint's folder.
+    """Find a model by its name.
 
     Args:
-        model: its name.
-        tracking_uri: of MLflow.
-        folder: where a registered model is put.
+        model: ``models:/name@alias``, ``models:/name/version``, ``runs:/id/model`` or a checkpoint's folder.
+        tracking_uri: tracking URI of MLflow.
+        folder: receives the files of a registered model.
 
     Returns:
-        The folder of its checkpoint, and its version in the registry or "".
+        The folder of its checkpoint, and its version in the registry ("" outside a registry).
 
     Raises:
-        ModelNotFoundError: if there is none.
+        ModelNotFoundError: there is no such model.
     """
     if not model.startswith(("models:/", "runs:/")):
-        return checkpoints.local_folder(model, folder), ""
+        return checkpoints.copy_to_local(model, folder), ""
     mlflow.set_tracking_uri(tracking_uri)
     try:
         version = _version(model, tracking_uri)
@@ -74,22 +77,23 @@ def resolve(model: str, tracking_uri: str, folder: Path) -> tuple[Path, str]:
         place = Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise ModelNotFoundError(
-            f"{model}: not found in {tracking_uri} ({error}); train one first, or set MLFLOW_TRACKING_URI or --storage "
-            f"to where it was trained"
+            f"{model}: not found in {tracking_uri} ({error}); train a model first, or set MLFLOW_TRACKING_URI or "
+            f"--storage to the values of its training"
         ) from error
-    found = next(place.rglob(checkpoints.MODEL_FILE), None)
-    if found is None:
-        raise ModelNotFoundError(f"{model}: is no MagNet: it holds no {checkpoints.MODEL_FILE}")
-    return found.parent, version
+    weights = next(place.rglob(checkpoints.MODEL_FILE), None)
+    if weights is None:
+        raise ModelNotFoundError(f"{model}: is not a MagNet: it holds no {checkpoints.MODEL_FILE}")
+    return weights.parent, version
 
 
 def _require_readable(model: str, version: str, tracking_uri: str) -> None:
-    """Hold a model's files to this process's rights, where an MLflow server says that they lie on this machine.
+    """Check this process's rights to a model's files, if an MLflow server says that they are on this machine.
 
-    Artifacts that the server hands out itself need none. Without a server only jobs write the records.
+    The answer of a server is not trusted: it could name any file. Artifacts that the server itself sends need no
+    rights. Without a server the records are safe, since only jobs write them.
 
     Raises:
-        AccessError: they lie elsewhere.
+        AccessError: the files are outside the folders that this process may read.
     """
     if rights.in_force() is None or not tracking_uri.startswith("http"):
         return
@@ -105,15 +109,15 @@ def _require_readable(model: str, version: str, tracking_uri: str) -> None:
 
 
 def promote(model: str, alias: str, tracking_uri: str) -> tuple[str, str, str | None]:
-    """Point an alias at a registered model.
+    """Set an alias of a registered model.
 
     Args:
         model: ``models:/name@alias`` or ``models:/name/version``.
-        alias: that stands for it from now on, such as champion.
-        tracking_uri: of MLflow.
+        alias: alias to set, such as champion.
+        tracking_uri: tracking URI of MLflow.
 
     Returns:
-        The model's name, its version, and the version that the alias stood for, None if there was none.
+        The model's name, its version, and the version that had the alias before (None if there was none).
 
     Raises:
         ModelNotFoundError: there is no such model.
@@ -130,12 +134,12 @@ def promote(model: str, alias: str, tracking_uri: str) -> tuple[str, str, str | 
 
 
 def _name(model: str) -> str:
-    """The registered name in ``models:/name@alias`` or ``models:/name/version``."""
+    """Return the registered name in ``models:/name@alias`` or ``models:/name/version``."""
     return model.removeprefix("models:/").partition("@")[0].partition("/")[0]
 
 
 def _version(model: str, tracking_uri: str) -> str:
-    """The registry's version behind a ``models:/`` name."""
+    """Return the registry's version of a ``models:/`` name; "" for other names."""
     if not model.startswith("models:/"):
         return ""
     name, at, alias = model.removeprefix("models:/").partition("@")
@@ -145,7 +149,7 @@ def _version(model: str, tracking_uri: str) -> str:
 
 
 def ui_command(tracking_uri: str) -> str:
-    """What to type to see the runs."""
+    """Return the command that shows the runs."""
     if tracking_uri.startswith("http"):
         return f"open {tracking_uri}"
     return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracking_uri}"

@@ -1,4 +1,4 @@
-"""A scoring job from its checked manifest to table and report."""
+"""A scoring job, from the slides to table and report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ray_jobs.cluster import connection as cluster
 from ray_jobs.cluster.reader_actors import started_readers
-from ray_jobs.command_line import command
+from ray_jobs.command_line.command import worker_environment
 from ray_jobs.models import checkpoints, registry
 from ray_jobs.scoring.scorer import ScoreBlock
 from ray_jobs.tracking import mlflow_run
@@ -32,10 +32,10 @@ from service.results.summary import Findings, findings
 from service.settings.score import ScoreSettings
 
 SLIDES_PER_PART = (8, 64)
-"""Slides that are scored and published together, in a small and in a large manifest: what a crash loses at most, per
-actor. Zooms in flight do not cross from one block to the next, so that short ones keep a GPU waiting at both ends."""
+"""Smallest and largest number of slides that are scored and published together: what a crash loses at most, per
+actor. Zooms of different blocks never run at once: a GPU waits at both ends of a block, so blocks must not be short."""
 PARTS = 64
-"""Parts that a manifest has before they grow."""
+"""Number of parts of a manifest; a larger manifest has larger parts until `SLIDES_PER_PART` is reached."""
 SETTINGS_FILE, REPORT_FILE, LOCALISATION_FILE = "settings.json", "report.html", "localisation.json"
 SLIDE = pa.schema(
     [
@@ -44,7 +44,7 @@ SLIDE = pa.schema(
         ("label", pa.int64()),
     ]
 )
-"""A slide as Ray Data's blocks hold it: what the score table wants of it."""
+"""Columns of a slide in Ray Data's blocks: those that the score table needs."""
 
 
 def score(
@@ -56,56 +56,64 @@ def score(
     out: str,
     outlines: Outlines | None = None,
 ) -> int:
-    """Score slides on the cluster and write table and report; an exit status.
+    """Score slides on the cluster and write table and report.
 
     Args:
-        slides: of the manifest.
-        model_name: as `registry.resolve` takes it.
-        settings: of the scoring.
-        runs: folder of the runs, where the embedded tracking store is.
+        slides: slides of the manifest.
+        model_name: a name that `registry.resolve` takes.
+        settings: settings of the scoring.
+        runs: folder of the runs, which may hold the tracking store.
         out: folder of this scoring, a path or URI.
-        outlines: of the lesions, if they are known.
+        outlines: outlines of the lesions, if they are known.
+
+    Returns:
+        The exit status: `DONE`, or `SLIDES_FAILED` if at least one slide failed.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+        UsageError: `out` holds scores with another model or other settings.
+        ClusterTooSmallError: the cluster lacks the requested resources.
     """
     uri = mlflow_run.tracking_uri(runs)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, version = registry.resolve(model_name, uri, Path(folder))
         model = checkpoints.publish(checkpoint, storage.join(out, "model"), name=model_name, version=version)
-    _keep_settings(settings, out)
-    cluster.connect(command.worker_environment())
+    _require_same_settings(settings, out)
+    cluster.connect(worker_environment())
     why = f"{settings.compute.num_workers} scoring worker(s)"
     settings = replace(settings, compute=cluster.fitted(settings.compute, extra_cpus=0, why=why))
     cluster.require_shared(out=out)
-    began = time.monotonic()
-    num_new = _score(slides, model, settings, out)
+    started_s = time.monotonic()
+    num_new = _score_missing(slides, model, settings, out)
     table = scores.finish(out, slides)
     write_patients(out, table)
-    found = findings(table, num_new, time.monotonic() - began)
-    judged = None if outlines is None else localisation(table, outlines)
-    if judged is not None:
-        found = replace(found, localisation=judged)
-        storage.write_bytes(storage.join(out, LOCALISATION_FILE), judged.to_json())
-    storage.write_bytes(storage.join(out, REPORT_FILE), report(table, found, out))
-    _tell(found, out)
-    return exit_status.SLIDES_FAILED if found.count["failed"] else exit_status.DONE
+    summary = findings(table, num_new, time.monotonic() - started_s)
+    lesions_found = None if outlines is None else localisation(table, outlines)
+    if lesions_found is not None:
+        summary = replace(summary, localisation=lesions_found)
+        storage.write_bytes(storage.join(out, LOCALISATION_FILE), lesions_found.to_json())
+    storage.write_bytes(storage.join(out, REPORT_FILE), report(table, summary, out))
+    _print_summary(summary, out)
+    return exit_status.SLIDES_FAILED if summary.count["failed"] else exit_status.DONE
 
 
-def _keep_settings(settings: ScoreSettings, out: str) -> None:
-    """A folder of scores holds rows of one kind."""
-    uri, own = storage.join(out, SETTINGS_FILE), settings.deciding()
+def _require_same_settings(settings: ScoreSettings, out: str) -> None:
+    """Store the settings in a new folder; refuse a folder with other settings, whose rows would not be comparable."""
+    uri, deciding = storage.join(out, SETTINGS_FILE), settings.deciding()
     if not storage.exists(uri):
-        storage.write_bytes(uri, (json.dumps(own, indent=2) + "\n").encode())
-    elif (kept := json.loads(storage.read_bytes(uri))) != own:
-        differs = ", ".join(sorted(name for name in own if kept.get(name) != own[name]))
-        raise UsageError(f"holds scores with other settings ({differs}); take a new folder", uri=out)
+        storage.write_bytes(uri, (json.dumps(deciding, indent=2) + "\n").encode())
+    elif (stored := json.loads(storage.read_bytes(uri))) != deciding:
+        names = ", ".join(sorted(name for name in deciding if stored.get(name) != deciding[name]))
+        raise UsageError(f"this folder holds scores with other settings ({names}); name a new folder", uri=out)
 
 
-def _score(slides: list[Slide], model: checkpoints.NamedModel, settings: ScoreSettings, out: str) -> int:
-    """Publish the rows of all slides that have none yet; how many these are."""
+def _score_missing(slides: list[Slide], model: checkpoints.NamedModel, settings: ScoreSettings, out: str) -> int:
+    """Publish the rows of all slides that have none yet, and return their number."""
     done = set(scores.read_parts(out)["slide_id"].to_pylist())
-    blocks = _blocks(slides, done)
+    blocks = _make_blocks(slides, done)
     num_todo = sum(map(len, blocks))
     if done:
-        print(f"{out}: {len(slides) - num_todo} of {len(slides)} slides are done already", flush=True)
+        print(f"{out}: {len(slides) - num_todo} of {len(slides)} slides are already done", flush=True)
     if not blocks:
         return 0
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -134,12 +142,15 @@ def _score(slides: list[Slide], model: checkpoints.NamedModel, settings: ScoreSe
     return num_todo
 
 
-def _blocks(slides: list[Slide], done: set[str]) -> list[pa.Table]:
-    """What is to be scored together. A function of the manifest and of what is done, so that two drivers that do not
-    know of each other, one of them dying, publish the same parts under the same names."""
+def _make_blocks(slides: list[Slide], done: set[str]) -> list[pa.Table]:
+    """Return the slides to score, in blocks that are published together.
+
+    The blocks follow from the manifest and from what is done. So two drivers that do not know of each other, for
+    example a new one and one that is about to die, publish the same parts under the same names.
+    """
     columns = SLIDE.names
-    fewest, most = SLIDES_PER_PART
-    size = min(max(len(slides) // PARTS, fewest), most)
+    smallest, largest = SLIDES_PER_PART
+    size = min(max(len(slides) // PARTS, smallest), largest)
     blocks = []
     for start in range(0, len(slides), size):
         todo = [slide for slide in slides[start : start + size] if slide.slide_id not in done]
@@ -149,16 +160,15 @@ def _blocks(slides: list[Slide], done: set[str]) -> list[pa.Table]:
     return blocks
 
 
-def _tell(found: Findings, out: str) -> None:
-    """The scoring in a few lines."""
-    for line in found.lines():
+def _print_summary(summary: Findings, out: str) -> None:
+    for line in summary.lines():
         print(line)
     for line in result_lines(out, environment.service_job()):
         print(line, flush=True)
 
 
 def result_lines(out: str, job: str | None) -> list[str]:
-    """Where the results are: a user of the service cannot open its folders, and fetches them.
+    """Return where the results are. A user of the service cannot open its folders, and gets commands instead.
 
     Args:
         out: folder of the results.

@@ -1,4 +1,4 @@
-"""The evidence of a score, drawn from the pass that scored: zoom tree, overlay, GeoJSON."""
+"""The evidence of a score, drawn from the zoom that made it: zoom tree, overlay and GeoJSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from magnet.zoom import Trace
-from ray_jobs.scoring.rows import Scored
+from ray_jobs.scoring.rows import ScoredSlide
 from service import storage
 from service.errors import MagnetError
 from service.results.geojson import to_geojson
@@ -20,57 +20,64 @@ from service.slides.reader_protocol import Reader
 from service.slides.slide import SlideInfo
 
 
-def publish(scored: Scored, reader: Reader, out: str) -> dict[str, Any]:
-    """Draw a scored slide and write what was drawn.
+def publish(scored: ScoredSlide, row: Mapping[str, Any], reader: Reader, out: str) -> dict[str, Any]:
+    """Draw the pictures of a scored slide and write them to storage.
 
     Args:
-        scored: with a trace that kept its views.
-        reader: of the thumbnail, where the quality gate did not read it.
+        scored: the slide, with a trace that kept its views.
+        row: its row, with model and call.
+        reader: reads the thumbnail if the quality gate did not.
         out: folder of the scoring.
 
     Returns:
-        Columns of the row.
+        Columns of the row: the URIs of the files, and flags.
     """
     assert scored.zoomed is not None
-    assert scored.batch is not None
-    row, trace, info = scored.row, scored.zoomed.trace, scored.batch.info[0]
+    assert scored.opened.batch is not None
+    trace, info = scored.zoomed.trace, scored.opened.batch.info[0]
     mpp = None if info.mpp_xy is None else float(np.mean(info.mpp_xy))
     verdict = f"{'positive' if row['call'] else 'negative'}, threshold {row['threshold']:.3f}"
     title = f"{row['slide_id']}: probability {row['probability']:.3f} ({verdict})"
     tree = zoom_tree_picture(
-        layers_of(trace, info, mpp),
+        to_layers(trace, info, mpp),
         row["running"],
-        [int(word) for word in row["schedule"].split(",")],
+        [int(number) for number in row["schedule"].split(",")],
         title=title,
-        note=_note(row),
+        note=_format_note(row),
     )
     files = {"picture": ("pictures", "jpg", tree), "geojson": ("geojson", "geojson", to_geojson(row))}
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     try:
-        if scored.quality is not None:
-            thumbnail = scored.quality.thumbnail
+        if scored.opened.quality is not None:
+            thumbnail = scored.opened.quality.thumbnail
         else:
-            thumbnail = reader.thumbnail(row["uri"], THUMBNAIL_PX, scored.batch.counters[0])
-    except MagnetError:  # the score stands without it
-        found["flags"] = [*row["flags"], "no_overlay"]
+            thumbnail = reader.thumbnail(row["uri"], THUMBNAIL_PX, scored.opened.batch.counters[0])
+    except MagnetError:  # the score is valid without an overlay
+        columns["flags"] = [*row["flags"], "no_overlay"]
     else:
         regions = [region_BN3[0] for region_BN3 in trace.regions]
         overlay = overlay_picture(thumbnail, info.size_px, regions, title=f"{title}; research use only", mpp=mpp)
         files["overlay"] = ("overlays", "jpg", overlay)
     for column, (folder, suffix, data) in files.items():
-        found[column] = storage.join(out, f"{folder}/{row['slide_id']}.{suffix}")
-        storage.write_bytes(found[column], data)
-    return found
+        columns[column] = storage.join(out, f"{folder}/{row['slide_id']}.{suffix}")
+        storage.write_bytes(columns[column], data)
+    return columns
 
 
-def _note(row: Mapping[str, Any]) -> str:
-    """Which model it was; an untrained one has neither version nor published weights."""
+def _format_note(row: Mapping[str, Any]) -> str:
+    """Return which model drew the picture. An untrained network has no digest of its weights."""
     weights = f", weights {row['model_sha256'][:12]}" if row["model_sha256"] else ""
     return f"{model_words(row)}{weights}; research use only"
 
 
-def layers_of(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:
-    """What a zoom that kept its views was shown, as its picture takes it; um per pixel from the slide's `mpp`."""
+def to_layers(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:
+    """Return what a zoom saw, layer by layer, for its picture.
+
+    Args:
+        trace: trace that kept its views.
+        info: the slide's size.
+        mpp: the slide's pixel size in um per pixel; None if unknown.
+    """
     half_px = max(info.size_px) / 2
     return [
         Layer(

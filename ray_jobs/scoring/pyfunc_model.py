@@ -1,6 +1,6 @@
-"""The registered model as MLflow runs it: a list of slides in, a row for each out.
+"""The registered model as MLflow runs it: it takes a list of slides and returns a row for each.
 
-MLflow executes this file itself ("models from code"); the checkpoint comes as an artifact.
+MLflow executes this file itself ("models from code"); the checkpoint is an artifact of the model.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ class Scorer(PythonModel):
         """Load the network once."""
         self.model = checkpoints.load_model(Path(context.artifacts["checkpoint"]))
 
-    def predict(  # type: ignore[override]  # MLflow leaves out `context` where it is not declared
+    def predict(  # type: ignore[override]  # MLflow allows a `predict` without `context`
         self, model_input: list[dict[str, str]]
     ) -> list[dict[str, Any]]:
-        """Rows as `service.results.scores` describes them, for slides given as ``{"slide_id": ..., "uri": ...}``."""
+        """Return rows as `service.results.scores` describes them.
+
+        Args:
+            model_input: slides as ``{"slide_id": ..., "uri": ...}``; `slide_id` is optional.
+        """
         slides = [
             Slide(row=n, slide_id=row.get("slide_id", row["uri"]), uri=row["uri"], patient_id="")
             for n, row in enumerate(model_input)

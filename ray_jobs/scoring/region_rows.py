@@ -1,4 +1,4 @@
-"""What a zoom saw, as the score table keeps it."""
+"""The regions of a zoom as the score table stores them."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ from magnet.zoom import Zoomed
 from service.slides.slide import SlideInfo
 
 
-def regions_of(
+def to_region_rows(
     zoomed: Zoomed, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Every region of a slide's zoom, layer by layer.
+    """Return every region of a slide's zoom, layer by layer.
 
     Args:
-        zoomed: the first of its slides counts.
-        info: the slide.
-        running: its probability after each last patch.
+        zoomed: result of the zoom; its first slide counts.
+        info: the slide's size, levels and pixel size.
+        running: the slide's probability after each last patch.
         schedule: regions per parent, layer by layer.
 
     Returns:
         Rows as `service.results.scores.REGION` describes them.
     """
-    return [row for layer in range(len(schedule) + 1) for row in _layer(layer, zoomed, info, running, schedule)]
+    return [row for layer in range(len(schedule) + 1) for row in _layer_rows(layer, zoomed, info, running, schedule)]
 
 
-def _layer(
+def _layer_rows(
     layer: int, zoomed: Zoomed, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     trace = zoomed.trace
     box_N3 = to_level0(trace.regions[layer][0], info.size_px)
     um_N4 = to_um(box_N3, info.mpp_xy) if info.mpp_xy is not None else [(None,) * 4] * len(box_N3)
-    above = sum([1, *accumulate(schedule, mul)][: max(0, layer - 1)])  # regions of the layers above the parents'
+    # The parent column counts rows of the whole zoom: regions of the layers above the parents' come first.
+    above = sum([1, *accumulate(schedule, mul)][: max(0, layer - 1)])
     patch = None if zoomed.patch_BN is None else zoomed.patch_BN[0].double().sigmoid().tolist()
     last = layer == len(schedule)
     for n, (box, um) in enumerate(zip(box_N3.tolist(), um_N4, strict=True)):
-        downsample = float(np.float32(trace.levels[layer][0, n]))
+        downsample = float(np.float32(trace.levels[layer][0, n]))  # float32, as the table stores it
         yield {
             "layer": layer,
             "parent": above + n // schedule[layer - 1] if layer else None,
             **dict(zip(("x_l0", "y_l0", "side_l0"), box, strict=True)),
             **dict(zip(("x_um", "y_um", "width_um", "height_um"), um, strict=True)),
-            "level": _level(info, downsample),
+            "level": _find_level(info, downsample),
             "downsample": downsample,
             "tissue": float(trace.tissue[layer][0, n]),
             "value": float(trace.values[layer - 1][0, n]) if layer else None,
@@ -56,6 +57,6 @@ def _layer(
         }
 
 
-def _level(info: SlideInfo, downsample: float) -> int:
-    """The level whose pixels a window of this downsample is made of: the coarsest that is no coarser."""
+def _find_level(info: SlideInfo, downsample: float) -> int:
+    """Return the level that a window with this downsample was made from: the coarsest that is not coarser."""
     return sum(level.downsample <= downsample * (1 + 1e-6) for level in info.levels) - 1

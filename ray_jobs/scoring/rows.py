@@ -1,12 +1,15 @@
-"""From slides to rows: zooms with several slides in flight, each slide's failure its own."""
+"""From slides to rows of the score table: several zooms run at once, and a failed slide fails alone.
+
+A slide passes three stages, each with its own type: `OpenedSlide`, `SlideZoom` and `ScoredSlide`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch import Tensor
 from magnet.regions import NUM_FRAMES
 from magnet.windows import Fetch, WindowRequest, Windows, drive_many, in_frames
 from magnet.zoom import MagNet, Zoomed
-from ray_jobs.scoring.region_rows import regions_of
+from ray_jobs.scoring.region_rows import to_region_rows
 from service.cohort.manifest import Slide
 from service.errors import MagnetError
 from service.results.early_stopping import settled
@@ -28,27 +31,108 @@ from service.slides.reader_protocol import Batch, Reader
 from service.slides.slide import SlideInfo
 
 SOFTWARE = ", ".join(f"{name} {version(name)}" for name in ("magnifying-networks", "torch", "timm", "imagecodecs"))
+"""Versions of the packages that decide over a score, for the table."""
 
 
-@dataclass(slots=True)
-class Scored:
-    """A slide's row, and what was found of it if it was scored."""
+@dataclass(frozen=True, slots=True)
+class OpenedSlide:
+    """First stage: a slide whose header is read and whose quality is checked."""
 
     slide: Slide
-    row: dict[str, Any]
-    quality: Quality | None = None
-    zoomed: Zoomed | None = None
-    """Of the frame as the slide lies; the trace is what the picture is drawn from."""
-    batch: Batch | None = None
-    fetch: Fetch | None = None
-    ended: str = "complete"
-    started_s: float = field(default_factory=time.perf_counter)
-    compute_s: float = 0.0
+    """Row of the manifest."""
+    batch: Batch | None
+    """The open slide, once per frame; None if it cannot be opened."""
+    quality: Quality | None
+    """Result of the quality gate; None without a gate, and if the slide did not pass."""
+    error: MagnetError | None = None
+    """Why the slide is not scored; None if it is."""
 
-    def answer(self, ask: WindowRequest) -> Windows:
-        """Answer the slide's zoom."""
-        assert self.fetch is not None
-        return self.fetch(ask)
+    def total(self, counter: str) -> Any:
+        """Return a counter of `ReadCounters`, summed over the frames and the quality gate."""
+        counters = [] if self.batch is None else list(self.batch.counters)
+        if self.quality is not None:
+            counters.append(self.quality.counters)
+        return sum(getattr(count, counter) for count in counters)
+
+
+class SlideZoom:
+    """Second stage: the zoom into an opened slide, with its clock and the reason why it ended.
+
+    Args:
+        opened: the slide.
+        settings: settings of the zoom.
+    """
+
+    def __init__(self, opened: OpenedSlide, settings: ZoomSettings) -> None:
+        self.opened = opened
+        self.ended = "complete"
+        """Why the zoom ended: "complete", "settled" or "bytes"."""
+        self.compute_s = 0.0
+        """Seconds that the network computed, without waiting for windows."""
+        self._settings = settings
+        self._started_s = 0.0
+        self._fetch: Fetch | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the zoom started."""
+        return time.perf_counter() - self._started_s
+
+    def fetch(self, request: WindowRequest) -> Windows:
+        """Answer a request of this zoom."""
+        assert self._fetch is not None  # `run` sets it before its first request
+        return self._fetch(request)
+
+    # A decorator on the generator, and not a context around the loop in `score_slides`: the consumer of that loop would
+    # run in inference mode too.
+    @torch.inference_mode()
+    def run(self, model: MagNet, *, keep_views: bool) -> Generator[WindowRequest, Windows, Zoomed]:
+        """Zoom into the slide. Several frames are several slides of one zoom.
+
+        Raises:
+            MagnetError: the slide cannot be read or was refused.
+        """
+        self._started_s = time.perf_counter()
+        if self.opened.error is not None:
+            raise self.opened.error
+        batch = self.opened.batch
+        assert batch is not None
+        self._fetch = in_frames(batch.fetch, np.arange(self._settings.frames) % NUM_FRAMES)
+        enough = self._may_end if self._settings.may_end_early else None
+        zoom = model.zoom(batch.side_px, keep_views=keep_views, enough=enough)
+        windows, started_s = None, time.perf_counter()
+        while True:
+            try:
+                request = next(zoom) if windows is None else zoom.send(windows)
+            except StopIteration as end:
+                return end.value
+            finally:
+                self.compute_s += time.perf_counter() - started_s
+            windows = yield request
+            started_s = time.perf_counter()
+
+    def _may_end(self, running_BN: Tensor) -> bool:
+        """Return whether the zoom may end after these patches, and remember why."""
+        settings = self._settings
+        if settings.stop_when_settled is not None and settled(
+            _to_probabilities(running_BN), settings.stop_when_settled
+        ):
+            self.ended = "settled"
+        elif settings.max_bytes_per_slide is not None and self.opened.total("bytes") >= settings.max_bytes_per_slide:
+            self.ended = "bytes"
+        return self.ended != "complete"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSlide:
+    """Third stage: the row of a slide, and what its pictures are drawn from."""
+
+    row: dict[str, Any]
+    """Row of the score table, without model and pictures."""
+    opened: OpenedSlide
+    """The slide."""
+    zoomed: Zoomed | None
+    """Result of the zoom, with the trace in the slide's own frame; None if the slide failed or was refused."""
 
 
 def score_slides(
@@ -59,135 +143,107 @@ def score_slides(
     *,
     in_flight: int = 16,
     keep_views: bool = False,
-) -> Iterator[Scored]:
-    """Score slides, several at once.
+) -> Iterator[ScoredSlide]:
+    """Score slides, several at a time.
 
     Args:
-        model: in evaluation mode.
-        slides: need `slide_id` and `uri`.
-        reader: of their pixels.
+        model: network in evaluation mode.
+        slides: slides with `slide_id` and `uri`.
+        reader: reads their pixels.
         settings: which slides are refused and when a zoom ends; None: the defaults.
-        in_flight: slides whose zooms run at once; as many are opened ahead.
+        in_flight: number of zooms that run at once; the same number of slides is opened ahead.
         keep_views: keep what the model saw in the traces, for pictures.
 
     Yields:
-        One `Scored` per slide, in their order but that a slide that cannot be read or is refused ends early: it has
-        status "failed" or "refused" and the reason.
+        One `ScoredSlide` per slide. A slide that cannot be read or is refused has the status "failed" or "refused"
+        and a reason; it comes early, the others come in the order of `slides`.
     """
     settings = settings or ZoomSettings()
     with ThreadPoolExecutor(2 * in_flight, thread_name_prefix="fetch") as pool:
         zooms = (
-            (scored, _zoom(model, scored, opened, settings, keep_views), scored.answer)
-            for scored, opened in _opened_ahead(slides, reader, settings, pool, in_flight)
+            (zoom, zoom.run(model, keep_views=keep_views), zoom.fetch)
+            for zoom in (
+                SlideZoom(opened, settings) for opened in _open_ahead(slides, reader, settings, pool, in_flight)
+            )
         )
-        for scored, end in drive_many(zooms, pool, in_flight, catch=MagnetError):
-            _fill(scored, end, model, settings)
-            yield scored
+        for zoom, end in drive_many(zooms, pool, in_flight, catch=MagnetError):
+            zoomed = None if isinstance(end, MagnetError) else end
+            yield ScoredSlide(_to_row(zoom, end, model, settings), zoom.opened, zoomed)
 
 
-def _opened_ahead(
+def _open_ahead(
     slides: Sequence[Slide], reader: Reader, settings: ZoomSettings, pool: Executor, num: int
-) -> Iterator[tuple[Scored, Future[None]]]:
-    """The slides, the next `num` being opened and judged; errors show when the slide has its turn."""
+) -> Iterator[OpenedSlide]:
+    """Yield the slides in order, while the next `num` are being opened."""
 
-    def look_at(scored: Scored) -> None:
-        scored.batch = reader.batch([scored.slide.uri] * settings.frames)
-        if settings.gate is not None:
-            scored.quality = inspect(reader, scored.slide.uri, settings.gate)
+    def submit(slide: Slide) -> Future[OpenedSlide]:
+        return pool.submit(_open_slide, slide, reader, settings)
 
-    def begin(slide: Slide) -> tuple[Scored, Future[None]]:
-        scored = Scored(slide, empty_row(slide))
-        return scored, pool.submit(look_at, scored)
-
-    coming = deque(map(begin, slides[:num]))
+    pending = deque(map(submit, slides[:num]))
     for k in range(len(slides)):
-        scored, opened = coming.popleft()
-        opened.exception()  # waits
+        opened = pending.popleft().result()
         if k + num < len(slides):
-            coming.append(begin(slides[k + num]))
-        yield scored, opened
+            pending.append(submit(slides[k + num]))
+        yield opened
 
 
-@torch.inference_mode()  # here and not around the loop above, whose consumer would find itself in it
-def _zoom(
-    model: MagNet,
-    scored: Scored,
-    opened: Future[None],
-    settings: ZoomSettings,
-    keep_views: bool,
-) -> Generator[WindowRequest, Windows, Zoomed]:
-    """A zoom into a slide that was opened ahead. Several frames are as many slides of one zoom."""
-    scored.started_s = time.perf_counter()
-    opened.result()
-    assert scored.batch is not None
-    scored.fetch = in_frames(scored.batch.fetch, np.arange(settings.frames) % NUM_FRAMES)
-    enough = _enough(scored, scored.batch, settings) if settings.may_end_early else None
-    zoom = model.zoom(scored.batch.side_px, keep_views=keep_views, enough=enough)
-    windows, began = None, time.perf_counter()
-    while True:
-        try:
-            ask = next(zoom) if windows is None else zoom.send(windows)
-        except StopIteration as end:
-            return end.value
-        finally:
-            scored.compute_s += time.perf_counter() - began
-        windows = yield ask
-        began = time.perf_counter()
+def _open_slide(slide: Slide, reader: Reader, settings: ZoomSettings) -> OpenedSlide:
+    batch = quality = None
+    try:
+        # The same slide once per frame: the frames are zoomed together, and each has its own counters.
+        batch = reader.batch([slide.uri] * settings.frames)
+        if settings.gate is not None:
+            quality = inspect(reader, slide.uri, settings.gate)
+    except MagnetError as error:
+        return OpenedSlide(slide, batch, quality, error)
+    return OpenedSlide(slide, batch, quality)
 
 
-def _enough(scored: Scored, batch: Batch, settings: ZoomSettings) -> Callable[[Tensor], bool]:
-    """Whether a slide's zoom may end where it is; notes why."""
-
-    def enough(running_BN: Tensor) -> bool:
-        if settings.stop_when_settled is not None and settled(_probabilities(running_BN), settings.stop_when_settled):
-            scored.ended = "settled"
-        elif (
-            settings.max_bytes_per_slide is not None and _total(scored, batch, "bytes") >= settings.max_bytes_per_slide
-        ):
-            scored.ended = "bytes"
-        return scored.ended != "complete"
-
-    return enough
-
-
-def _fill(scored: Scored, end: Zoomed | MagnetError, model: MagNet, settings: ZoomSettings) -> None:
-    """Complete a row with the zoom's end."""
-    row = scored.row
+def _to_row(zoom: SlideZoom, end: Zoomed | MagnetError, model: MagNet, settings: ZoomSettings) -> dict[str, Any]:
+    """Return the row of a slide whose zoom has ended, without model and pictures."""
+    opened = zoom.opened
+    row = empty_row(opened.slide)
     row |= {"schedule": ",".join(map(str, model.config.zoom.schedule)), "frames": settings.frames}
-    row |= {"software": SOFTWARE, "compute_s": scored.compute_s}
-    row["total_s"] = time.perf_counter() - scored.started_s
-    if scored.batch is not None:
-        row |= _slide_columns(scored.batch.info[0])
-        totals = {"bytes_read": "bytes", "read_s": "wait_s"}
-        totals |= {name: name for name in ("requests", "windows", "tiles", "cache_hits", "disk_hits", "decode_s")}
-        row |= {column: _total(scored, scored.batch, name) for column, name in totals.items()}
-    if scored.quality is not None:
-        row |= {name: getattr(scored.quality, name) for name in ("tissue", "stain", "pen", "sharpness")}
+    row |= {"software": SOFTWARE, "compute_s": zoom.compute_s, "total_s": zoom.elapsed_s}
+    if opened.batch is not None:
+        row |= _slide_columns(opened.batch.info[0]) | _cost_columns(opened)
+    if opened.quality is not None:
+        row |= {name: getattr(opened.quality, name) for name in ("tissue", "stain", "pen", "sharpness")}
     if isinstance(end, MagnetError):
-        row |= {"status": "refused" if isinstance(end, SlideRefusedError) else "failed", "reason": str(end)}
-        return
-    assert scored.batch is not None
-    info, running = scored.batch.info[0], end.trace.running.mean(axis=0).tolist()  # over the frames
-    regions = regions_of(end, info, running, model.config.zoom.schedule)
-    row |= {"status": "scored", "probability": running[-1], "running": running, "regions": regions}
-    row |= {"num_regions": len(regions), "levels": sorted({region["level"] for region in regions})}
-    row["ended"] = scored.ended if len(running) < model.config.zoom.num_patches else "complete"
-    row["flags"] = ["no_pixel_size"] if info.mpp_xy is None else []
-    scored.zoomed = end
+        return row | {"status": "refused" if isinstance(end, SlideRefusedError) else "failed", "reason": str(end)}
+    assert opened.batch is not None
+    return row | _result_columns(end, opened.batch.info[0], model, zoom.ended)
 
 
 def _slide_columns(info: SlideInfo) -> dict[str, Any]:
     mpp_x, mpp_y = info.mpp_xy or (None, None)
-    known = {"etag": info.etag, "size_bytes": info.size_bytes, "mpp_x": mpp_x, "mpp_y": mpp_y}
-    return known | {"width_l0": info.size_px[0], "height_l0": info.size_px[1]}
+    columns = {"etag": info.etag, "size_bytes": info.size_bytes, "mpp_x": mpp_x, "mpp_y": mpp_y}
+    return columns | {"width_l0": info.size_px[0], "height_l0": info.size_px[1]}
 
 
-def _total(scored: Scored, batch: Batch, name: str) -> Any:
-    """A count over all frames and the quality gate."""
-    all_counters = [*batch.counters, *([scored.quality.counters] if scored.quality is not None else [])]
-    return sum(getattr(counters, name) for counters in all_counters)
+def _cost_columns(opened: OpenedSlide) -> dict[str, Any]:
+    counter_of_column = {"bytes_read": "bytes", "read_s": "wait_s"}
+    names = ("requests", "windows", "tiles", "cache_hits", "disk_hits", "decode_s")
+    counter_of_column |= {name: name for name in names}
+    return {column: opened.total(counter) for column, counter in counter_of_column.items()}
 
 
-def _probabilities(running_BN: Tensor) -> list[float]:
-    """The running probability, its mean over the frames."""
+def _result_columns(zoomed: Zoomed, info: SlideInfo, model: MagNet, ended: str) -> dict[str, Any]:
+    running = zoomed.trace.running.mean(axis=0).tolist()  # over the frames
+    regions = to_region_rows(zoomed, info, running, model.config.zoom.schedule)
+    return {
+        "status": "scored",
+        "probability": running[-1],
+        "running": running,
+        "regions": regions,
+        "num_regions": len(regions),
+        "levels": sorted({region["level"] for region in regions}),
+        # A reason that was found at the last patch did not shorten the zoom.
+        "ended": ended if len(running) < model.config.zoom.num_patches else "complete",
+        "flags": ["no_pixel_size"] if info.mpp_xy is None else [],
+    }
+
+
+def _to_probabilities(running_BN: Tensor) -> list[float]:
+    """Return the running probability after each patch, averaged over the frames."""
     return running_BN.double().sigmoid().mean(dim=0).cpu().tolist()

@@ -1,1 +1,1 @@
-"""Runs in MLflow."""
+"""Recording of jobs as runs in MLflow."""

@@ -1,4 +1,4 @@
-"""Where a result comes from: code, packages, machine."""
+"""Where a result comes from: code, packages and machine, as tags of a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import psutil
 import torch
 
 PACKAGES = ("torch", "timm", "ray", "mlflow", "numpy", "imagecodecs", "obstore", "openslide-python")
-"""Whose versions are tags; `installed_packages` names all."""
+"""Packages whose versions become tags; `installed_packages` lists all packages."""
 
 
 def environment_tags() -> dict[str, str]:
-    """Code, versions, machine and Ray job of this process."""
+    """Return code, versions, machine and Ray job of this process."""
     tags = {f"version.{name}": version(name) for name in PACKAGES}
     tags |= {"python": platform.python_version(), "host": platform.node(), "mlflow.user": os.environ.get("USER", "")}
     tags |= {"mlflow.source.name": " ".join(sys.argv), "mlflow.source.type": "JOB"}
@@ -28,13 +28,16 @@ def environment_tags() -> dict[str, str]:
 
 
 def installed_packages() -> str:
-    """All packages of this interpreter with their versions, as pip takes them."""
-    lines = {f"{one.metadata['Name']}=={one.version}" for one in distributions() if one.metadata["Name"]}
+    """Return all packages of this interpreter with their versions, in the format of pip's requirements files."""
+    # A set: a package that several folders of sys.path hold is listed several times.
+    lines = {
+        f"{package.metadata['Name']}=={package.version}" for package in distributions() if package.metadata["Name"]
+    }
     return "".join(f"{line}\n" for line in sorted(lines, key=str.lower))
 
 
 def hardware_tags(device: torch.device) -> dict[str, str]:
-    """The machine that this process computes on."""
+    """Return CPU, memory and GPU of the machine that this process computes on."""
     tags = {
         "hardware.cpu": f"{platform.machine()}, {os.cpu_count()} logical cores",
         "hardware.memory_gb": f"{psutil.virtual_memory().total / 1e9:.0f}",
@@ -51,7 +54,10 @@ def hardware_tags(device: torch.device) -> dict[str, str]:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """The commit that a folder is at, and whether it was changed; MAGNET_GIT_COMMIT where git cannot tell."""
+    """Return the commit of a folder, and whether its files were changed.
+
+    Without git or a repository (as in a container image) the commit is the value of MAGNET_GIT_COMMIT.
+    """
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         dirty = bool(_git(folder, "status", "--porcelain"))
@@ -60,6 +66,8 @@ def git_tags(folder: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(dirty).lower()}
 
 
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=20)
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+    )
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""A run of MLflow, repeated: the same settings, the same manifest, the same seed, as a job of its own."""
+"""Repeating a run of MLflow: the same settings, manifest and seed, as a new job."""
 
 from __future__ import annotations
 
@@ -22,38 +22,44 @@ CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """What a run says of how it was made."""
+class RecordedRun:
+    """Settings and manifest of a run, as MLflow holds them."""
 
     settings: TrainSettings
+    """Settings of the training."""
     manifest: str
-    """Path or URI."""
+    """Path or URI of the manifest."""
     manifest_sha256: str
+    """SHA-256 of the manifest's content."""
 
     def require_same_manifest(self, uri: str, sha256: str) -> None:
-        """Refuse a manifest that is not the run's.
+        """Refuse a manifest whose content differs from that of the run.
+
+        Args:
+            uri: path or URI of the manifest to train with.
+            sha256: digest of its content.
 
         Raises:
-            UsageError: its content differs.
+            UsageError: the content differs.
         """
         if sha256 != self.manifest_sha256:
             raise UsageError(
-                f"the manifest has changed since: SHA-256 {sha256}, the run had {self.manifest_sha256}; a rerun needs "
-                f"the same one, name a copy of it with --manifest",
+                f"the manifest has changed since the run: its SHA-256 is {sha256}, the run's was "
+                f"{self.manifest_sha256}; a rerun needs the same manifest: name a copy of it with --manifest",
                 uri=uri,
             )
 
 
-def recorded(tracking_uri: str, run_id: str, overrides: Sequence[str] = ()) -> Recorded:
-    """Settings and manifest of a run.
+def read_run(tracking_uri: str, run_id: str, overrides: Sequence[str] = ()) -> RecordedRun:
+    """Read settings and manifest of a run from MLflow.
 
     Args:
-        tracking_uri: of MLflow.
-        run_id: the run.
-        overrides: ``compute.key=value``, which change no result.
+        tracking_uri: tracking URI of MLflow.
+        run_id: id of the run.
+        overrides: ``compute.key=value``; other settings would change the result.
 
     Raises:
-        UsageError: there is no such run, it is none of `train.py`, or an override would change the result.
+        UsageError: there is no such run, `train.py` did not create it, or an override would change the result.
     """
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
@@ -64,19 +70,23 @@ def recorded(tracking_uri: str, run_id: str, overrides: Sequence[str] = ()) -> R
         manifest, sha256 = run.data.params["manifest"], run.data.params["manifest_sha256"]
     except (MlflowException, OSError, KeyError) as error:
         raise UsageError(
-            f"--rerun {run_id}: no training with its settings is kept under this id in {tracking_uri} ({error}); "
-            f"copy the run's id from MLflow, and set MLFLOW_TRACKING_URI or --storage to where it was trained"
+            f"--rerun {run_id}: {tracking_uri} holds no training with this run id ({error}); copy the id from MLflow, "
+            f"and set MLFLOW_TRACKING_URI or --storage to the values of that training"
         ) from error
     if replace(settings, compute=same.compute) != same:
-        raise UsageError(f"--rerun {run_id}: only compute.* may be set, anything else makes another training")
+        raise UsageError(f"--rerun {run_id}: only compute.* may be set; other settings would change the result")
     _warn_of_other_code(run.data.tags)
-    return Recorded(settings, manifest, sha256)
+    return RecordedRun(settings, manifest, sha256)
 
 
 def _warn_of_other_code(tags: dict[str, str]) -> None:
     names = ("mlflow.source.git.commit", "mlflow.source.git.dirty")
     then, now = [tags.get(name, "unknown") for name in names], list(git_tags(Path(__file__).parent).values())
+    # Two working copies with uncommitted changes can differ although commit and flag are the same.
     if then != now or now[1] == "true":
         log.warning(
-            "the run was made by commit %s (changed: %s), this is %s (changed: %s); results may differ", *then, *now
+            "the run used commit %s (uncommitted changes: %s), this code is commit %s (uncommitted changes: %s); "
+            "results may differ",
+            *then,
+            *now,
         )

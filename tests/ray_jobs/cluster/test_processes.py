@@ -1,4 +1,4 @@
-"""Processes that a command starts are stopped with all that they started."""
+"""Child processes of a command are stopped together with all processes that they started."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ray_jobs.cluster import processes
 from ray_jobs.cluster.processes import free_port, kill_tree, started
 
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-"""What a process says that does not stop when asked."""
+"""Code of a process that ignores SIGTERM."""
 
 
 def family(folder: Path, *, stubborn: bool = False) -> list[str]:
-    """A command whose process has a child and a grandchild; each writes its process id into the folder and sleeps."""
+    """Return a command whose process has a child and a grandchild; each writes its id to the folder and sleeps."""
     head = STUBBORN if stubborn else ""
     note = "import os, pathlib, time; pathlib.Path({path!r}).write_text(str(os.getpid())); "
     sleep = "time.sleep(60)"
@@ -35,26 +35,26 @@ def family(folder: Path, *, stubborn: bool = False) -> list[str]:
 
 
 def family_ids(folder: Path) -> list[int]:
-    """The three process ids, once all are there."""
+    """Wait for the three process ids."""
     for _ in range(600):
         texts = [path.read_text() for path in sorted(folder.iterdir())]
         if len(texts) == 3 and all(texts):
             return [int(text) for text in texts]
         time.sleep(0.05)
-    raise TimeoutError("the processes did not come up")
+    raise TimeoutError("the processes did not start")
 
 
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-def all_gone(ids: list[int]) -> bool:
-    """Whether all are gone, or shortly will be: an orphan is reaped by somebody else."""
+def all_end(ids: list[int]) -> bool:
+    """Return whether all processes end within two seconds: the system may reap an orphan later."""
     for _ in range(100):
-        if all(map(gone, ids)):
+        if all(map(has_ended, ids)):
             return True
         time.sleep(0.02)
     return False
@@ -64,41 +64,41 @@ def test_children_and_grandchildren_end_with_the_context(tmp_path: Path) -> None
     with started(family(tmp_path), log=None) as process:
         ids = family_ids(tmp_path)
         assert ids[0] == process.pid
-        assert not any(map(gone, ids))
-    assert all_gone(ids)
+        assert not any(map(has_ended, ids))
+    assert all_end(ids)
     assert process.returncode is not None
 
 
 @pytest.mark.slow
-def test_they_end_with_an_error_too(tmp_path: Path) -> None:
+def test_they_also_end_after_an_error(tmp_path: Path) -> None:
     ids: list[int] = []
 
-    def interrupted() -> None:
+    def be_interrupted() -> None:
         with started(family(tmp_path), log=None):
             ids.extend(family_ids(tmp_path))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        be_interrupted()
     assert len(ids) == 3
-    assert all_gone(ids)
+    assert all_end(ids)
 
 
-def test_what_does_not_stop_when_asked_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "GRACE_S", 0.3)
     with started(family(tmp_path, stubborn=True), log=None):
         ids = family_ids(tmp_path)
-    assert all_gone(ids)
+    assert all_end(ids)
 
 
-def test_a_process_that_is_gone_already_is_no_error() -> None:
+def test_a_process_that_has_ended_is_no_error() -> None:
     with started([sys.executable, "-c", "raise SystemExit(4)"], log=None) as process:
         process.wait(timeout=30)
     assert process.returncode == 4
     kill_tree(process)
 
 
-def test_output_environment_and_folder(tmp_path: Path) -> None:
+def test_a_process_gets_log_environment_and_folder(tmp_path: Path) -> None:
     code = "import os, sys; print(os.environ['COLOUR'], os.getcwd()); print('late', file=sys.stderr)"
     log = tmp_path / "log"
     with started([sys.executable, "-c", code], log=log, env={"COLOUR": "red"}, cwd=tmp_path) as process:
@@ -106,7 +106,7 @@ def test_output_environment_and_folder(tmp_path: Path) -> None:
     assert sorted(log.read_text().splitlines()) == ["late", f"red {tmp_path}"]
 
 
-def test_interrupts_of_the_command_do_not_reach_its_processes(tmp_path: Path) -> None:
+def test_ctrl_c_does_not_reach_child_processes(tmp_path: Path) -> None:
     code = "import os, pathlib; pathlib.Path('session').write_text(f'{os.getsid(0)} {os.getpid()}')"
     with started([sys.executable, "-c", code], log=None, cwd=tmp_path) as process:
         process.wait(timeout=30)
@@ -114,16 +114,16 @@ def test_interrupts_of_the_command_do_not_reach_its_processes(tmp_path: Path) ->
     assert session == pid
 
 
-def test_a_free_port_can_be_listened_on() -> None:
+def test_a_free_port_can_be_bound() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", free_port()))
 
 
 @pytest.mark.slow
-def test_orphans_of_a_process_that_ended_by_itself_are_found_by_its_session(tmp_path: Path) -> None:
+def test_orphans_are_found_by_the_session_of_their_process(tmp_path: Path) -> None:
     with started(family(tmp_path), log=None) as process:
         ids = family_ids(tmp_path)
         process.kill()
         process.wait()
-        assert not gone(ids[2])
-    assert all_gone(ids)
+        assert not has_ended(ids[2])
+    assert all_end(ids)

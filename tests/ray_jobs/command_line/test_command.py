@@ -1,10 +1,9 @@
-"""What commands share: exit statuses, absolute places, names."""
+"""Exit statuses and error messages that all commands share."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from service import exit_status
 from service.errors import MagnetError, SlideError, StoppedError, StorageError, UsageError
 
 
-def status_of(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def run(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run a command in this process and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as end:
         command.run(main)
@@ -23,15 +23,15 @@ def status_of(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> in
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_the_status_is_what_the_command_returns(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[list[str]] = []
+def test_the_exit_status_is_what_the_command_returns(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
 
     def main(arguments: list[str]) -> int:
-        heard.append(arguments)
+        calls.append(arguments)
         return status
 
-    assert status_of(main, monkeypatch, "--epochs", "3") == status
-    assert heard == [["--epochs", "3"]]
+    assert run(main, monkeypatch, "--epochs", "3") == status
+    assert calls == [["--epochs", "3"]]
 
 
 @pytest.mark.parametrize(
@@ -39,27 +39,29 @@ def test_the_status_is_what_the_command_returns(status: int, monkeypatch: pytest
     [
         (UsageError("no such column"), 2),
         (MagnetError("it broke"), 1),
-        (StoppedError("the loss is no number"), 4),
-        (StorageError("away"), 1),
-        (SlideError("torn", uri="s3://b/x.svs"), 1),
+        (StoppedError("non-finite loss"), 4),
+        (StorageError("unreachable"), 1),
+        (SlideError("corrupt", uri="s3://b/x.svs"), 1),
     ],
 )
-def test_errors_for_the_user_are_told_in_one_line(
+def test_errors_for_the_user_are_printed_in_one_line(
     error: MagnetError, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(arguments: list[str]) -> int:
         raise error
 
-    assert status_of(main, monkeypatch) == status
+    assert run(main, monkeypatch) == status
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_prints_how_to_continue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(arguments: list[str]) -> int:
         raise KeyboardInterrupt
 
-    assert status_of(main, monkeypatch) == 130
-    assert "the same command with the same --name goes on" in capsys.readouterr().err
+    assert run(main, monkeypatch) == 130
+    assert "the same command with the same --name continues the job" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -76,8 +78,8 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_an_error_of_the_program_is_reported_once_with_its_traceback_and_never_repeated(
     raised: str, status: int
 ) -> None:
-    """Of files, network and memory another attempt may end better."""
-    code = f"from ray_jobs import command\ncommand.run(lambda _: 0 if callable({raised}) else 0)"
+    """Errors of files, network and memory are transient: another attempt may succeed."""
+    code = f"from ray_jobs.command_line import command\ncommand.run(lambda _: 0 if callable({raised}) else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status
     assert done.stderr.count("Traceback") == (1 if status else 0)
@@ -87,7 +89,7 @@ def test_an_error_of_the_program_is_reported_once_with_its_traceback_and_never_r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "score.py", "pretrain.py"])
-def test_commands_without_arguments_explain_themselves(script: str) -> None:
+def test_commands_without_arguments_print_their_help(script: str) -> None:
     path = Path(command.__file__).parents[1] / script
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == exit_status.USAGE
@@ -96,52 +98,11 @@ def test_commands_without_arguments_explain_themselves(script: str) -> None:
     assert "ray job submit -- python" in done.stdout
 
 
-def test_paths_become_absolute_and_uris_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert command.absolute("runs/a") == str(tmp_path / "runs" / "a")
-    assert command.absolute("~/runs") == str(tmp_path / "home" / "runs")
-    assert command.absolute("/runs") == "/runs"
-    assert command.absolute("s3://bucket/runs") == "s3://bucket/runs"
-
-
-def test_the_option_wins_over_the_environment_and_that_over_the_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("MAGNET_STORAGE", "s3://bucket/runs")
-    assert command.storage_folder("/mine") == "/mine"
-    assert command.storage_folder(None) == "s3://bucket/runs"
-    monkeypatch.delenv("MAGNET_STORAGE")
-    assert command.storage_folder(None) == str(tmp_path / "magnet-runs")
-
-
-def test_names_are_unique_and_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len({command.new_name("train") for _ in range(50)}) == 50
-    real = time.strftime
-    monkeypatch.setattr(time, "strftime", lambda form: real(form, time.gmtime(0)))
-    early = command.new_name("train")
-    monkeypatch.setattr(time, "strftime", lambda form: real(form, time.gmtime(10**9)))
-    assert early < command.new_name("train")
-    assert early.startswith("train-19700101-000000-")
-
-
-def test_workers_get_places_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_endpoints_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.delenv("AWS_REGION", raising=False)
-    told = command.worker_environment()
-    assert told["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"
-    assert "AWS_REGION" not in told
-    assert "secret" not in told.values()
-
-
-@pytest.mark.parametrize("name", ["cohort-7", "a", "2026.11_x"])
-def test_names_of_jobs_pass(name: str) -> None:
-    assert command.job_name(name) == name
-
-
-@pytest.mark.parametrize("name", ["", "it's", "a/b", "-x", "a b", "x" * 101, "é"])
-def test_names_that_folders_or_filters_would_choke_on_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="letters, digits"):
-        command.job_name(name)
+    variables = command.worker_environment()
+    assert variables["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"
+    assert "AWS_REGION" not in variables
+    assert "secret" not in variables.values()

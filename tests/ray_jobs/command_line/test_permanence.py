@@ -1,4 +1,4 @@
-"""Which errors are worth another attempt."""
+"""Which errors are transient, so that another attempt may succeed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from service.errors import AccessError, SlideError, StorageError, UsageError
     ],
     ids=repr,
 )
-def test_failures_of_stores_network_devices_and_clusters_may_pass(error: Exception) -> None:
+def test_failures_of_stores_network_devices_and_clusters_are_transient(error: Exception) -> None:
     assert passes(root_error(error))
 
 
@@ -52,7 +52,7 @@ def test_failures_of_stores_network_devices_and_clusters_may_pass(error: Excepti
     ],
     ids=repr,
 )
-def test_errors_of_the_program_and_of_the_user_come_again_also_from_within_a_worker(error: Exception) -> None:
+def test_errors_of_the_program_and_of_the_user_are_not_transient_also_within_a_worker(error: Exception) -> None:
     from_task = ray.exceptions.RayTaskError("f", "Traceback ...", error).as_instanceof_cause()
     of_group = WorkerGroupError("two failed", {0: ConnectionResetError(), 1: error})
     for wrapped in (error, from_task, of_group):

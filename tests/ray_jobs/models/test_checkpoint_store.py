@@ -1,4 +1,4 @@
-"""Which checkpoints of a job are there, which are whole, and which are kept; in a folder and in a bucket."""
+"""Which checkpoints of a job are valid, intact and kept; in a folder and in a bucket."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def publish(store: CheckpointStore, step: int, selection: float | None = None) -
 
 
 def steps(store: CheckpointStore) -> list[int]:
-    return [one.step for one in store.published()]
+    return [checkpoint.step for checkpoint in store.published()]
 
 
-def test_a_new_job_has_none(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_new_job_has_no_checkpoint(store: CheckpointStore, tmp_path: Path) -> None:
     assert store.published() == []
     assert store.best() is None
     assert store.fetch_newest(tmp_path) is None
@@ -48,12 +48,12 @@ def test_the_two_newest_and_the_best_are_kept(store: CheckpointStore) -> None:
     assert steps(store) == [2, 5, 12]
     best = store.best()
     assert best is not None
-    assert best.step == 2  # the earlier of two alike
+    assert best.step == 2  # the earlier of two equally good ones
     names = {storage.name(storage.parent(uri)) for uri in storage.list_uris(store.uri)}
     assert names == {"checkpoint-00000002", "checkpoint-00000005", "checkpoint-00000012"}
 
 
-def test_without_any_validation_the_newest_counts_as_best(store: CheckpointStore) -> None:
+def test_without_validation_the_newest_is_the_best(store: CheckpointStore) -> None:
     publish(store, 1)
     publish(store, 2)
     best = store.best()
@@ -61,70 +61,70 @@ def test_without_any_validation_the_newest_counts_as_best(store: CheckpointStore
     assert best.step == 2
 
 
-def test_the_newest_comes_back_whole(store: CheckpointStore, tmp_path: Path) -> None:
+def test_the_newest_is_fetched_completely(store: CheckpointStore, tmp_path: Path) -> None:
     publish(store, 1)
     publish(store, 2)
-    found = store.fetch_newest(tmp_path)
-    assert found is not None
-    assert found.step == 2
+    newest = store.fetch_newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 2
     assert (tmp_path / "weights").read_bytes() == b"ww"
     assert (tmp_path / "state").read_bytes() == b"2"
 
 
-@pytest.mark.parametrize("damage", ["torn", "missing", "no marker", "torn marker"])
-def test_a_damaged_one_is_passed_over_with_a_warning(
+@pytest.mark.parametrize("damage", ["changed", "missing", "no marker", "corrupt marker"])
+def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     store: CheckpointStore, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(store, 1)
     publish(store, 2)
     newest = store.published()[-1].folder
-    if damage == "torn":
+    if damage == "changed":
         storage.write_bytes(storage.join(newest, "weights"), b"wx")
-    elif damage == "torn marker":
+    elif damage == "corrupt marker":
         storage.write_bytes(storage.join(newest, MARKER), b'{"step": 2, ')
     else:
         storage.delete(storage.join(newest, "weights" if damage == "missing" else MARKER))
     with caplog.at_level(logging.WARNING):
-        found = store.fetch_newest(tmp_path)
-    assert found is not None
-    assert found.step == 1
+        fetched = store.fetch_newest(tmp_path)
+    assert fetched is not None
+    assert fetched.step == 1
     assert (tmp_path / "weights").read_bytes() == b"w"
-    if damage != "no marker":  # that one was never published
+    if damage != "no marker":  # without a marker it was never published
         assert newest in caplog.text
-    publish(store, 2)  # the attempt comes there again
+    publish(store, 2)  # the next attempt reaches the same step
     assert steps(store) == [1, 2]
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew_silently(store: CheckpointStore, tmp_path: Path) -> None:
+def test_if_all_checkpoints_are_corrupt_the_job_does_not_start_from_the_beginning(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
     publish(store, 1)
     storage.write_bytes(storage.join(store.published()[0].folder, "weights"), b"")
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*weights: is damaged.*a new --name"):
+    with pytest.raises(CheckpointError, match=r"all checkpoints are corrupt: .*weights: is corrupt.*another --name"):
         store.fetch_newest(tmp_path)
 
 
-def test_a_publication_that_fails_halfway_leaves_the_ones_before(
+def test_a_publication_that_fails_leaves_earlier_checkpoints_unchanged(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(store, 1)
     write = storage.write_bytes
 
-    def full(uri: str, data: bytes, deadline_s: float | None = None) -> None:
+    def fail(uri: str, data: bytes, deadline_s: float | None = None) -> None:
         if uri.endswith("state"):
             raise StorageError("No space left on device", uri=uri)
         write(uri, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_bytes", full)
+        patch.setattr(storage, "write_bytes", fail)
         with pytest.raises(StorageError):
             publish(store, 2)
     assert steps(store) == [1]
-    publish(store, 3)  # and clears away what was left
+    publish(store, 3)  # this also deletes the files of the failed one
     assert not any("checkpoint-00000002" in uri for uri in storage.list_uris(store.uri))
 
 
-def test_a_bucket_that_is_away_for_longer_than_one_read_may_fail_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_with_patience_waits_for_an_unreachable_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with HttpStore(tmp_path) as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
@@ -133,8 +133,8 @@ def test_a_bucket_that_is_away_for_longer_than_one_read_may_fail_is_waited_for(
         server.unavailable = True
         with pytest.raises(StorageError, match="gave up"):
             publish(CheckpointStore(uri), 1)
-        back = threading.Timer(0.5, server.toggle)
-        back.start()
+        recovery = threading.Timer(0.5, server.toggle)
+        recovery.start()
         publish(CheckpointStore(uri, patience_s=30), 1)
-        back.join()
+        recovery.join()
         assert steps(CheckpointStore(uri)) == [1]

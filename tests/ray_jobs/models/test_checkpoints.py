@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits again, and a clear word where a file is torn, missing or another's."""
+"""A checkpoint is restored bit by bit; a corrupt, missing or foreign file is named."""
 
 from __future__ import annotations
 
@@ -45,25 +45,31 @@ def step(one: Learner, number: int) -> float:
         return one.step(number, [(0, np.array(SIDES), FETCH, torch.tensor([0.0, 1.0]))], pool)["loss"]
 
 
+def save(folder: Path, model: MagNet, saved: Saved, training: dict[str, Any]) -> None:
+    """Write a checkpoint to a folder."""
+    for name, data in checkpoints.packed(model, saved, training).items():
+        (folder / name).write_bytes(data)
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path]:
-    """A learner after two steps, and its checkpoint; not to be changed."""
-    one, folder = learner(), tmp_path_factory.mktemp("checkpoint")
+    """A learner after two steps, and its checkpoint. Tests must not change them."""
+    trained, folder = learner(), tmp_path_factory.mktemp("checkpoint")
     for number in range(2):
-        step(one, number)
+        step(trained, number)
     saved = Saved(model=CONFIG, step=2, metrics={"val/auroc": 0.75}, threshold=0.375)
-    checkpoints.save(folder, one.model, saved, one.state_dict())
-    return one, folder
+    save(folder, trained.model, saved, trained.state_dict())
+    return trained, folder
 
 
 @pytest.fixture
 def trained(original: tuple[Learner, Path], tmp_path: Path) -> tuple[Learner, Path]:
-    """Copies of both."""
+    """A copy of the learner and of its checkpoint."""
     return copy.deepcopy(original[0]), shutil.copytree(original[1], tmp_path / "checkpoint")
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Bit for bit, through all containers."""
+    """Compare bit by bit, through all containers."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -73,25 +79,25 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def test_description_and_weights_come_back_bit_for_bit(trained: tuple[Learner, Path]) -> None:
-    one, folder = trained
+def test_description_and_weights_are_restored_bit_by_bit(trained: tuple[Learner, Path]) -> None:
+    original, folder = trained
     assert checkpoints.describe(folder) == Saved(CONFIG, 2, {"val/auroc": 0.75}, 0.375)
     loaded = checkpoints.load_model(folder)
-    assert equal(loaded.state_dict(), one.model.state_dict())
+    assert equal(loaded.state_dict(), original.model.state_dict())
     assert not loaded.training
-    one.model.eval()
-    logits = [drive(model.zoom(np.array(SIDES)), FETCH).logit_B for model in (one.model, loaded)]
+    original.model.eval()
+    logits = [drive(model.zoom(np.array(SIDES)), FETCH).logit_B for model in (original.model, loaded)]
     assert torch.equal(*logits)
 
 
-def test_a_training_goes_on_bit_for_bit(trained: tuple[Learner, Path]) -> None:
-    one, folder = trained
+def test_a_training_continues_bit_by_bit(trained: tuple[Learner, Path]) -> None:
+    original, folder = trained
     other = learner(seed=1)
     checkpoints.load_weights(folder, other.model)
     other.load_state_dict(checkpoints.load_training(folder))
-    assert equal(other.state_dict(), one.state_dict())
-    assert step(other, 2) == step(one, 2)
-    assert equal(other.model.state_dict(), one.model.state_dict())
+    assert equal(other.state_dict(), original.state_dict())
+    assert step(other, 2) == step(original, 2)
+    assert equal(other.model.state_dict(), original.model.state_dict())
 
 
 def test_weights_can_be_read_without_this_project(trained: tuple[Learner, Path]) -> None:
@@ -99,18 +105,18 @@ def test_weights_can_be_read_without_this_project(trained: tuple[Learner, Path])
     header_size = int.from_bytes((folder / MODEL_FILE).read_bytes()[:8], "little")
     header = json.loads((folder / MODEL_FILE).read_bytes()[8 : 8 + header_size])
     assert {name for name in header if name != "__metadata__"} == set(trained[0].model.state_dict())
-    torch.load(folder / TRAINING_FILE, weights_only=True)  # no code in it
+    torch.load(folder / TRAINING_FILE, weights_only=True)  # it holds no code
 
 
-def test_loading_reads_no_initial_weights_and_warns_of_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the first weights came from is remembered, and not needed again."""
+def test_loading_does_not_read_the_initial_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The settings name the file of the initial weights, which may be gone."""
     gone = ModelConfig(
         zoom=CONFIG.zoom,
         locator=CONFIG.locator,
         classifier=ClassifierConfig(encoder="test_resnet", hidden=8, weights="/gone.safetensors", weights_sha256="0"),
         auxiliary=AuxiliaryConfig(encoder=None),
     )
-    checkpoints.save(tmp_path, MagNet(gone, to_be_loaded=True), Saved(gone, 0, {}, 0.5), {})
+    save(tmp_path, MagNet(gone, to_be_loaded=True), Saved(gone, 0, {}, 0.5), {})
     with caplog.at_level(logging.WARNING):
         assert checkpoints.load_model(tmp_path).config == gone
     assert caplog.records == []
@@ -118,7 +124,7 @@ def test_loading_reads_no_initial_weights_and_warns_of_none(tmp_path: Path, capl
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "half", "noise"])
 @pytest.mark.parametrize("name", [MODEL_FILE, SETTINGS_FILE, TRAINING_FILE])
-def test_a_torn_file_is_named(trained: tuple[Learner, Path], name: str, damage: str) -> None:
+def test_a_corrupt_file_is_named(trained: tuple[Learner, Path], name: str, damage: str) -> None:
     _, folder = trained
     path = folder / name
     whole = path.read_bytes()
@@ -136,18 +142,18 @@ def test_a_torn_file_is_named(trained: tuple[Learner, Path], name: str, damage: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1, 2]", "no readable checkpoint"),
-        ("{}", "no readable checkpoint"),
-        ('{"format": 99}', "checkpoint format 99; this version reads format 1"),
+        ("[1, 2]", "is not a readable checkpoint"),
+        ("{}", "is not a readable checkpoint"),
+        ('{"format": 99}', "has checkpoint format 99; this version reads format 1"),
     ],
 )
-def test_what_is_no_checkpoint_says_so(tmp_path: Path, text: str, message: str) -> None:
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / SETTINGS_FILE).write_text(text)
     with pytest.raises(CheckpointError, match=message):
         checkpoints.describe(tmp_path)
 
 
-def test_settings_that_this_version_does_not_know_are_named(trained: tuple[Learner, Path]) -> None:
+def test_unknown_settings_of_a_checkpoint_are_named(trained: tuple[Learner, Path]) -> None:
     _, folder = trained
     about = json.loads((folder / SETTINGS_FILE).read_text())
     about["model"]["zoom"]["colour"] = "red"
@@ -163,25 +169,25 @@ def test_weights_of_another_network_are_refused(trained: tuple[Learner, Path]) -
         checkpoints.load_weights(folder, other)
 
 
-def test_a_published_model_is_the_same_for_everybody(trained: tuple[Learner, Path], tmp_path: Path) -> None:
-    one, folder = trained
+def test_a_published_model_is_the_same_for_all_workers(trained: tuple[Learner, Path], tmp_path: Path) -> None:
+    original, folder = trained
     uri = (tmp_path / "out" / "model").as_uri()
     named = checkpoints.publish(folder, uri, name="models:/m@a", version="3")
     assert (named.uri, named.name, named.version, named.threshold) == (uri, "models:/m@a", "3", 0.375)
-    assert equal(named.load().state_dict(), one.model.state_dict())
+    assert equal(named.load().state_dict(), original.model.state_dict())
     assert checkpoints.publish(folder, uri, name="models:/m@a", version="3") == named
     assert len(named.sha256) == 64
 
 
-def test_another_model_is_not_published_over_it(trained: tuple[Learner, Path], tmp_path: Path) -> None:
-    one, folder = trained
+def test_a_published_model_is_not_overwritten_by_another(trained: tuple[Learner, Path], tmp_path: Path) -> None:
+    original, folder = trained
     uri = str(tmp_path / "out")
     checkpoints.publish(folder, uri, name="first", version="")
-    step(one, 2)
+    step(original, 2)
     other = tmp_path / "other"
     other.mkdir()
-    checkpoints.save(other, one.model, Saved(CONFIG, 3, {}, 0.5), {})
-    with pytest.raises(CheckpointError, match="holds another model than second; take a new folder"):
+    save(other, original.model, Saved(CONFIG, 3, {}, 0.5), {})
+    with pytest.raises(CheckpointError, match="holds another model than second; name a new folder"):
         checkpoints.publish(other, uri, name="second", version="")
     assert (tmp_path / "out" / MODEL_FILE).read_bytes() == (folder / MODEL_FILE).read_bytes()
 
@@ -196,6 +202,6 @@ def test_an_interrupted_publication_is_completed(trained: tuple[Learner, Path], 
 
 
 def test_only_a_checkpoint_is_published(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"name the folder that train\.py wrote"):
+    with pytest.raises(CheckpointError, match=r"name a folder that train\.py wrote"):
         checkpoints.publish(tmp_path, str(tmp_path / "out"), name="m", version="")
     assert not (tmp_path / "out").exists()

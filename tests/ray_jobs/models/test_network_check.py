@@ -1,4 +1,4 @@
-"""Encoders and weights are checked before a cluster is asked for."""
+"""Encoders and weights are checked before the cluster is used."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_weights_that_fit_pass_with_and_without_a_scheme(weights: str) -> None:
+def test_weights_that_fit_are_accepted_as_path_and_as_uri(weights: str) -> None:
     require_network(with_weights(weights))
     require_network(with_weights(f"file://{weights}"))
     require_network(with_weights(None))
 
 
-def test_what_is_wrong_is_the_users_and_says_what(weights: str, tmp_path: Path) -> None:
+def test_wrong_encoders_and_weights_are_usage_errors_that_name_the_problem(weights: str, tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(Path(weights).read_bytes()[:1000])
     (tmp_path / "text.pth").write_text("these are no weights")
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    for config, said in (
+    for config, message in (
         (with_weights(None, "resnet_18"), "timm knows no such model"),
         (with_weights("nobody", "resnet18"), "timm has no weights 'nobody'"),
         (with_weights(weights, "resnet18"), "do not fit this encoder"),
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_the_users_and_says_what(weights: str, tmp_path: Path) 
         (with_weights(str(tmp_path / "text.pth")), "not a readable file"),
         (with_weights(str(tmp_path / "list.pth")), "holds no dictionary of tensors"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             require_network(config)
     with pytest.raises(NotFoundError, match="no such file"):
         require_network(with_weights("/no/such.safetensors"))
@@ -62,9 +62,9 @@ def test_what_is_wrong_is_the_users_and_says_what(weights: str, tmp_path: Path) 
 def test_a_training_refuses_wrong_weights_before_it_asks_for_a_cluster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(training.cluster, "connect", asked.append)
+    connections: list[object] = []
+    monkeypatch.setattr(training.cluster, "connect", connections.append)
     settings = replace(BASE, model=with_weights("/no/such.safetensors"))
     with pytest.raises(UsageError, match="no such file"):
         training.train(settings, Manifest(slides=(), uri="/m.csv", sha256=""), name="x", storage=str(tmp_path))
-    assert asked == []
+    assert connections == []

@@ -1,4 +1,4 @@
-"""Models in a real MLflow registry (SQLite): a checkpoint goes in by name and comes out again, and can be asked."""
+"""Models in a real MLflow registry (SQLite): they are registered, found by name, promoted, and score slides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ray_jobs.tracking import mlflow_run
 from service.cohort.manifest import Slide
 from service.slides.reader import RegionReader
 
-pytestmark = pytest.mark.slow  # MLflow takes its time to log a model
+pytestmark = pytest.mark.slow  # MLflow needs seconds to log a model
 
 CONFIG = ModelConfig(
     zoom=ZoomConfig(schedule=(2, 2), map_px=8, view_px=16, patch_px=32, grey_tolerance=None),
@@ -35,7 +35,7 @@ CONFIG = ModelConfig(
 
 @dataclass(frozen=True)
 class Store:
-    """A tracking store with a registered model, and the checkpoints of its two versions."""
+    """A tracking store with a registered model that has two versions."""
 
     uri: str
     run_id: str
@@ -54,7 +54,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         torch.manual_seed(seed)
         checkpoint = tmp_path_factory.mktemp(f"checkpoint{seed}")
         saved = checkpoints.Saved(CONFIG, 10 + seed, {}, 0.5)
-        checkpoints.save(checkpoint, MagNet(CONFIG, to_be_loaded=True), saved, {})
+        for name, data in checkpoints.packed(MagNet(CONFIG, to_be_loaded=True), saved, {}).items():
+            (checkpoint / name).write_bytes(data)
         alias = ("champion", "challenger")[seed]
         versions.append(registry.register(uri, run_id, checkpoint, name="magnet", alias=alias))
         folders.append(checkpoint)
@@ -67,12 +68,11 @@ def test_only_a_command_makes_a_model_the_champion(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    words = ["models:/magnet@challenger", "--alias", "best"]
-    assert promote.main(words) == 0
-    assert capsys.readouterr().out == "models:/magnet@best is version 2 now (nothing before)\n"
+    assert promote.main(["models:/magnet@challenger", "--alias", "best"]) == 0
+    assert capsys.readouterr().out == "models:/magnet@best is now version 2 (the alias is new)\n"
     assert resolve("models:/magnet@best", store.uri, tmp_path)[1] == "2"
     promote.main(["models:/magnet/1", "--alias", "best"])
-    assert capsys.readouterr().out == "models:/magnet@best is version 1 now (version 2 before)\n"
+    assert capsys.readouterr().out == "models:/magnet@best is now version 1 (it was version 2)\n"
     for unknown in ("models:/nobody@challenger", "models:/magnet@nobody", "models:/magnet/9"):
         with pytest.raises(ModelNotFoundError, match=unknown):
             promote.main([unknown])
@@ -100,7 +100,7 @@ def test_a_registered_model_is_found_by_alias_and_by_version(
     assert checkpoints.describe(checkpoint).step == 10 + which
 
 
-def test_an_alias_moves_to_another_version(store: Store, tmp_path: Path) -> None:
+def test_an_alias_can_be_moved_to_another_version(store: Store, tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=store.uri)
     client.set_registered_model_alias("magnet", "moving", store.versions[0])
     assert resolve("models:/magnet@moving", store.uri, tmp_path / "a")[1] == store.versions[0]
@@ -108,7 +108,7 @@ def test_an_alias_moves_to_another_version(store: Store, tmp_path: Path) -> None
     assert resolve("models:/magnet@moving", store.uri, tmp_path / "b")[1] == store.versions[1]
 
 
-def test_a_folder_is_its_own_name(store: Store, tmp_path: Path) -> None:
+def test_a_checkpoint_folder_is_found_by_its_path(store: Store, tmp_path: Path) -> None:
     assert resolve(str(store.folders[0]), store.uri, tmp_path) == (store.folders[0], "")
 
 
@@ -122,8 +122,8 @@ def test_a_folder_is_its_own_name(store: Store, tmp_path: Path) -> None:
         "runs:/0123456789abcdef/model",
     ],
 )
-def test_an_unknown_model_says_where_it_was_looked_for(store: Store, name: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="train one first") as caught:
+def test_an_unknown_model_is_named_with_the_registry(store: Store, name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="train a model first") as caught:
         resolve(name, store.uri, tmp_path)
     assert str(caught.value).startswith(f"{name}: not found in {store.uri}")
 
@@ -134,11 +134,11 @@ def test_the_registered_model_scores_slides_as_the_scoring_job_does(store: Store
     tifffile.imwrite(path, pixels, tile=(64, 64), compression="zlib", photometric="rgb", metadata=None)
     mlflow.set_tracking_uri(store.uri)
     model = mlflow.pyfunc.load_model("models:/magnet@champion")
-    found = model.predict([{"slide_id": "a", "uri": str(path)}, {"uri": str(tmp_path / "missing.tif")}])
+    rows = model.predict([{"slide_id": "a", "uri": str(path)}, {"uri": str(tmp_path / "missing.tif")}])
     slides = [Slide(row=0, slide_id="a", uri=str(path), patient_id="")]
     with RegionReader() as reader:
         (expected,) = score_slides(checkpoints.load_model(store.folders[0]), slides, reader)
-    by_id = {row["slide_id"]: row for row in found}
+    by_id = {row["slide_id"]: row for row in rows}
     assert by_id["a"]["probability"] == expected.row["probability"]
     assert by_id["a"]["regions"] == expected.row["regions"]
     missing = by_id[str(tmp_path / "missing.tif")]
@@ -146,8 +146,8 @@ def test_the_registered_model_scores_slides_as_the_scoring_job_does(store: Store
     assert "missing.tif" in missing["reason"]
 
 
-def test_the_command_that_shows_runs_names_their_store() -> None:
+def test_the_command_that_shows_runs_names_the_tracking_store() -> None:
     assert ui_command("http://mlflow:5000") == "open http://mlflow:5000"
-    words = ui_command("sqlite:////runs/mlflow.db").split()
-    assert Path(words[0]).is_file()
-    assert words[1:] == ["ui", "--backend-store-uri", "sqlite:////runs/mlflow.db"]
+    program, *arguments = ui_command("sqlite:////runs/mlflow.db").split()
+    assert Path(program).is_file()
+    assert arguments == ["ui", "--backend-store-uri", "sqlite:////runs/mlflow.db"]

@@ -1,4 +1,4 @@
-"""What scorings and searches say at their end: users of the service get commands, not paths on the server."""
+"""Last lines of scorings and searches: users of the service get commands, not paths on the server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ray_jobs.scoring.driver import result_lines
 from ray_jobs.tuning.driver import next_steps
 
 
-def test_a_job_of_the_service_names_commands_and_no_folder() -> None:
+def test_a_job_of_the_service_prints_commands_and_no_folders() -> None:
     lines = [
         *result_lines("/srv/secret/out", "score-1"),
         *next_steps("s3://lab/m.csv", "/srv/secret/best.yaml", "tune-1"),
@@ -18,6 +18,6 @@ def test_a_job_of_the_service_names_commands_and_no_folder() -> None:
     assert "magnet submit train --manifest s3://lab/m.csv --config best.yaml" in text
 
 
-def test_a_job_started_by_hand_names_its_folder() -> None:
+def test_a_job_started_by_hand_prints_its_folder() -> None:
     assert "/out/report.html" in result_lines("/out", None)[1]
     assert next_steps("m.csv", "/runs/best.yaml", None)[0].endswith("--manifest m.csv --config /runs/best.yaml")
