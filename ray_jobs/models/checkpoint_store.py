@@ -30,7 +30,7 @@ NEWEST_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedCheckpoint:
     """A checkpoint that was published."""
 
     folder: str
@@ -54,7 +54,7 @@ class CheckpointStore:
     def __init__(self, uri: str, patience_s: float | None = None) -> None:
         self.uri, self.patience_s = uri, patience_s
 
-    def publish(self, files: Mapping[str, bytes], step: int, selection: float | None) -> Published:
+    def publish(self, files: Mapping[str, bytes], step: int, selection: float | None) -> PublishedCheckpoint:
         """Write a checkpoint, then delete the checkpoints that are neither among the newest nor the best.
 
         Args:
@@ -74,23 +74,25 @@ class CheckpointStore:
         marker = {"step": step, "selection": selection, "sha256": sha256}
         storage.write_bytes(storage.join(folder, MARKER), json.dumps(marker, indent=2).encode(), self.patience_s)
         self._delete_old()
-        return Published(folder, step, selection, sha256)
+        return PublishedCheckpoint(folder, step, selection, sha256)
 
-    def published(self) -> list[Published]:
+    def published(self) -> list[PublishedCheckpoint]:
         """Return all checkpoints with a readable marker, oldest first."""
         checkpoints = []
         for uri in storage.list_uris(self.uri, self.patience_s):
             if storage.name(uri) == MARKER:
                 try:
                     marker = json.loads(storage.read_bytes(uri, self.patience_s))
-                    checkpoint = Published(storage.parent(uri), marker["step"], marker["selection"], marker["sha256"])
+                    checkpoint = PublishedCheckpoint(
+                        storage.parent(uri), marker["step"], marker["selection"], marker["sha256"]
+                    )
                 except (ValueError, TypeError, KeyError) as error:
                     log.warning("%s is corrupt (%r); this checkpoint is skipped", uri, error)
                     continue
                 checkpoints.append(checkpoint)
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
-    def best(self) -> Published | None:
+    def best(self) -> PublishedCheckpoint | None:
         """Return the checkpoint with the best validation, or the newest if none was validated.
 
         Of two equally good checkpoints the earlier one is returned.
@@ -98,7 +100,7 @@ class CheckpointStore:
         published = self.published()
         return _select_best(published) or (published[-1] if published else None)
 
-    def fetch(self, checkpoint: Published, folder: Path, names: Sequence[str] | None = None) -> None:
+    def fetch(self, checkpoint: PublishedCheckpoint, folder: Path, names: Sequence[str] | None = None) -> None:
         """Copy files of a checkpoint to this machine.
 
         Args:
@@ -119,7 +121,7 @@ class CheckpointStore:
                 raise CheckpointError(f"{uri}: is corrupt: its content differs from what was published")
             (folder / name).write_bytes(data)
 
-    def fetch_newest(self, folder: Path) -> Published | None:
+    def fetch_newest(self, folder: Path) -> PublishedCheckpoint | None:
         """Copy the newest intact checkpoint to a folder of this machine.
 
         Returns:
@@ -164,6 +166,6 @@ class CheckpointStore:
         return [uri for uri in uris if storage.name(storage.parent(uri)).startswith("checkpoint-")]
 
 
-def _select_best(published: Sequence[Published]) -> Published | None:
+def _select_best(published: Sequence[PublishedCheckpoint]) -> PublishedCheckpoint | None:
     rated = [(checkpoint.selection, checkpoint) for checkpoint in published if checkpoint.selection is not None]
     return max(rated, key=lambda pair: pair[0])[1] if rated else None

@@ -1,4 +1,4 @@
-"""What the flow tests share: a Ray cluster, an object store that holds a cohort, and a model trained from it."""
+"""Fixtures of the flow tests: a Ray cluster, an object store with a cohort, and a model trained on it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ COHORT = CohortSettings(num_slides=16, side_px=2048, seed=5, split={"train": 0.5
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # What a shell starts in the background ignores Ctrl-C, and so do its children; these tests send it to theirs.
+    # A process that a shell starts in the background ignores Ctrl-C, and so do its children; these tests need it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small cohort."""
+    """Folder of a small cohort."""
     folder = tmp_path_factory.mktemp("cohort") / "cohort"
     make_cohort(folder, COHORT)
     return folder
@@ -37,7 +37,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A cluster of two CPUs, and an object store that holds the cohort."""
+    """A cluster with two CPUs, and an object store that holds the cohort."""
     folder = tmp_path_factory.mktemp("service")
     store_port = free_port()
     node = {
@@ -51,7 +51,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(store_port)]
     (folder / "logs").mkdir()
     with running(moto, {}, folder / "moto.log") as store, ray_cluster(node, folder / "ray.log") as cluster:
-        slides: Path = request.getfixturevalue("cohort")  # made while the two come up
+        slides: Path = request.getfixturevalue("cohort")  # created while the other two start
         running_service = Service(cluster, store.log, folder / "logs")
         store.wait_for(lambda: answers(f"http://127.0.0.1:{store_port}/moto-api/"))
         _upload(running_service, slides)
@@ -68,7 +68,7 @@ def _upload(service: Service, folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config file of the smallest network."""
+    """Config file of the smallest network."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(yaml.safe_dump(CONFIG))
     return path
@@ -76,7 +76,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(service: Service, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A model trained by a job, submitted from the repository's root as the README has it."""
+    """A training job, submitted from the repository's root as a user does."""
     storage = tmp_path_factory.mktemp("runs")
     command = service.job("ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", storage)
     assert command.status == 0, command.output
@@ -85,7 +85,7 @@ def trained(service: Service, config: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def new_manifest(service: Service, cohort: Path) -> tuple[str, pd.DataFrame]:
-    """A manifest to score, without labels: the cohort, an empty glass, a slide that is none, and one not there."""
+    """A manifest without labels: the cohort, an empty glass, a corrupt slide, and a missing one."""
     frame = pd.read_csv(cohort / "manifest.csv")[["slide_id", "uri"]]
     service.put("slides/broken.tif", b"II*\0" + bytes(range(256)) * 40)
     glass = io.BytesIO()

@@ -1,8 +1,6 @@
-"""A process of the service that kills itself at a step of a job's life.
+"""A process of the service that kills itself with SIGKILL at the first occurrence of a step of a job.
 
-    python tests/flows/dying.py dispatch|api CONFIG STEP before|after
-
-It dies by SIGKILL the first time the step is reached.
+python tests/flows/dying.py dispatch|api CONFIG STEP before|after
 """
 
 from __future__ import annotations
@@ -32,15 +30,15 @@ STEPS: dict[str, tuple[type, str]] = {
 }
 
 
-def deadly(step: Callable[..., Any], when: str) -> Callable[..., Any]:
-    """The step, fatal before or after it was done."""
+def make_fatal(step: Callable[..., Any], when: str) -> Callable[..., Any]:
+    """Return the step with a SIGKILL before or after it."""
 
     @functools.wraps(step)
     def fatal(*arguments: Any, **options: Any) -> Any:
         if when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = step(*arguments, **options)
-        if result != []:  # an admission of nobody is no step
+        if result != []:  # an admission without jobs does not count
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
@@ -48,10 +46,10 @@ def deadly(step: Callable[..., Any], when: str) -> Callable[..., Any]:
 
 
 def main() -> None:
-    what, config, step, when = sys.argv[1:]
+    process, config, step, when = sys.argv[1:]
     kind, name = STEPS[step]
-    setattr(kind, name, deadly(getattr(kind, name), when))
-    (dispatch if what == "dispatch" else serve_api)(service_settings(config, []))
+    setattr(kind, name, make_fatal(getattr(kind, name), when))
+    (dispatch if process == "dispatch" else serve_api)(service_settings(config, []))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make demo` on a small cohort: what it says, what it leaves, and that Ctrl-C leaves nothing."""
+"""`make demo` on a small cohort: its output and its files, and that Ctrl-C stops all its processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.flows.harness import FLOW, Service, running
 
 pytestmark = [*FLOW, pytest.mark.long]
 
-WORDS = ("python", "-m", "ray_jobs.demo", "--num-slides", "24", "--side-px", "2048", "--set", "recipe.epochs=1")
+ARGV = ("python", "-m", "ray_jobs.demo", "--num-slides", "24", "--side-px", "2048", "--set", "recipe.epochs=1")
 
 
 @pytest.fixture(scope="module")
@@ -29,57 +29,57 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shell() -> dict[str, str]:
-    """Marks all processes that a command starts, and theirs; whether Ray runs at its usual place does not matter."""
+    """Variables that mark all processes of a command, and hide a cluster that runs at Ray's default address."""
     return {"MAGNET_FLOW": uuid.uuid4().hex, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}
 
 
 def left_over(mark: str) -> list[psutil.Process]:
-    """Processes with that mark; one that is about to end (a helper whose pipe was closed) has five seconds to do so."""
+    """Return the processes with that mark that do not end within five seconds."""
     for _ in range(50):
-        if not (found := marked(mark)):
+        if not (processes := find_marked(mark)):
             return []
         time.sleep(0.1)
-    return found
+    return processes
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    found = []
+def find_marked(mark: str) -> list[psutil.Process]:
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("MAGNET_FLOW") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return processes
 
 
-def test_ctrl_c_in_the_midst_leaves_no_process_and_no_run_that_seems_to_go_on(
+def test_ctrl_c_during_the_training_leaves_no_process_and_no_running_run(
     folder: Path, shell: dict[str, str], tmp_path: Path
 ) -> None:
-    words = [*WORDS, "--folder", folder, "--set", "recipe.epochs=1000"]
-    with running(words, shell, tmp_path / "log") as command:
+    argv = [*ARGV, "--folder", folder, "--set", "recipe.epochs=1000"]
+    with running(argv, shell, tmp_path / "log") as command:
         command.wait_for(r"epoch 2/1000 ", 200)
-        began = time.monotonic()
+        started_s = time.monotonic()
         os.killpg(command.process.pid, signal.SIGINT)
         command.finish(60)
         assert command.status == 130
-        assert time.monotonic() - began < 40  # a few seconds on a free machine
+        assert time.monotonic() - started_s < 40  # a few seconds on a free machine
         assert left_over(shell["MAGNET_FLOW"]) == []
         assert "Traceback" not in command.output
     with sqlite3.connect(folder / "runs" / "mlflow.db") as store:
         assert store.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
-    store.close()  # leaving the context above only ends a transaction
+    store.close()  # the context above only ends a transaction
 
 
-def test_the_demo_trains_scores_and_tells_where_everything_is(
+def test_the_demo_trains_scores_and_prints_where_its_results_are(
     folder: Path, shell: dict[str, str], tmp_path: Path
 ) -> None:
-    """In the folder that Ctrl-C left behind, if that test ran."""
-    with running([*WORDS, "--folder", folder], shell, tmp_path / "log") as command:
+    """It reuses the folder of the interrupted demo, if that test ran."""
+    with running([*ARGV, "--folder", folder], shell, tmp_path / "log") as command:
         output = command.finish(300).output
         assert command.status == 0, output
         assert left_over(shell["MAGNET_FLOW"]) == []
-    for told in (
+    for pattern in (
         r"\$ ray job submit -- python ray_jobs/train.py --manifest s3://magnet-demo/cohort/manifest.csv",
         r"epoch 1/1  train loss \d\.\d+  val AUROC",
         r"(\d) slides: \1 scored, 0 refused, 0 failed",
@@ -89,7 +89,7 @@ def test_the_demo_trains_scores_and_tells_where_everything_is(
         r"lesion found +\d of 3 +\d of 3",
         r"mlflow ui --backend-store-uri sqlite:///",
     ):
-        assert re.search(told, output), told
+        assert re.search(pattern, output), pattern
     assert not re.search(r"INFO|SUCC|Warning|core_worker|pid=|State API", output), output
     [pictures] = re.findall(r"pictures   (\S+)", output)
     [report] = re.findall(r"report     (\S+)", output)
@@ -99,7 +99,7 @@ def test_the_demo_trains_scores_and_tells_where_everything_is(
     assert len(rows) == len(list(Path(pictures).glob("*.jpg"))) >= 4
 
 
-def test_the_demo_uses_a_cluster_that_runs_already(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_uses_a_cluster_that_the_user_names(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", service.jobs_url)
     with demo._cluster(Path("/nowhere")) as address:
         assert address == service.jobs_url

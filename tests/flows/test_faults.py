@@ -1,7 +1,7 @@
-"""What a training or a scoring stands on dies in the midst of it, and the same command goes on to the same result.
+"""Processes and servers fail during a training, and the same command continues to the same result.
 
-Each training is one job in one folder. Its steps take a fraction of a second, and each ends with a checkpoint, so that
-processes die within epochs.
+Each training is one job in one folder. A step takes a fraction of a second and ends with a checkpoint, so that
+processes can be killed within an epoch.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ pytestmark = FLOW
 
 @dataclass(frozen=True)
 class Job:
-    """A training in a folder of its own."""
+    """A training in a separate folder."""
 
     folder: Path
     config: Path
     manifest: str = MANIFEST
     tracking_uri: str | None = None
     bucket_of: Service | None = None
-    """Where its checkpoints lie; None: in its folder."""
+    """Service whose bucket holds the checkpoints; None: they are in `folder`."""
 
     @property
     def storage(self) -> str:
         return str(self.folder) if self.bucket_of is None else f"s3://{BUCKET}/{self.folder.name}"
 
-    def words(self, *more: str) -> list[str | Path]:
-        """Its command, the same for every attempt."""
-        words: list[str | Path] = [
+    def argv(self, *more: str) -> list[str | Path]:
+        """Return its command, which is the same for every attempt."""
+        argv: list[str | Path] = [
             "ray_jobs/train.py",
             "--manifest",
             self.manifest,
@@ -70,27 +70,27 @@ class Job:
             "--storage",
             self.storage,
         ]
-        return [*words, "--name", "mine", "--set", "compute.checkpoint_minutes=1e-6", *more]
+        return [*argv, "--name", "job", "--set", "compute.checkpoint_minutes=1e-6", *more]
 
     @contextmanager
     def attempt(self, cluster: Cluster, *more: str) -> Iterator[Command]:
-        """The command, while the context lasts."""
+        """Run the command while the context lasts."""
         environment = {"MLFLOW_TRACKING_URI": self.tracking_uri} if self.tracking_uri else {}
         log = self.folder.with_name(f"{self.folder.name}-{time.monotonic_ns()}.log")
-        with cluster.driver(*self.words(*more), log=log, environment=environment) as command:
+        with cluster.driver(*self.argv(*more), log=log, environment=environment) as command:
             yield command
 
     def finish(self, cluster: Cluster, *more: str) -> Command:
-        """The command to its end."""
+        """Run the command to its end."""
         with self.attempt(cluster, *more) as command:
             return command.finish()
 
     def saved_step(self) -> int:
-        """Steps done at the newest checkpoint."""
+        """Return the number of steps done at the newest checkpoint."""
         if self.bucket_of is None:
-            texts = [path.read_text() for path in self.folder.glob("mine/checkpoint-*/published.json")]
+            texts = [path.read_text() for path in self.folder.glob("job/checkpoint-*/published.json")]
         else:
-            texts = self.bucket_of.texts(f"{self.folder.name}/mine/checkpoint-", "/published.json")
+            texts = self.bucket_of.texts(f"{self.folder.name}/job/checkpoint-", "/published.json")
         return max((json.loads(text)["step"] for text in texts), default=0)
 
     def reach(self, command: Command, step: int) -> None:
@@ -98,116 +98,116 @@ class Job:
         command.wait_for(lambda: self.saved_step() >= step)
 
     @contextmanager
-    def going_on(self, killed: str, command: Command) -> Iterator[None]:
-        """Context after a death; it ends when a step more is done than before, and says how long that took."""
-        saved, began_s = self.saved_step(), time.monotonic()
+    def recovery(self, killed: str, command: Command) -> Iterator[None]:
+        """Context after a process was killed. It ends when the next step is done, and prints the time until then."""
+        saved, started_s = self.saved_step(), time.monotonic()
         yield
         [*_, since] = re.findall(r"going on from the checkpoint after step (\d+)", command.output)
         self.reach(command, saved + 1)
-        seconds = time.monotonic() - began_s
-        print(f"{killed} killed after step {saved}: went on from step {since}, {seconds:.0f} s until the next was done")
+        seconds = time.monotonic() - started_s
+        print(f"{killed} killed after step {saved}: resumed from step {since}, {seconds:.0f} s until the next step")
 
     @property
     def client(self) -> MlflowClient:
-        """Of the store that the job writes into."""
+        """Client of the job's tracking store."""
         return MlflowClient(self.tracking_uri or f"sqlite:///{self.folder}/mlflow.db")
 
     def run(self) -> Run:
-        """The only run of that store."""
+        """Return the only run of that store."""
         [run] = self.client.search_runs([e.experiment_id for e in self.client.search_experiments()])
         return run
 
     def history(self, name: str) -> list[tuple[int, float]]:
-        """All points of a metric."""
+        """Return all points of a metric."""
         return [(point.step, point.value) for point in self.client.get_metric_history(self.run().info.run_id, name)]
 
-    def assert_as(self, whole: Job) -> None:
-        """One finished run with each step and each epoch once, with the numbers of one that met no fault."""
+    def assert_same_as(self, undisturbed: Job) -> None:
+        """Check that the run has finished, with each step and epoch once, and with the metrics of another training."""
         assert self.run().info.status == "FINISHED"
         steps = self.history("train/step_loss")
         assert [step for step, _ in steps] == list(range(1, EPOCHS * STEPS_PER_EPOCH + 1))
-        assert steps == whole.history("train/step_loss")
+        assert steps == undisturbed.history("train/step_loss")
         for name in SAME:
-            assert self.history(name) == whole.history(name), name
+            assert self.history(name) == undisturbed.history(name), name
 
 
 @pytest.fixture
 def cluster(service: Service) -> Cluster:
-    """One that outlives the jobs."""
+    """A cluster that is not killed."""
     return service.cluster
 
 
 @pytest.fixture
-def whole(trained: Trained, config: Path) -> Job:
-    """A training that nothing befell."""
+def undisturbed(trained: Trained, config: Path) -> Job:
+    """A training without faults."""
     return Job(trained.storage, config)
 
 
-def test_whoever_is_killed_the_same_command_ends_as_if_nobody_had_been(
-    cluster: Cluster, whole: Job, tmp_path: Path
+def test_the_same_command_gives_the_same_result_after_workers_driver_or_cluster_were_killed(
+    cluster: Cluster, undisturbed: Job, tmp_path: Path
 ) -> None:
-    """A training worker, the driver, the driver by Ctrl-C, and every process of the cluster at once, within an epoch.
+    """A training worker, the driver, the driver by Ctrl-C, and all processes of the cluster, each within an epoch.
 
-    With ``-rP`` pytest shows how long it took until the next step was done: the table of faults in RESULTS.md.
+    With ``-rP`` pytest shows the time until the next step: the table of faults in benchmarks/RESULTS.md.
     """
-    job = Job(tmp_path / "runs", whole.config)
+    job = Job(tmp_path / "runs", undisturbed.config)
     with ray_cluster(cluster.node, tmp_path / "ray.log") as doomed:
         doomed.wait()
         with job.attempt(doomed) as command:
             job.reach(command, 2)
             doomed.kill_train_worker()
-            with job.going_on("training worker", command):
+            with job.recovery("training worker", command):
                 command.wait_for(r"going on from the checkpoint after step [1-9]")
             command.process.kill()
         with job.attempt(doomed) as command:
-            with job.going_on("driver", command):
+            with job.recovery("driver", command):
                 command.wait_for(r"going on from the checkpoint after step [1-9]")
             command.process.send_signal(signal.SIGINT)
             assert command.finish(60).status == 130, command.output
-        assert "the same command with the same --name goes on" in command.output
-        assert not re.search(r"^Traceback", command.output, re.MULTILINE)  # Ray's controller may stumble in its own
+        assert "the same command with the same --name continues the job" in command.output
+        assert not re.search(r"^Traceback", command.output, re.MULTILINE)  # processes of Ray may print one, indented
         assert job.run().info.status == "KILLED"
         with job.attempt(doomed) as command:
-            with job.going_on("driver by Ctrl-C", command):
+            with job.recovery("driver by Ctrl-C", command):
                 command.wait_for(r"going on from the checkpoint after step [1-9]")
             doomed.kill()
     assert 2 < job.saved_step() < EPOCHS * STEPS_PER_EPOCH
     with job.attempt(cluster) as command:
-        with job.going_on("cluster", command):
+        with job.recovery("cluster", command):
             command.wait_for(r"going on from the checkpoint after step [1-9]")
         assert command.finish().status == 0, command.output
-    job.assert_as(whole)
+    job.assert_same_as(undisturbed)
 
 
 @contextmanager
 def mlflow_server(folder: Path, port: int) -> Iterator[Command]:
-    """MLflow's own server, as a process, on a database in the folder."""
-    words = shlex.split(
+    """Run MLflow's server with a database in the folder while the context lasts."""
+    argv = shlex.split(
         f"mlflow server --host 127.0.0.1 --port {port} --workers 1 --backend-store-uri sqlite:///{folder}/mlflow.db "
         f"--artifacts-destination {folder}/artifacts"
     )
-    with running(words, {}, folder / f"server-{time.monotonic_ns()}.log") as command:
+    with running(argv, {}, folder / f"server-{time.monotonic_ns()}.log") as command:
         command.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
         yield command
 
 
-def test_a_training_does_without_mlflow_until_it_is_back(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+def test_a_training_continues_while_mlflow_is_unreachable(cluster: Cluster, undisturbed: Job, tmp_path: Path) -> None:
     port = free_port()
-    job = Job(tmp_path / "runs", whole.config, tracking_uri=f"http://127.0.0.1:{port}")
+    job = Job(tmp_path / "runs", undisturbed.config, tracking_uri=f"http://127.0.0.1:{port}")
     with mlflow_server(tmp_path, port) as server, job.attempt(cluster) as command:
         job.reach(command, 2)
-        os.killpg(server.process.pid, signal.SIGKILL)  # with the processes that do its work
-        job.reach(command, EPOCHS * STEPS_PER_EPOCH)  # all that is left is to tell
-        assert (job.folder / "mine" / "unsent-metrics.jsonl").exists()
+        os.killpg(server.process.pid, signal.SIGKILL)  # with its worker processes
+        job.reach(command, EPOCHS * STEPS_PER_EPOCH)  # only the record is missing
+        assert (job.folder / "job" / "unsent-metrics.jsonl").exists()
         with mlflow_server(tmp_path, port):
             assert command.finish(100).status == 0, command.output
-            assert "is away, notes are kept and the job goes on" in command.output
-            job.assert_as(whole)
-            assert not (job.folder / "mine" / "unsent-metrics.jsonl").exists()
+            assert "is unreachable; metrics are kept and the job continues" in command.output
+            job.assert_same_as(undisturbed)
+            assert not (job.folder / "job" / "unsent-metrics.jsonl").exists()
 
 
-def test_a_slide_that_goes_in_mid_run_is_left_out_and_named(
-    cluster: Cluster, cohort: Path, whole: Job, tmp_path: Path
+def test_a_slide_that_disappears_during_the_training_is_left_out_and_named(
+    cluster: Cluster, cohort: Path, undisturbed: Job, tmp_path: Path
 ) -> None:
     frame = pd.read_csv(cohort / "manifest.csv")
     row = frame.index[frame["split"] == "train"][0]
@@ -216,7 +216,7 @@ def test_a_slide_that_goes_in_mid_run_is_left_out_and_named(
     frame["uri"] = [f"s3://{BUCKET}/{uri}" for uri in frame["uri"]]
     frame.loc[row, "uri"] = str(slide)
     frame.to_csv(tmp_path / "manifest.csv", index=False)
-    job = Job(tmp_path / "runs", whole.config, str(tmp_path / "manifest.csv"))
+    job = Job(tmp_path / "runs", undisturbed.config, str(tmp_path / "manifest.csv"))
     with job.attempt(cluster) as command:
         job.reach(command, 2)
         slide.unlink()
@@ -228,29 +228,29 @@ def test_a_slide_that_goes_in_mid_run_is_left_out_and_named(
 
 
 @pytest.mark.long
-def test_a_worker_that_is_asked_to_leave_saves_first_and_costs_no_failure(
-    cluster: Cluster, whole: Job, tmp_path: Path
+def test_a_preempted_worker_saves_first_and_does_not_count_as_a_failure(
+    cluster: Cluster, undisturbed: Job, tmp_path: Path
 ) -> None:
-    job = Job(tmp_path / "runs", whole.config)
+    job = Job(tmp_path / "runs", undisturbed.config)
     with job.attempt(cluster, "--set", "compute.max_failures=0") as command:
         job.reach(command, 2)
         cluster.signal_worker("ray::RayTrainWorker", signal.SIGTERM)
         assert command.finish().status == 0, command.output
     assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
-    job.assert_as(whole)
+    job.assert_same_as(undisturbed)
 
 
 @pytest.mark.long
-def test_a_node_that_is_drained_saves_first_and_costs_no_failure(
+def test_a_drained_node_saves_first_and_does_not_count_as_a_failure(
     service: Service, config: Path, tmp_path: Path
 ) -> None:
-    """As Kubernetes takes a pod away: SIGTERM to `ray start --block`, which drains its node before it ends."""
-    port, epochs = free_port(), 8 * EPOCHS  # Ray looks for drained nodes every five seconds
+    """Kubernetes removes a pod by SIGTERM to `ray start --block`, which drains its node before it ends."""
+    port, epochs = free_port(), 8 * EPOCHS  # Ray checks for drained nodes every five seconds
     job = Job(tmp_path / "drained", config, tracking_uri=f"http://127.0.0.1:{port}", bucket_of=service)
-    words = ("--set", "compute.max_failures=0", "--set", f"recipe.epochs={epochs}")
+    options = ("--set", "compute.max_failures=0", "--set", f"recipe.epochs={epochs}")
     with mlflow_server(tmp_path, port), ray_cluster(service.node, tmp_path / "head.log", num_cpus=0) as head:
         head.wait()
-        with ray_node(head, tmp_path / "first.log") as first, job.attempt(head, *words) as command:
+        with ray_node(head, tmp_path / "first.log") as first, job.attempt(head, *options) as command:
             job.reach(command, 2)
             first.process.terminate()
             with ray_node(head, tmp_path / "second.log"):
@@ -262,29 +262,30 @@ def test_a_node_that_is_drained_saves_first_and_costs_no_failure(
 
 @pytest.mark.long
 def test_two_workers_have_the_loss_curve_of_one(cluster: Cluster, config: Path, tmp_path: Path) -> None:
-    """Through Ray Train and its process group; each step has two micro-batches of one slide, one for each worker.
+    """With Ray Train and its process group; each step has two micro-batches of one slide, one for each worker.
 
-    Within float tolerance: sums of two workers' gradients are rounded otherwise, and Adam carries that on.
+    The losses are equal within a tolerance: the sum of two workers' gradients is rounded differently, and Adam
+    propagates the difference.
     """
     jobs = {num: Job(tmp_path / f"{num}", config) for num in (1, 2)}
     with ray_cluster(cluster.node, tmp_path / "ray.log", num_cpus=3) as wider:
         wider.wait()
         for num, job in jobs.items():
-            words = ("--num-workers", str(num), "--set", "recipe.micro_batch=1")
-            command = job.finish(wider, *words)
+            options = ("--num-workers", str(num), "--set", "recipe.micro_batch=1")
+            command = job.finish(wider, *options)
             assert command.status == 0, command.output
             assert job.run().data.params["compute.num_workers"] == str(num)
     for name in ("train/step_loss", "train/loss", "val/loss"):
-        alone, together = (job.history(name) for job in jobs.values())
-        assert [step for step, _ in together] == [step for step, _ in alone]
-        assert [value for _, value in together] == pytest.approx([value for _, value in alone], rel=1e-3)
+        one_worker, two_workers = (job.history(name) for job in jobs.values())
+        assert [step for step, _ in two_workers] == [step for step, _ in one_worker]
+        assert [value for _, value in two_workers] == pytest.approx([value for _, value in one_worker], rel=1e-3)
     assert len(jobs[2].history("train/step_loss")) == EPOCHS * STEPS_PER_EPOCH
 
 
-def test_a_loss_that_is_no_number_ends_the_job_at_once(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    job = Job(tmp_path / "runs", whole.config)
+def test_a_non_finite_loss_ends_the_job_at_once(cluster: Cluster, undisturbed: Job, tmp_path: Path) -> None:
+    job = Job(tmp_path / "runs", undisturbed.config)
     command = job.finish(cluster, "--set", "recipe.learning_rate=1e30", "--set", "recipe.locator_learning_rate=1e30")
     assert command.status == exit_status.STOPPED, command.output
     assert re.search(r"error: step \d+: loss .*; the weights are as before this step", command.output)
-    assert "going on from" not in command.output  # it would end alike
+    assert "going on from" not in command.output  # another attempt would end the same way
     assert job.run().info.status == "FAILED"

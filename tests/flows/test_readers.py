@@ -1,4 +1,4 @@
-"""Readers on the cluster's CPUs give what a reader in the process gives, also after one of them died."""
+"""Reader actors return the same windows as a reader in the process, also after one of them died."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ pytestmark = FLOW
 
 SLIDES = [f"s3://{BUCKET}/slides/slide_{n:04d}.tif" for n in (0, 1, 2)]
 ROW = ("status", "probability", "running", "regions", "levels", "etag", "windows", "reason")
-"""Columns that do not depend on who read what for whom."""
+"""Columns that do not depend on which process read the slide."""
 
 
 @pytest.fixture
 def readers(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteReader]:
-    """Two readers on the cluster, and this process's own way to the object store."""
+    """Two reader actors on the cluster; this process can read the object store too."""
     for name, value in service.node.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -41,33 +41,33 @@ def readers(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remot
         ray.shutdown()
 
 
-def an_ask() -> WindowRequest:
+def make_request() -> WindowRequest:
     region = np.array([[0.3, -0.2, 0.1], [0.02, 0.1, 0.1], [0.2, 0.5, -0.5], [0.1, 0.0, 0.0]])
     return WindowRequest(1, np.array([2, 0, 1, 2]), region, out_px=64, margin_px=2)
 
 
-def test_readers_elsewhere_give_what_one_here_gives_also_after_one_died(
+def test_reader_actors_return_the_same_windows_as_a_local_reader_also_after_they_died(
     service: Service, readers: RemoteReader
 ) -> None:
-    with RegionReader(num_threads=2) as here:
-        near, far = here.batch(SLIDES), readers.batch(SLIDES)
-        assert far.info == near.info
-        np.testing.assert_array_equal(far.side_px, near.side_px)
-        expected, found = near.fetch(an_ask()), far.fetch(an_ask())
+    with RegionReader(num_threads=2) as local_reader:
+        local, remote = local_reader.batch(SLIDES), readers.batch(SLIDES)
+        assert remote.info == local.info
+        np.testing.assert_array_equal(remote.side_px, local.side_px)
+        expected, windows = local.fetch(make_request()), remote.fetch(make_request())
         for name in ("pixels", "place", "level"):
-            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-        assert [c.windows for c in far.counters] == [1, 1, 2]
-        assert [c.bytes for c in far.counters] == [c.bytes for c in near.counters]
-        took = ReadCounters()
-        np.testing.assert_array_equal(readers.thumbnail(SLIDES[0], 100, took), here.thumbnail(SLIDES[0], 100))
-        assert took.requests > 0
+            np.testing.assert_array_equal(getattr(windows, name), getattr(expected, name))
+        assert [c.windows for c in remote.counters] == [1, 1, 2]
+        assert [c.bytes for c in remote.counters] == [c.bytes for c in local.counters]
+        cost = ReadCounters()
+        np.testing.assert_array_equal(readers.thumbnail(SLIDES[0], 100, cost), local_reader.thumbnail(SLIDES[0], 100))
+        assert cost.requests > 0
     kill_readers(service.cluster)
-    np.testing.assert_array_equal(far.fetch(an_ask()).pixels, expected.pixels)
+    np.testing.assert_array_equal(remote.fetch(make_request()).pixels, expected.pixels)
     with pytest.raises(NotFoundError, match=r"slides/none\.tif"):
         readers.batch([SLIDES[0], f"s3://{BUCKET}/slides/none.tif"])
 
 
-def test_a_slide_that_is_replaced_in_mid_zoom_is_told(service: Service, readers: RemoteReader) -> None:
+def test_a_slide_that_is_replaced_during_a_zoom_is_an_error(service: Service, readers: RemoteReader) -> None:
     first, second = (storage.read_bytes(uri) for uri in SLIDES[:2])
     uri = service.put("slides/replaced.tif", first)
     batch = readers.batch([uri])
@@ -78,54 +78,54 @@ def test_a_slide_that_is_replaced_in_mid_zoom_is_told(service: Service, readers:
 
 
 def kill_readers(cluster: Cluster) -> None:
-    """All of them, with SIGKILL."""
-    found = cluster.workers("ray::ReaderActor")
-    assert found
-    for one in found:
-        one.kill()
+    """Kill all reader actors."""
+    processes = cluster.workers("ray::ReaderActor")
+    assert processes
+    for process in processes:
+        process.kill()
 
 
 @pytest.mark.long
-def test_a_training_whose_reader_dies_goes_on_as_if_it_read_for_itself(
+def test_a_training_whose_reader_dies_has_the_metrics_of_one_that_reads_itself(
     service: Service, trained: Trained, config: Path, tmp_path: Path
 ) -> None:
-    words: list[str | Path] = ["ray_jobs/train.py", "--manifest", f"s3://{BUCKET}/manifest.csv", "--config", config]
-    words += ["--storage", tmp_path / "runs", "--set", "compute.readers=1"]
+    argv: list[str | Path] = ["ray_jobs/train.py", "--manifest", f"s3://{BUCKET}/manifest.csv", "--config", config]
+    argv += ["--storage", tmp_path / "runs", "--set", "compute.readers=1"]
     with ray_cluster(service.node, tmp_path / "ray.log", num_cpus=3) as cluster:
         cluster.wait()
-        with cluster.driver(*words, log=tmp_path / "log") as command:
+        with cluster.driver(*argv, log=tmp_path / "log") as command:
             command.wait_for("epoch 1/4")
             kill_readers(cluster)
             assert command.finish().status == 0, command.output
-    assert "going on from the checkpoint" not in command.output  # no worker was started anew for it
-    ours, theirs = tmp_path / "runs", trained.storage
+    assert "going on from the checkpoint" not in command.output  # no worker was restarted
+    with_readers, without = tmp_path / "runs", trained.storage
     for name in (*SAME, "train/step_loss", "train/bytes_per_slide"):
         histories = [
             [(point.step, point.value) for point in mlflow_client(folder).get_metric_history(run_id, name)]
-            for folder, run_id in ((folder, the_run(folder).info.run_id) for folder in (ours, theirs))
+            for folder, run_id in ((folder, the_run(folder).info.run_id) for folder in (with_readers, without))
         ]
-        if name != "train/bytes_per_slide":  # a new reader reads again what the old one had kept
+        if name != "train/bytes_per_slide":  # a new reader has an empty cache and reads again
             assert histories[0] == histories[1], name
         assert all(value > 0 for _, value in histories[0] if name.endswith("bytes_per_slide"))
 
 
 @pytest.mark.long
-def test_rows_do_not_depend_on_who_read(
+def test_rows_do_not_depend_on_which_process_reads(
     service: Service, trained: Trained, new_manifest: tuple[str, pd.DataFrame], tmp_path: Path
 ) -> None:
-    """One actor with slides in flight that reads for itself, and one that is sent windows by readers."""
+    """One scoring actor that reads itself, and one that receives windows from reader actors."""
     tables = []
     for readers in ("0", "1"):
-        words: list[str | Path] = [
+        argv: list[str | Path] = [
             "ray_jobs/score.py",
             "--manifest",
             new_manifest[0],
             "--model",
             "models:/magnet@challenger",
         ]
-        words += ["--storage", trained.storage]
-        words += ["--out", tmp_path / readers, "--set", f"compute.readers={readers}"]
-        command = service.run(*words)
+        argv += ["--storage", trained.storage]
+        argv += ["--out", tmp_path / readers, "--set", f"compute.readers={readers}"]
+        command = service.run(*argv)
         assert command.status == 3, command.output  # two slides cannot be read
         tables.append(pq.read_table(tmp_path / readers / "scores.parquet"))
     for name in ("slide_id", *ROW):

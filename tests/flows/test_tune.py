@@ -1,4 +1,4 @@
-"""A search whose driver is killed goes on under its name: no trial twice, no run twice, and a config that trains."""
+"""A search whose driver is killed continues: no trial and no run exists twice, and the best config trains."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SEARCH = {
 
 
 def runs(folder: Path) -> tuple[Run, list[Run]]:
-    """The parent and its children."""
+    """Return the parent run and its child runs."""
     client = mlflow_client(folder)
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    [parent] = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in found if run is not parent]
+    all_runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    [parent] = [run for run in all_runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in all_runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
     return parent, children
 
@@ -40,24 +40,24 @@ def artifact(folder: Path, run: Run, name: str, to: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(service: Service, cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
-    """A search on two CPUs whose driver is killed with one trial done and another on its way, and goes on."""
+    """A search on two CPUs whose driver is killed after the first trial, and which is continued."""
     folder = tmp_path_factory.mktemp("tune")
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (folder / "search.yaml").write_text(yaml.safe_dump(SEARCH))
-    words = ["ray_jobs/tune.py", "--manifest", cohort / "manifest.csv", "--config", folder / "config.yaml"]
-    words += ["--search", folder / "search.yaml", "--storage", folder / "runs", "--name", "hunt"]
-    words += ["--search-set", "at_once=1"]
+    argv = ["ray_jobs/tune.py", "--manifest", cohort / "manifest.csv", "--config", folder / "config.yaml"]
+    argv += ["--search", folder / "search.yaml", "--storage", folder / "runs", "--name", "hunt"]
+    argv += ["--search-set", "at_once=1"]
     cluster = service.cluster
-    with cluster.driver(*words, log=folder / "first.log") as first:
+    with cluster.driver(*argv, log=folder / "first.log") as first:
         trials = folder / "runs" / "hunt" / "trials"
         first.wait_for(lambda: len(list(trials.glob("*/outcome.json"))) >= 1 and len(list(trials.glob("*"))) >= 2)
         first.process.kill()
         first.process.wait()
-    with cluster.driver(*words, log=folder / "second.log") as second:
+    with cluster.driver(*argv, log=folder / "second.log") as second:
         return folder / "runs", second.finish()
 
 
-def test_the_killed_search_goes_on_to_one_run_per_trial(tuned: tuple[Path, Command]) -> None:
+def test_a_killed_search_continues_with_one_run_per_trial(tuned: tuple[Path, Command]) -> None:
     folder, command = tuned
     assert command.status == 0, command.output
     parent, children = runs(folder)
@@ -72,12 +72,14 @@ def test_the_killed_search_goes_on_to_one_run_per_trial(tuned: tuple[Path, Comma
         assert steps == list(range(1, len(steps) + 1))
         assert run.data.params.keys() <= parent.data.params.keys() | {"depth", "num_patches"}
         assert run.data.tags["outcome"] in ("complete", "stopped early")
-        # what a slide never seen takes, in the last epoch as in the first: no cache makes a schedule look cheap
+        # Bytes are those of slides without a cache, in the last epoch as in the first: no schedule looks too cheap.
         sizes = [point.value for point in client.get_metric_history(run.info.run_id, "val/bytes_per_slide")]
         assert min(sizes) > 0.5 * max(sizes) > 0
 
 
-def test_the_parent_lists_trials_and_refusals_and_draws_the_front(tuned: tuple[Path, Command], tmp_path: Path) -> None:
+def test_the_parent_run_lists_trials_and_refused_schedules_and_draws_the_front(
+    tuned: tuple[Path, Command], tmp_path: Path
+) -> None:
     folder, _ = tuned
     parent, children = runs(folder)
     rows = list(csv.DictReader(io.StringIO(artifact(folder, parent, "trials.csv", tmp_path).read_text())))
@@ -88,7 +90,7 @@ def test_the_parent_lists_trials_and_refusals_and_draws_the_front(tuned: tuple[P
     assert artifact(folder, parent, "front.png", tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_best_trial_s_config_is_one_that_train_takes(tuned: tuple[Path, Command]) -> None:
+def test_the_best_config_is_accepted_by_a_training(tuned: tuple[Path, Command]) -> None:
     folder, _ = tuned
     parent, _ = runs(folder)
     settings = train_settings(str(folder / "hunt" / "best.yaml"))

@@ -1,4 +1,4 @@
-"""Wrong input is told at once, all of it, and before anything is started."""
+"""All problems of wrong input are reported at once, before a job starts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.flows.harness import FLOW, MANIFEST, Command, Service, Trained, runni
 pytestmark = FLOW
 
 NOWHERE = {"RAY_ADDRESS": "127.0.0.1:1"}
-"""A cluster that nobody can join: whoever tries fails with another message and another status."""
+"""Address of no cluster: a command that tried to connect would fail with another message and status."""
 
 
-def run(words: Sequence[str | Path], log: Path, environment: Mapping[str, str] = NOWHERE) -> Command:
-    with running(["python", *words], environment, log) as command:
+def run(argv: Sequence[str | Path], log: Path, environment: Mapping[str, str] = NOWHERE) -> Command:
+    with running(["python", *argv], environment, log) as command:
         return command.finish(60)
 
 
@@ -30,16 +30,16 @@ def run(words: Sequence[str | Path], log: Path, environment: Mapping[str, str] =
         ("pretrain.py", ["--manifest", "--config", "--out", "--minutes", "--steps", "--seed", "--set"]),
     ],
 )
-def test_without_arguments_a_script_tells_how_it_is_used(script: str, options: list[str], tmp_path: Path) -> None:
-    began = time.monotonic()
+def test_a_script_without_arguments_prints_its_help(script: str, options: list[str], tmp_path: Path) -> None:
+    started_s = time.monotonic()
     command = run([f"ray_jobs/{script}"], tmp_path / "log")
     assert command.status == 2
     assert f"ray job submit -- python ray_jobs/{script} --manifest" in command.output
     assert all(option in command.output for option in options)
-    assert time.monotonic() - began < 15  # some 1.5 s on a free machine
+    assert time.monotonic() - started_s < 15  # about 1.5 s on an idle machine
 
 
-def test_a_wrong_manifest_is_refused_with_every_row_that_is_wrong(cohort: Path, tmp_path: Path) -> None:
+def test_all_wrong_rows_of_a_manifest_are_reported(cohort: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(cohort / "manifest.csv", dtype=str)
     frame["uri"] = [str(cohort / uri) for uri in frame["uri"]]
     frame.loc[1, "slide_id"] = frame.loc[0, "slide_id"]
@@ -49,12 +49,12 @@ def test_a_wrong_manifest_is_refused_with_every_row_that_is_wrong(cohort: Path, 
     frame.to_csv(tmp_path / "bad.csv", index=False)
     command = run(["ray_jobs/train.py", "--manifest", tmp_path / "bad.csv"], tmp_path / "log")
     assert command.status == 2
-    wrong = [  # row 1 is the header
+    problems = [  # row 1 is the header
         f"row 3, column slide_id: '{frame.loc[0, 'slide_id']}' stands in row 2 already",
         "row 4, column label: 'yes' is neither 0 nor 1",
         "row 6, column split: patient 'somebody' is in val here and in train in row 5",
     ]
-    assert all(line in command.output for line in wrong), command.output
+    assert all(line in command.output for line in problems), command.output
     assert "3 problems" in command.output
     assert "Traceback" not in command.output
 
@@ -67,7 +67,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
         assert f"column {column}: is missing; the table has slide_id, split" in command.output
 
 
-def test_slides_that_do_not_open_are_named_before_training(cohort: Path, tmp_path: Path) -> None:
+def test_slides_that_cannot_be_opened_are_named_before_training(cohort: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(cohort / "manifest.csv")
     frame["uri"] = [str(cohort / uri) for uri in frame["uri"]]
     (tmp_path / "torn.tif").write_bytes(Path(frame.loc[1, "uri"]).read_bytes()[:5000])
@@ -83,8 +83,8 @@ def test_slides_that_do_not_open_are_named_before_training(cohort: Path, tmp_pat
 
 def test_unknown_settings_are_named(cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("recipe: {epoch: 3, batch: 0}\nmodell: {}\n")
-    words = ["ray_jobs/train.py", "--manifest", cohort / "manifest.csv", "--config", tmp_path / "bad.yaml"]
-    command = run(words, tmp_path / "log")
+    argv = ["ray_jobs/train.py", "--manifest", cohort / "manifest.csv", "--config", tmp_path / "bad.yaml"]
+    command = run(argv, tmp_path / "log")
     assert command.status == 2
     for line in ("recipe.epoch: unknown setting", "modell: unknown setting"):
         assert line in command.output
@@ -92,17 +92,17 @@ def test_unknown_settings_are_named(cohort: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_is_refused(trained: Trained, cohort: Path, tmp_path: Path) -> None:
-    words = ["ray_jobs/score.py", "--manifest", cohort / "manifest.csv", "--model", "models:/magnet@champion"]
-    command = run([*words, "--storage", trained.storage, "--out", tmp_path / "out"], tmp_path / "log")
+    argv = ["ray_jobs/score.py", "--manifest", cohort / "manifest.csv", "--model", "models:/magnet@champion"]
+    command = run([*argv, "--storage", trained.storage, "--out", tmp_path / "out"], tmp_path / "log")
     assert command.status == 2
     assert "models:/magnet@champion: not found in sqlite:///" in command.output
     assert "Traceback" not in command.output
     assert not (tmp_path / "out").exists()
 
 
-def test_a_job_that_the_cluster_cannot_hold_is_refused(service: Service, config: Path, tmp_path: Path) -> None:
-    words = ["ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", tmp_path / "runs"]
-    command = service.run(*words, "--num-workers", "2", "--set", "recipe.micro_batch=1")
+def test_a_job_that_is_too_large_for_the_cluster_is_refused(service: Service, config: Path, tmp_path: Path) -> None:
+    argv = ["ray_jobs/train.py", "--manifest", MANIFEST, "--config", config, "--storage", tmp_path / "runs"]
+    command = service.run(*argv, "--num-workers", "2", "--set", "recipe.micro_batch=1")
     assert command.status == 2
     assert "the cluster has 2 CPU, this job needs 3: 2 training worker(s)" in command.output
     assert "Traceback" not in command.output

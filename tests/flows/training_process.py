@@ -1,8 +1,8 @@
-"""A training without Ray, as a process of its own: it says each step and epoch in JSON, and leaves at SIGTERM.
+"""A training without Ray, as a separate process: it prints each step and epoch as JSON, and stops at SIGTERM.
 
     python tests/flows/training_process.py MANIFEST FOLDER CHECKPOINT_MINUTES
 
-Exit status 3: it was asked to leave, and has saved.
+Exit status 3: it was preempted and has saved a checkpoint.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ SETTINGS = [
 PREEMPTED = 3
 
 
-class Telling(Learner):
-    """Says the sums of each step."""
+class PrintingLearner(Learner):
+    """A learner that prints the sums of each step."""
 
     def step(self, step: int, *rest: Any, **options: Any) -> dict[str, float]:
         sums = super().step(step, *rest, **options)
@@ -61,7 +61,7 @@ def main() -> int:
     manifest = load_manifest(uri, need_labels=True)
     task = Task(settings, manifest.split("train"), manifest.split("val"), "", "", folder)
     torch.manual_seed(settings.recipe.seed)
-    learner = Telling(MagNet(settings.model, to_be_loaded=True), settings.recipe, task.order.num_steps)
+    learner = PrintingLearner(MagNet(settings.model, to_be_loaded=True), settings.recipe, task.order.num_steps)
     with Notice() as notice, RegionReader(0, 4, deadline_s=store_patience_s()) as reader:
         attempt = Attempt(task, learner, reader, report=lambda metrics: say(json.dumps(metrics)), notice=notice)
         try:
