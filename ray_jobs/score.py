@@ -61,7 +61,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="folder for tables and pictures, a path or s3:// URI; one folder per scoring")
     arguments.add_shared(parser, "--config", help="YAML file with settings of the scoring: gate, frames, compute, ...")
     arguments.add_shared(parser, "--set", help="change any setting, for example gate.max_pen=0.5; can be repeated")
-    add("--no-gate", action="store_true", help="score every readable slide, whatever its quality")
+    add("--no-gate", action="store_true", help="score every readable slide, regardless of its quality")
     add("--split", choices=("train", "val", "test"), help="score only the slides of this split")
     add("--outlines", help="outlines of lesions, to report how many were found: GeoJSON, or a folder of ASAP XML files")
     add(

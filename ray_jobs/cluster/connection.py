@@ -64,7 +64,8 @@ def _start_cluster(options: Mapping[str, Any]) -> None:
     their cluster. RAY_API_SERVER_ADDRESS is set since Ray Train would otherwise ask any cluster that it finds on this
     machine about its actors.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # otherwise Ray writes a token to the user's home
+    # A training needs two CPUs: for its worker, and for the process that reads slides ahead.
     num_cpus, port = max(2, os.cpu_count() or 2), free_port()
     log.warning("no Ray cluster runs here: starting one with %d CPUs for this job", num_cpus)
     folder = tempfile.mkdtemp(prefix="magnet-ray-", dir="/tmp")  # mode 700; paths of sockets have at most 107 bytes

@@ -189,6 +189,7 @@ class RemoteReader:
             raise StorageError(f"the reader actors did not answer within {self._patience_s:.0f} s") from error
         except ray.exceptions.RayActorError as error:
             raise StorageError(f"a reader actor died and was not restarted: {error}") from error
+        # Counters come before errors: a read that failed has a cost too.
         for answer, rows in zip(answers, slides, strict=True):
             for b, cost in zip(rows, answer.counters, strict=True):
                 counters[b].add(**asdict(cost))
@@ -216,7 +217,7 @@ def started_readers(compute: ComputeSettings, deadline_s: float) -> list[ActorHa
         num_cpus=1,
         scheduling_strategy="SPREAD",
         max_concurrency=MAX_CONCURRENCY,
-        max_restarts=-1,
+        max_restarts=-1,  # without limit, as are retries: a read can always be repeated
         max_task_retries=-1,
     )
     return [actor.remote(compute, deadline_s) for _ in range(compute.readers or 0)]
@@ -225,5 +226,6 @@ def started_readers(compute: ComputeSettings, deadline_s: float) -> list[ActorHa
 def reader_for(compute: ComputeSettings, actors: Sequence[ActorHandle[Any]], deadline_s: float) -> Reader:
     """Return the reader of a worker: one that calls the actors, if there are any, or else one with its own threads."""
     if actors:
+        # An actor needs up to `deadline_s` before it reports a failing store: its answer must be awaited for longer.
         return RemoteReader(actors, 2 * deadline_s)
     return RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=deadline_s)

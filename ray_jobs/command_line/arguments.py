@@ -69,6 +69,7 @@ def add_shared(parser: argparse.ArgumentParser, option: str, **changes: Any) -> 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """Parse the arguments of a command. Without any, print the help and exit with `exit_status.USAGE`."""
+    # argparse would only complain about the first missing option.
     if not arguments:
         parser.print_help()
         parser.exit(exit_status.USAGE)
@@ -88,7 +89,7 @@ def to_overrides(options: argparse.Namespace, *names: str) -> list[str]:
     overrides = list(options.set)
     for name in names:
         value = getattr(options, name)
-        if value in (None, ""):
+        if value in (None, ""):  # 0 is a valid seed
             continue
         if name == "schedule":
             value = f"[{value}]"
@@ -134,4 +135,5 @@ def choose_job_name(option: str | None, kind: str) -> str:
 
 def make_job_name(kind: str) -> str:
     """Return a new name, which is unique and sorts by time."""
+    # The random part keeps jobs apart that start in the same second.
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"

@@ -33,7 +33,7 @@ def report(error: Exception) -> int:
     """Print an error, in one line if it is meant for the user, else with its traceback.
 
     Returns:
-        The exit status, which tells the queue whether another attempt can help.
+        The exit status, by which the queue decides whether to make another attempt.
     """
     cause = root_error(error)
     if isinstance(cause, MagnetError) and not isinstance(cause, ProgramError):

@@ -31,6 +31,7 @@ def load_for_training(uri: str, settings: TrainSettings) -> Manifest:
     Raises:
         ManifestError: rows are wrong or slides cannot be opened; the message lists all problems.
     """
+    # Splits come first: which strata are left out must not change which split a slide is in.
     manifest = with_splits(load_manifest(uri, need_labels=True), settings.recipe.seed, SHARES)
     manifest = training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
     with RegionReader(num_threads=settings.compute.reader_threads) as reader:
@@ -70,6 +71,7 @@ def load_for_pretraining(uri: str, seed: int) -> Manifest:
         ManifestError: rows are wrong.
     """
     manifest = load_manifest(uri, need_labels=False)
+    # Slides for validation and test must stay unseen, also without labels.
     if any(slide.split or slide.label is not None for slide in manifest.slides):
         manifest = with_splits(manifest, seed, SHARES)
         manifest = replace(manifest, slides=manifest.split("train"))

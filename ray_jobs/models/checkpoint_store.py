@@ -86,6 +86,7 @@ class CheckpointStore:
                     checkpoint = PublishedCheckpoint(
                         storage.parent(uri), marker["step"], marker["selection"], marker["sha256"]
                     )
+                # A crash can leave half a marker; the checkpoint before it is still good.
                 except (ValueError, TypeError, KeyError) as error:
                     log.warning("%s is corrupt (%r); this checkpoint is skipped", uri, error)
                     continue

@@ -188,6 +188,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     """
     try:
         model.load_state_dict(load_file(folder / MODEL_FILE))
+    # A RuntimeError means that names or shapes of the weights differ from the network's.
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder / MODEL_FILE}: {error}") from error
 
@@ -199,6 +200,8 @@ def load_training(folder: Path) -> dict[str, Any]:
         CheckpointError: the file is missing or corrupt.
     """
     try:
+        # Unlike a plain pickle, `weights_only` cannot run code.
         return torch.load(folder / TRAINING_FILE, weights_only=True, map_location="cpu")
+    # Which of these errors torch raises depends on where the file is truncated.
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder / TRAINING_FILE}: {error}") from error

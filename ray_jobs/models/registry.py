@@ -16,6 +16,7 @@ from ray_jobs.models import checkpoints
 from service.errors import UsageError
 from service.storage import rights
 
+# A path and no import: MLflow copies the file, and models must not depend on scoring.
 SCORER = Path(__file__).parents[1] / "scoring" / "pyfunc_model.py"
 """File that MLflow executes for a registered model."""
 
@@ -46,6 +47,7 @@ def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, ali
             python_model=str(SCORER),
             artifacts={"checkpoint": str(checkpoint)},
             registered_model_name=name,
+            # Otherwise MLflow loads the model in another process to find out which packages it imports.
             pip_requirements=["magnifying-networks"],
             metadata={"schedule": list(saved.model.zoom.schedule), "step": saved.step},
         )
@@ -80,6 +82,7 @@ def resolve(model: str, tracking_uri: str, folder: Path) -> tuple[Path, str]:
             f"{model}: not found in {tracking_uri} ({error}); train a model first, or set MLFLOW_TRACKING_URI or "
             f"--storage to the values of its training"
         ) from error
+    # MLflow decides on the names of the folders above the checkpoint.
     weights = next(place.rglob(checkpoints.MODEL_FILE), None)
     if weights is None:
         raise ModelNotFoundError(f"{model}: is not a MagNet: it holds no {checkpoints.MODEL_FILE}")

@@ -75,6 +75,7 @@ def score(
         ClusterTooSmallError: the cluster lacks the requested resources.
     """
     uri = mlflow_run.tracking_uri(runs)
+    # The model is copied next to the scores: workers on other nodes cannot read this machine's temporary folder.
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, version = registry.resolve(model_name, uri, Path(folder))
         model = checkpoints.publish(checkpoint, storage.join(out, "model"), name=model_name, version=version)
@@ -114,8 +115,9 @@ def _score_missing(slides: list[Slide], model: checkpoints.NamedModel, settings:
     num_todo = sum(map(len, blocks))
     if done:
         print(f"{out}: {len(slides) - num_todo} of {len(slides)} slides are already done", flush=True)
-    if not blocks:
+    if not blocks:  # no actor needs to be started
         return 0
+    # Ray Data's progress bars count blocks; the bar below counts slides.
     ray.data.DataContext.get_current().enable_progress_bars = False
     compute, count = settings.compute, Counter[str]()
     readers = started_readers(compute, environment.storage_deadline_s())
@@ -137,6 +139,7 @@ def _score_missing(slides: list[Slide], model: checkpoints.NamedModel, settings:
             count[result["status"]] += 1
             bar.set_postfix(refused=count["refused"], failed=count["failed"], refresh=False)
             bar.update()
+            # A user should not have to wait for the table to learn why slides fail.
             if result["status"] != "scored":
                 bar.write(f"{result['slide_id']} {result['status']}: {result['reason']}")
     return num_todo

@@ -48,7 +48,7 @@ def publish(scored: ScoredSlide, row: Mapping[str, Any], reader: Reader, out: st
     files = {"picture": ("pictures", "jpg", tree), "geojson": ("geojson", "geojson", to_geojson(row))}
     columns: dict[str, Any] = {}
     try:
-        if scored.opened.quality is not None:
+        if scored.opened.quality is not None:  # the gate has read the same thumbnail already
             thumbnail = scored.opened.quality.thumbnail
         else:
             thumbnail = reader.thumbnail(row["uri"], THUMBNAIL_PX, scored.opened.batch.counters[0])

@@ -50,6 +50,7 @@ def make_untrained(config: str) -> tuple[MagNet, NamedModel]:
 
     Published weights are not loaded: they would not change which regions an untrained network takes.
     """
+    # The seed of the settings, so that the same command draws the same pictures.
     settings = train_settings(config)
     torch.manual_seed(settings.recipe.seed)
     model = MagNet(settings.model, to_be_loaded=True).eval()

@@ -56,6 +56,7 @@ def compare_scores(out: str, lesions: Outlines, seed: int) -> list[str]:
         raise UsageError(
             "no scored slides of both labels; name a folder that score.py wrote for slides with labels", uri=out
         )
+    # The scoring keeps a copy of its model next to the scores.
     model = checkpoints.NamedModel(storage.join(out, "model"), "", "", "", 0.5).load()
     boxes = [_last_boxes(row) for row in rows]
     return _format_table(rows, boxes, run_control(rows, boxes, model, seed), lesions)
@@ -72,9 +73,11 @@ def run_control(rows: Sequence[Mapping[str, Any]], boxes: Sequence[Boxes], model
     """
     torch.set_num_threads(1)
     with RegionReader() as reader:
+        # The control has one size for each last patch: its mean over the slides, as a share of the root square.
         side = [max(reader.info(row["uri"]).size_px) for row in rows]
         sizes = np.mean([box[:, 2] / length for box, length in zip(boxes, side, strict=True)], axis=0)
         control = RandomTissue(model.config, sizes.tolist(), to_be_loaded=True)
+        # All weights are the model's. Only the sizes of the boxes belong to the control.
         control.load_state_dict({**model.state_dict(), "half_side_N": control.half_side_N})
         slides = [Slide(row=0, **{n: row[n] for n in ("slide_id", "uri", "patient_id", "label")}) for row in rows]
         random_boxes, logits = [], []

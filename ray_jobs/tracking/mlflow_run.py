@@ -25,6 +25,7 @@ from service.cohort.manifest import Manifest
 from service.errors import MagnetError, UsageError
 
 log = logging.getLogger(__name__)
+# Alembic logs each of the many migrations when MLflow creates an SQLite store.
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 MAX_PARAMS = 100
@@ -155,6 +156,7 @@ class Tracker:
             UsageError: an earlier attempt of the same job had other settings.
         """
         earlier = self.client.get_run(self.run_id).data.params
+        # MLflow stores parameters as text, and refuses to change one.
         changes = [
             f"{k} = {v} (was {earlier[k]})"
             for k, v in values.items()
@@ -233,6 +235,7 @@ class SystemMetrics:
             return
         if self._monitor is not None:
             self._monitor.finish()
+        # `resume_logging` continues the steps of an earlier monitor, as of an earlier attempt.
         self._monitor = SystemMetricsMonitor(
             self.tracker.run_id, tracking_uri=self.tracker.uri, resume_logging=True, sampling_interval=5
         )

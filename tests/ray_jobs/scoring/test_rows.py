@@ -1,4 +1,4 @@
-"""Each slide becomes one row, whatever else is in flight, and a failed slide fails alone."""
+"""Each slide becomes one row, independent of the slides in flight with it, and a failed slide fails alone."""
 
 from __future__ import annotations
 
