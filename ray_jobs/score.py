@@ -65,7 +65,10 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--split", choices=("train", "val", "test"), help="score only the slides of this split")
     add("--outlines", help="outlines of lesions, to report how many were found: GeoJSON, or a folder of ASAP XML files")
     add(
-        "--stop-when-settled", type=float, metavar="EPS", help="stop a slide when its probability changes less than EPS"
+        "--stop-when-settled",
+        type=float,
+        metavar="EPS",
+        help="stop a slide when its probability changes by no more than EPS",
     )
     add("--max-bytes-per-slide", type=int, metavar="N", help="read no more patches of a slide after N bytes")
     arguments.add_shared(

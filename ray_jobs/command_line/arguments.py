@@ -24,7 +24,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--epochs": {"type": int, "help": "number of passes over the training slides"},
     "--seed": {"type": int, "help": "seed of all random numbers"},
     "--num-workers": {"type": int, "help": "number of training processes"},
-    "--gpu-memory": {"metavar": "24GB", "help": "memory that the micro-batch must fit (default: that of the GPU)"},
+    "--gpu-memory": {"metavar": "24GB", "help": "GPU memory that the micro-batch must fit (default: that of the GPU)"},
     "--set": {
         "action": "append",
         "default": [],

@@ -35,7 +35,7 @@ SLIDES_PER_PART = (8, 64)
 """Smallest and largest number of slides that are scored and published together: what a crash loses at most, per
 actor. Zooms of different blocks never run at once: a GPU waits at both ends of a block, so blocks must not be short."""
 PARTS = 64
-"""Number of parts of a manifest; a larger manifest has larger parts until `SLIDES_PER_PART` is reached."""
+"""Number of parts of a scoring, unless their size would leave the limits of `SLIDES_PER_PART`."""
 SETTINGS_FILE, REPORT_FILE, LOCALISATION_FILE = "settings.json", "report.html", "localisation.json"
 SLIDE = pa.schema(
     [
