@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, WrapValidator
 
 from service import storage
 from service.errors import NotFoundError, StorageError
-from service.queue.job import Progress
+from service.progress.record import Progress
 
 PART_BYTES = 256 << 10
 """Of a part of the log; the last part is rewritten as it grows."""

@@ -84,8 +84,8 @@ class Attempts:
         folder = service.job_folder(job.owner, job.id)
         for name, data in settings_files(request).items():
             storage.write_bytes(storage.join(folder, name), data)
-        witness = [service.python, "-m", "service.supervisor.supervisor", "--folder", self._folder(job).uri]
-        command = [*witness, "--beat-s", f"{service.beat_s:g}", "--", *words(request, job.owner, job.id, service)]
+        supervisor = [service.python, "-m", "service.supervisor", "--folder", self._folder(job).uri]
+        command = [*supervisor, "--beat-s", f"{service.beat_s:g}", "--", *words(request, job.owner, job.id, service)]
         about = {"magnet_job": job.id, "owner": job.owner}
         self.ray.submit(submission_id(job.id, job.attempt), shlex.join(command), self._environment(job), about)
 

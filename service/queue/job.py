@@ -5,10 +5,8 @@ queued -> starting -> running -> done | failed | cancelled, and back to queued b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from dataclasses import dataclass
+from typing import Literal
 
 State = Literal["queued", "starting", "running", "done", "failed", "cancelled"]
 ACTIVE = ("starting", "running")
@@ -16,10 +14,6 @@ ACTIVE = ("starting", "running")
 ENDED = ("done", "failed", "cancelled")
 """Nothing more happens by itself."""
 STATES = ("queued", *ACTIVE, *ENDED)
-
-ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""As the tables take it."""
 
 LOWEST, HIGHEST = -10, 10
 """Priorities; a higher one is earlier among the jobs of its owner."""
@@ -86,29 +80,3 @@ class Event:
     at_s: float
     state: str
     text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far a job says it is."""
-
-    done: Count | None = None
-    total: Count | None = None
-    eta_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    activity: Annotated[str, Field(max_length=500, pattern=ONE_LINE)] | None = None
-    mlflow_run: Annotated[str, Field(max_length=64, pattern=ONE_LINE)] | None = None
-
-    def counted(self) -> tuple[object, ...]:
-        """What changes when the job gets on; the estimate of the time to go does so by itself."""
-        return self.done, self.total, self.activity, self.mlflow_run
-
-    def then(self, later: Progress) -> Progress:
-        """Both, the later one's word being the last; a count belongs to its activity and ends with it."""
-        run = later.mlflow_run or self.mlflow_run
-        return replace(self if later.activity is None else later, mlflow_run=run)
-
-    def known(self) -> dict[str, Any]:
-        """What of it is to be kept: all of what it is at, where it is at something, and the run once there is one."""
-        counted = {name: getattr(self, name) for name in ("done", "total", "eta_s", "activity")}
-        run = {"mlflow_run": self.mlflow_run} if self.mlflow_run is not None else {}
-        return (counted if any(value is not None for value in counted.values()) else {}) | run

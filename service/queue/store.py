@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import UsageError
+from service.progress.record import Progress
 from service.queue import scheduling
-from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Job, Progress
+from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Job
 from service.queue.job_rows import (
     ConflictError,
     Within,
@@ -290,7 +291,7 @@ class JobStore:
         """The job with its new attempt; None if it was cancelled in the meantime."""
         number = job_row(connection, job_id).attempt + 1
         begun = {"state": "starting", "attempt": number, "started_s": now_s, "beat_s": None, "moved_s": None}
-        begun |= Progress(activity="starting").known()
+        begun |= Progress(activity="starting").to_columns()
         waiting = jobs.c.id == job_id, jobs.c.state == "queued"
         if not connection.execute(jobs.update().where(*waiting).values(begun)).rowcount:
             return None
@@ -304,7 +305,7 @@ class JobStore:
         now_s = time.time()
         with self.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
-            running = {"state": "running", "moved_s": now_s} | Progress(activity="starting").known()
+            running = {"state": "running", "moved_s": now_s} | Progress(activity="starting").to_columns()
             if connection.execute(jobs.update().where(*own).values(running)).rowcount:
                 mine = attempts.c.job_id == job_id, attempts.c.number == number
                 connection.execute(attempts.update().where(*mine).values(state="running", started_s=now_s))
@@ -320,7 +321,7 @@ class JobStore:
             idle_s: seconds since its progress or log last changed.
         """
         now_s = time.time()
-        values = progress.known() | {"beat_s": now_s, "moved_s": now_s - idle_s}
+        values = progress.to_columns() | {"beat_s": now_s, "moved_s": now_s - idle_s}
         with self.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state.in_(ACTIVE)
             connection.execute(jobs.update().where(*own).values(values))
@@ -335,7 +336,7 @@ class JobStore:
         """The attempt cannot be handed to Ray yet."""
         with self.writing() as connection:
             own = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
-            connection.execute(jobs.update().where(*own).values(Progress(activity=clean(why, 500)).known()))
+            connection.execute(jobs.update().where(*own).values(Progress(activity=clean(why, 500)).to_columns()))
             add_event(connection, job_id, job_row(connection, job_id).state, why)
 
     def end(self, job_id: str, number: int, *, state: str, reason: str | None, exit_code: int | None) -> None:

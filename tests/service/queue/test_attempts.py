@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from service.progress.record import Progress
 from service.queue import attempts as module
 from service.queue.attempt_folder import AttemptFolder, Beat, Ending, Stop, attempt_folder
 from service.queue.attempts import Attempts, Outcome
-from service.queue.job import Job, Progress
+from service.queue.job import Job
 from service.queue.observer import Observer
 from service.queue.ray_api import RayAwayError, RayRefusedError
 from service.queue.requests import Check, Train, Tune

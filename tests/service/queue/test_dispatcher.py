@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from service.progress.record import Progress
 from service.queue import dispatcher as module
 from service.queue import incidents as incidents_module
 from service.queue.dispatcher import Part, StoppingError
 from service.queue.incidents import KEPT, Incidents
-from service.queue.job import Job, Progress
+from service.queue.job import Job
 from service.queue.lease import Lease, LeaseLostError, is_held
 from service.queue.requests import Check
 from service.queue.store import Filter, JobStore, Limits

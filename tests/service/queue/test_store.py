@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service.errors import NotFoundError, UsageError
-from service.queue.job import Progress
+from service.progress.record import Progress
 from service.queue.job_rows import ConflictError, TooManyJobsError
 from service.queue.lease import Lease
 from service.queue.requests import Check, Score, from_json

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from service.supervisor import secrets
+from service.supervisor.command_log import LONGEST_LINE, CommandLog
 from service.supervisor.secrets import Mask, MaskingFilter
-from service.supervisor.supervisor import LONGEST_LINE, Log
 
 TOKEN = "s3cr+t/tok en=Val\u00fce"
 
@@ -75,7 +75,7 @@ def test_files_that_cannot_be_read_or_are_large_mask_nothing(tmp_path: Path) -> 
 @pytest.mark.parametrize("shift", range(-25, 6))
 def test_a_secret_is_masked_wherever_a_long_line_or_the_pipe_is_cut(tmp_path: Path, shift: int) -> None:
     reading, writing = os.pipe()
-    log = Log(Mask({"MY_TOKEN": "0123456789abcdefghij"}))
+    log = CommandLog(Mask({"MY_TOKEN": "0123456789abcdefghij"}))
     line = b"." * (LONGEST_LINE + shift) + b"0123456789abcdefghij" + b"." * LONGEST_LINE
     if os.fork() == 0:
         os.write(writing, line[:65536]) and os.write(writing, line[65536:])
