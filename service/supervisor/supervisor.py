@@ -36,7 +36,7 @@ READER_WAIT_S = 5.0
 """Seconds to wait for the rest of the output after the command has ended: its own children may hold the pipe open."""
 
 
-class Heartbeat:
+class HeartbeatWriter:
     """Writes the state of a running command into its attempt's folder.
 
     Args:
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     # A dispatcher that crashed submits again, and a head that was restarted has forgotten the first submission: the
     # command must not run twice.
-    if _try(folder.stopped) or _try(lambda: folder.beat() is not None):
+    if _try(folder.is_stop_requested) or _try(lambda: folder.beat() is not None):
         print("supervisor: not started: this attempt was stopped before it started, or it has started already")
         return 128 + signal.SIGTERM
     mask = Mask(os.environ)
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         assert process.stdout is not None
         reader = threading.Thread(target=log.read, args=(process.stdout,), daemon=True)
         reader.start()
-        heartbeat = Heartbeat(folder, log, progress)
+        heartbeat = HeartbeatWriter(folder, log, progress)
         _supervise(process, heartbeat, folder, options.beat_s, stop_requested)
         reader.join(timeout=READER_WAIT_S)
         status = process.returncode if process.returncode >= 0 else 128 - process.returncode
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _supervise(
     process: subprocess.Popen[bytes],
-    heartbeat: Heartbeat,
+    heartbeat: HeartbeatWriter,
     folder: AttemptFolder,
     beat_s: float,
     stop_requested: threading.Event,
@@ -129,7 +129,7 @@ def _supervise(
     while True:
         if time.monotonic() >= next_s:
             _try(heartbeat.write)
-            if _try(folder.stopped):
+            if _try(folder.is_stop_requested):
                 stop_requested.set()
             next_s = time.monotonic() + beat_s
         if stop_requested.is_set() and kill_s == float("inf"):
