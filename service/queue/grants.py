@@ -59,21 +59,24 @@ def job_rights(settings: ServiceSettings, owner: str, groups: Collection[str], j
         groups: of the user, as `groups_of` returns them.
         job_id: the job.
     """
-    own = [settings.job_folder(owner, job_id), storage.join(settings.runs(owner), job_id)]
+    folders = [settings.job_folder(owner, job_id), storage.join(settings.runs(owner), job_id)]
     if settings.mlflow is None:
-        own.append(settings.runs(owner))  # where the embedded MLflow keeps its file and artifacts
-    return Rights([*_of_user(settings, owner, groups), *(Right(prefix=place, read=True, write=True) for place in own)])
+        folders.append(settings.runs(owner))  # where the embedded MLflow keeps its file and artifacts
+    return Rights(
+        [*_of_user(settings, owner, groups), *(Right(prefix=folder, read=True, write=True) for folder in folders)]
+    )
 
 
 def _of_user(settings: ServiceSettings, owner: str, groups: Collection[str]) -> list[Right]:
+    """Return the places of the settings with the rights of a user, the closed places, and the user's folder."""
     names = {"*", owner, *(f"@{group}" for group in groups)}
     granted = [
         Right(prefix=place.prefix, read=bool(names & set(place.read)), write=bool(names & set(place.write)))
         for place in settings.places
     ]
     closed = [Right(prefix=place) for place in closed_places(settings)]
-    own = Right(prefix=settings.user_folder(owner), read=True)
-    return [*granted, *closed, own]
+    user_folder = Right(prefix=settings.user_folder(owner), read=True)
+    return [*granted, *closed, user_folder]
 
 
 def closed_places(settings: ServiceSettings) -> list[str]:

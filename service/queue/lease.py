@@ -32,9 +32,9 @@ class Lease:
             with self._database.writing() as connection:
                 at_s = now_s(connection)
                 values = {"holder": self.holder, "until_s": at_s + self._seconds}
-                ours_or_over = sa.or_(leases.c.holder == self.holder, leases.c.until_s < at_s)
+                is_free = sa.or_(leases.c.holder == self.holder, leases.c.until_s < at_s)
                 row = leases.c.name == self._name
-                if connection.execute(leases.update().where(row, ours_or_over).values(values)).rowcount:
+                if connection.execute(leases.update().where(row, is_free).values(values)).rowcount:
                     return True
                 if connection.scalar(sa.select(leases.c.holder).where(row)) is not None:
                     return False

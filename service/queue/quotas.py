@@ -32,12 +32,12 @@ def effective(settings: ServiceSettings, owner: str, groups: Collection[str] = (
         owner: the user.
         groups: groups of the user that a login named; those of the settings are added.
     """
-    own = settings.quotas.get(owner, Quota())
+    of_user = settings.quotas.get(owner, Quota())
     names = sorted(groups_of(settings, owner, groups))
     of_groups = [settings.quotas[f"@{name}"] for name in names if f"@{name}" in settings.quotas]
 
     def limit(name: str, default: int) -> int:
-        value: int | None = getattr(own, name)
+        value: int | None = getattr(of_user, name)
         if value is not None:
             return value
         return min((v for quota in of_groups if (v := getattr(quota, name)) is not None), default=default)

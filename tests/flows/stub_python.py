@@ -1,8 +1,8 @@
-"""Stands for the cluster's Python in tests of the queue: jobs that sleep, and tell if they run twice at once.
+"""Replaces the cluster's Python in tests of the queue: jobs that sleep, and record when they run twice at once.
 
-A job's manifest says what it does: ``SECONDS-ANYTHING`` sleeps so long, ``flaky-...`` fails the first time, ``bad-...``
-and ``hopeless-...`` fail with the exit statuses of a user's mistake and of a job that cannot go on. Beside the manifest
-it leaves a line for each start and end.
+The name of a job's manifest says what it does: ``SECONDS-ANYTHING`` sleeps so long, ``flaky-...`` fails the first time,
+``bad-...`` and ``hopeless-...`` fail with the exit statuses of a user's mistake and of a job that cannot continue. In a
+file next to the manifest it writes a line for each start and end.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     manifest = Path(arguments[arguments.index("--manifest") + 1])
     trace, kind = manifest.with_suffix(".trace"), manifest.name.split("-")[0]
-    with open(manifest.with_suffix(".lock"), "a") as lock, open(trace, "a", buffering=1) as told:
+    with open(manifest.with_suffix(".lock"), "a") as lock, open(trace, "a", buffering=1) as trace_file:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            told.write("TWICE AT ONCE\n")
+            trace_file.write("TWICE AT ONCE\n")
             return 2
         first = not trace.stat().st_size
-        told.write(f"start {os.getpid()}\n")
+        trace_file.write(f"start {os.getpid()}\n")
         append_progress(Progress(done=1, total=2, eta_s=1.0, activity="scoring"))
         if kind == "bad":
             append_error("the manifest is wrong in line 7")
@@ -42,7 +42,7 @@ def main() -> int:
         if kind == "flaky" and first:
             append_error("the store was unavailable")
             return 1
-        told.write("end\n")
+        trace_file.write("end\n")
     return 0
 
 

@@ -80,7 +80,7 @@ def test_a_stop_file_in_its_folder_ends_the_command(tmp_path: Path) -> None:
     process = start(tmp_path / "attempt", "import time; print('started'); time.sleep(60)")
     folder = AttemptFolder(str(tmp_path / "attempt"))
     wait_for_log(folder, b"started")
-    folder.stop(Stop(reason="stopped"))
+    folder.request_stop(Stop(reason="stopped"))
     assert process.wait(20) == 128 + signal.SIGTERM
 
 
