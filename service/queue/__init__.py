@@ -9,12 +9,14 @@ What a job is:
 - `job`: the rows of a job as types, and its states.
 
 The database:
-- `tables`, `migrations`: the tables, and their upgrades. `store`: the operations on jobs; `job_rows`: their parts.
+- `tables`, `migrations`: the tables, and their upgrades.
+- `job_reader`, `store`: read and change jobs; `job_rows`: parts of a change.
 - `lease`: lets one dispatcher work at a time. `audit`, `incidents`: logs of users' actions and of the service's errors.
 
 Running jobs:
 - `dispatcher`: the loop and the durable workflows. `scheduling`: the order in which jobs start.
-- `attempts`: one attempt, from submission to its result; `observer`: watches it; `signals`: names ends by a signal.
+- `attempts`: one attempt, from submission to its result; `observer`: watches it; `signals`: names ends by a signal;
+  `backoff`: the wait before the next attempt.
 - `ray_api`: Ray's Jobs API. `attempt_folder`: heartbeats, logs and stop requests in the object store, shared with
   `service.supervisor`.
 

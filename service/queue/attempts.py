@@ -13,6 +13,7 @@ import time
 from service import exit_status, storage
 from service.errors import MagnetError, UsageError
 from service.queue.attempt_folder import AttemptFolder, attempt_folder
+from service.queue.backoff import Backoff
 from service.queue.grants import groups_of, job_rights
 from service.queue.incidents import describe
 from service.queue.job import ACTIVE, Job
@@ -21,7 +22,7 @@ from service.queue.lease import LeaseLostError
 from service.queue.observer import Cluster, Observer, Outcome
 from service.queue.ray_api import RayRefusedError
 from service.queue.requests import Check, Score, Train, Tune, build_command, from_json, settings_files
-from service.queue.store import Backoff, JobStore
+from service.queue.store import JobStore
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
 from service.settings.service import ServiceSettings
 

@@ -113,6 +113,7 @@ def append(
         "outcome": outcome,
         "detail": detail,
     }
+    # Before the digest is computed: it must cover what the database stores.
     values = {name: _printable(value, LENGTHS[name]) for name, value in values.items()} | {"at_s": time.time()}
     connection.execute(audit.insert().values(values | {"digest": digest(values, before)}))
 

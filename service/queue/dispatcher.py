@@ -121,7 +121,7 @@ class Dispatcher:
         self._stopped = threading.Event()
         holder = f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._lease = Lease(database, DISPATCHER, holder, settings.lease_s)
-        self.store.fence = self._lease.require
+        self.store.fence = self._lease.require  # from now on each transaction of this process checks the lease
         self._incidents = Incidents(database)
         actions = {"admission": self._admit, "workflows": self._check_workflows}
         actions |= {_part_name(tick): tick for tick in ticks}
@@ -146,7 +146,8 @@ class Dispatcher:
         self._wait_for_database(lambda: self._incidents.add("start", self._lease.holder))
         threading.Thread(target=self._renew_lease, name="lease", daemon=True).start()
         max_running = sum(to_dict(self.settings.max_running).values())
-        DBOS.launch()
+        DBOS.launch()  # only with the lease, since it continues the unfinished workflows
+        # A workflow occupies a worker for as long as its job runs.
         DBOS.register_queue(QUEUE, worker_concurrency=max(max_running, 1), polling_interval_sec=0.2)
         print("dispatcher: at work", flush=True)
         while not self._stopped.wait(TICK_S):

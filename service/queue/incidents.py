@@ -66,6 +66,7 @@ class Incidents:
     def trouble(self) -> str | None:
         """Return why the part does not work reliably; None if it does."""
         recent = self.counts(RESTART_WINDOW_S)
+        # A start without an orderly stop means that the process before it crashed or was killed.
         if (starts := recent["start"] - recent["stop"]) > MAX_STARTS:
             return (
                 f"the {self._part} started {starts} times in {RESTART_WINDOW_S / 60:.0f} minutes without an orderly "

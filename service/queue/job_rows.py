@@ -84,6 +84,7 @@ def clean(text: str, most: int = 2000) -> str:
 
 def fail_unknown_kinds(connection: sa.Connection, kinds: Iterable[str]) -> None:
     """Fail the waiting jobs of kinds that this program does not know, such as those of a newer version."""
+    # Without this they would wait for ever, and `select_jobs` has no limit for their kind.
     unknown = jobs.c.state == "queued", jobs.c.kind.not_in(list(kinds))
     for job_id, kind in connection.execute(sa.select(jobs.c.id, jobs.c.kind).where(*unknown)).all():
         reason = (

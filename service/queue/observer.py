@@ -86,6 +86,7 @@ class Observer:
         job = self._store.job(self._job_id)
         if job.attempt != self._number:
             return Outcome(reason="another attempt took over")
+        # The heartbeat comes first: it has the exit status, and Ray knows only that a job failed.
         beat = self._read_beat()
         if beat is not None and beat.ending is not None:
             return self._outcome_of(beat.ending)
@@ -97,6 +98,7 @@ class Observer:
             return self._look_without_ray(stop, silent_s)
         if status in OVER:
             return self._outcome_by_ray(status)
+        # A head that was restarted forgets jobs that may still run: only a silent one is lost.
         if status is None and silent_s > self._settings.silence_s:
             self._write_stop(stop or LOST)
             return self._outcome_by_stop(LOST)
@@ -173,6 +175,7 @@ class Observer:
     def _outcome_of(self, ending: Ending) -> Outcome:
         """Return what the command's end means; the reason of one that was stopped is that of the stop."""
         code = ending.exit_code
+        # A command that ended by itself, in spite of a stop request, has its own result.
         stop = None if code in (*exit_status.WITH_RESULTS, *exit_status.FINAL) else self._read_stop()
         if stop is not None:
             return Outcome(exit_code=code, reason=stop.reason, final=stop.final)

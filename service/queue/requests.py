@@ -51,6 +51,7 @@ def _apply_to_preset(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     preset = values.get("preset", "evidence")
+    # In the list rather than the dict: the value comes from JSON and may be unhashable. Validation refuses such values.
     return merged(PRESETS[preset], values) if preset in list(PRESETS) else values
 
 
@@ -212,6 +213,7 @@ def build_command(
         for option, value in (("--split", request.split), ("--outlines", request.outlines)):
             command += [option, value] if value is not None else []
         return command
+    # By this name a later attempt finds the checkpoints. A scoring finds its earlier results in --out.
     command += ["--name", job_id]
     if isinstance(request, Tune):
         command += ["--search", storage.join(folder, "search.yaml")]

@@ -7,7 +7,6 @@ by the same or another process, does nothing.
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,8 @@ from sqlalchemy.exc import IntegrityError
 from service.errors import UsageError
 from service.progress.record import Progress
 from service.queue import scheduling
-from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Attempt, Event, Job
+from service.queue.job import ACTIVE, ENDED, HIGHEST, LOWEST, Job
+from service.queue.job_reader import JobReader
 from service.queue.job_rows import (
     ConflictError,
     Within,
@@ -64,38 +64,8 @@ class Limits:
         return {owner: self.of_user(owner, g) if self.of_user else self.per_user for owner, g in groups.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Selects jobs to list; None: all."""
-
-    owner: str | None = None
-    """User who submitted the job."""
-    state: str | None = None
-    """State of the job."""
-    kind: str | None = None
-    """Kind of the job."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """The wait between attempts: it doubles with each attempt, and is shortened at random by up to half.
-
-    Without the random part, jobs that failed together because of a store would return to it together.
-    """
-
-    first_s: float
-    """Wait after the first failed attempt in seconds."""
-    most_s: float
-    """Longest wait in seconds."""
-
-    def wait_s(self, num_failed: int) -> float:
-        """Return the wait in seconds after some failed attempts."""
-        longest = min(self.first_s * 2.0 ** min(num_failed - 1, 30), self.most_s)
-        return longest * random.uniform(0.5, 1)
-
-
-class JobStore:
-    """Jobs in a database.
+class JobStore(JobReader):
+    """Reads and changes the jobs in a database.
 
     Args:
         database: the queue's tables.
@@ -103,7 +73,8 @@ class JobStore:
     """
 
     def __init__(self, database: Database, fence: Callable[[sa.Connection], None] | None = None) -> None:
-        self.database, self.fence = database, fence
+        super().__init__(database)
+        self.fence = fence
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
@@ -232,6 +203,7 @@ class JobStore:
             TooManyJobsError: the owner has `max_queued` jobs waiting.
         """
         with self.writing() as connection:
+            # Locked, so that a deletion cannot come between these checks and the change.
             job = job_row(connection, job_id, for_update=True)
             if job.delete_requested:
                 raise ConflictError(f"job {job_id} is being deleted; submit a new one")
@@ -268,58 +240,6 @@ class JobStore:
                 raise ConflictError(f"job {job_id} is {job_row(connection, job_id).state}, not queued")
             add_event(connection, job_id, "queued", f"priority {priority}")
             return changed_row(connection, job_id, within)
-
-    # -------------------------------------------------------------------------------------------------------- reading
-
-    def job(self, job_id: str) -> Job:
-        """Return a job. Raises `NotFoundError` if there is none with this id."""
-        with self.database.reading() as connection:
-            return job_row(connection, job_id)
-
-    def page(self, which: Filter, *, before: int | None = None, limit: int = 50) -> list[Job]:
-        """Return a page of jobs, newest first.
-
-        Args:
-            which: the filter.
-            before: `seq` of the last job of the page before; None: the first page.
-            limit: bound of the number of jobs.
-        """
-        query = sa.select(jobs).order_by(jobs.c.seq.desc()).limit(limit)
-        for column, value in ((jobs.c.owner, which.owner), (jobs.c.state, which.state), (jobs.c.kind, which.kind)):
-            query = query if value is None else query.where(column == value)
-        query = query if before is None else query.where(jobs.c.seq < before)
-        with self.database.reading() as connection:
-            return [Job(**row) for row in connection.execute(query).mappings()]
-
-    def attempts(self, job_id: str) -> list[Attempt]:
-        """Return the attempts of a job, in order."""
-        query = sa.select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
-        with self.database.reading() as connection:
-            return [Attempt(**row) for row in connection.execute(query).mappings()]
-
-    def events(self, job_id: str, *, after: int = 0, limit: int = 500) -> list[Event]:
-        """Return the events of a job, in order.
-
-        Args:
-            job_id: the job.
-            after: `seq` of an event; only later ones are returned.
-            limit: bound of the number of events.
-        """
-        query = sa.select(events).where(events.c.job_id == job_id, events.c.seq > after)
-        with self.database.reading() as connection:
-            return [Event(**row) for row in connection.execute(query.order_by(events.c.seq).limit(limit)).mappings()]
-
-    def active(self) -> list[Job]:
-        """Return the jobs with an attempt that has not ended."""
-        with self.database.reading() as connection:
-            query = sa.select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.seq)
-            return [Job(**row) for row in connection.execute(query).mappings()]
-
-    def counts(self) -> dict[tuple[str, str], int]:
-        """Return the number of jobs by kind and state."""
-        query = sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).group_by(jobs.c.kind, jobs.c.state)
-        with self.database.reading() as connection:
-            return {(kind, state): count for kind, state, count in connection.execute(query)}
 
     # ----------------------------------------------------------------------------------------- the dispatcher's changes
 
@@ -360,12 +280,7 @@ class JobStore:
         return job_row(connection, job_id)
 
     def running(self, job_id: str, number: int) -> None:
-        """Mark the attempt as taken by Ray; its hours, and its time without progress, count from now.
-
-        Args:
-            job_id: the job.
-            number: of the attempt.
-        """
+        """Mark the attempt as taken by Ray; its hours, and its time without progress, count from now."""
         now_s = time.time()
         with self.writing() as connection:
             this_job = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
@@ -391,25 +306,13 @@ class JobStore:
             connection.execute(jobs.update().where(*this_job).values(values))
 
     def set_activity(self, job_id: str, number: int, activity: str) -> None:
-        """Set the activity of the attempt without a heartbeat.
-
-        Args:
-            job_id: the job.
-            number: of the attempt.
-            activity: what the attempt does.
-        """
+        """Set the activity of the attempt without a heartbeat."""
         with self.writing() as connection:
             this_job = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state.in_(ACTIVE)
             connection.execute(jobs.update().where(*this_job).values(activity=clean(activity, 500)))
 
     def mark_waiting(self, job_id: str, number: int, reason: str) -> None:
-        """Record that the attempt cannot be submitted to Ray yet.
-
-        Args:
-            job_id: the job.
-            number: of the attempt.
-            reason: why it cannot.
-        """
+        """Record why the attempt cannot be submitted to Ray yet."""
         with self.writing() as connection:
             this_job = jobs.c.id == job_id, jobs.c.attempt == number, jobs.c.state == "starting"
             connection.execute(

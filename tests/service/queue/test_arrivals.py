@@ -15,9 +15,10 @@ from service.cohort.manifest import load_manifest
 from service.errors import UsageError
 from service.queue import arrivals as module
 from service.queue.arrivals import ADAPTER, Arrivals, Schedule, Watch
+from service.queue.job_reader import Filter
 from service.queue.job_rows import TooManyJobsError
 from service.queue.requests import Check, from_json
-from service.queue.store import Filter, JobStore
+from service.queue.store import JobStore
 from service.queue.tables import Database, recurring
 from service.settings.service import Place, Quota, ServiceSettings
 

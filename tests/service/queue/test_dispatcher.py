@@ -14,9 +14,10 @@ from service.queue import incidents as incidents_module
 from service.queue.dispatcher import Part, StoppingError
 from service.queue.incidents import KEPT, Incidents
 from service.queue.job import Job
+from service.queue.job_reader import Filter
 from service.queue.lease import Lease, LeaseLostError, is_held
 from service.queue.requests import Check
-from service.queue.store import Filter, JobStore, Limits
+from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, incidents, jobs
 from tests.service.api.api_app import Api, api
 

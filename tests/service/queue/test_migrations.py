@@ -21,7 +21,8 @@ from alembic.runtime.migration import MigrationContext
 from service.errors import UsageError
 from service.queue import tables
 from service.queue.job import STATES
-from service.queue.store import Filter, JobStore, Limits
+from service.queue.job_reader import Filter
+from service.queue.store import JobStore, Limits
 from service.queue.tables import METADATA, MIGRATIONS, Database, DatabaseAwayError, DatabaseCorruptError
 from tests.postgres import postgres
 

@@ -11,10 +11,11 @@ from service import storage
 from service.errors import NotFoundError, StorageError
 from service.queue import retention as module
 from service.queue.attempt_folder import Beat, attempt_folder
+from service.queue.job_reader import Filter
 from service.queue.job_rows import ConflictError
 from service.queue.requests import Check
 from service.queue.retention import Retention
-from service.queue.store import Filter, JobStore, Limits
+from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, jobs
 from service.settings.service import ServiceSettings
 

@@ -9,10 +9,12 @@ import pytest
 
 from service.errors import NotFoundError, UsageError
 from service.progress.record import Progress
+from service.queue.backoff import Backoff
+from service.queue.job_reader import Filter
 from service.queue.job_rows import ConflictError, TooManyJobsError
 from service.queue.lease import Lease
 from service.queue.requests import Check, Score, from_json
-from service.queue.store import Backoff, Filter, JobStore, Limits
+from service.queue.store import JobStore, Limits
 from service.queue.tables import Database
 from tests.postgres import postgres
 
