@@ -1,4 +1,4 @@
-"""Progress of workers reaches the driver's file."""
+"""The progress of a job on its way from driver and workers to the progress file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ray_jobs.cluster import connection
 from ray_jobs.cluster.progress_relay import recorder, start_relay
 from service.environment import PROGRESS_FILE
 
@@ -50,3 +52,14 @@ def test_records_of_a_worker_arrive_in_order(tmp_path: Path) -> None:
     assert records == [{"done": step, "total": 3, "activity": "training"} for step in (1, 2, 3)] + [
         {"activity": "done"}
     ]
+
+
+def test_a_job_that_waits_for_nodes_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "progress.jsonl"
+    file.touch()
+    monkeypatch.setenv(PROGRESS_FILE, str(file))
+    monkeypatch.setattr(connection, "placement_group", lambda _: SimpleNamespace(wait=lambda _: True))
+    monkeypatch.setattr(connection, "remove_placement_group", lambda _: None)
+    connection._wait_for_nodes([{"GPU": 1.0}], "1 GPU (it has 0) for a worker")
+    activity = "waiting for the cluster: 1 GPU (it has 0) for a worker; 30 minutes at most"
+    assert json.loads(file.read_text()) == {"activity": activity}
