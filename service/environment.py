@@ -13,6 +13,7 @@
 | MAGNET_TILE_CACHE_GB | bound in gigabytes of the compressed tiles and headers kept there (0: none are kept) |
 | MAGNET_RIGHTS | what this process may read and write, as JSON (anything); the service sets it for its jobs |
 | MAGNET_JOB | id of the service's job that this process runs (none); the service sets it for its jobs |
+| MAGNET_PROGRESS_FILE | path of the file to which this job appends its progress (none); its supervisor sets it |
 | MAGNET_CLUSTER_MOST | what a cluster that grows can grow to, such as "CPU=192,GPU=8" (it does not grow) |
 | MAGNET_NODE_WAIT_S | seconds that a job waits for such nodes to come (1800) |
 | MAGNET_URL, MAGNET_TOKEN | the service that the command line speaks to, and with what right |
@@ -131,6 +132,15 @@ def rights_text() -> str | None:
 def service_job() -> str | None:
     """Id of the service's job that this process runs; None: it was started by hand."""
     return os.environ.get("MAGNET_JOB") or None
+
+
+PROGRESS_FILE = "MAGNET_PROGRESS_FILE"
+"""Name of the variable that `progress_file` reads; the job's supervisor sets it."""
+
+
+def progress_file() -> str | None:
+    """Return the path of the file to which this job appends its progress; None: nobody reads any."""
+    return os.environ.get(PROGRESS_FILE) or None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray_jobs.cluster.processes import free_port
 from service import environment
 from service.errors import MagnetError, UsageError
+from service.progress.file import append_progress
+from service.progress.record import Progress
 from service.settings.train import ComputeSettings
 
 log = logging.getLogger(__name__)
@@ -164,7 +166,9 @@ def _wait_for_nodes(bundles: Sequence[Mapping[str, float]], what: str) -> None:
     only nodes that were idle for minutes.
     """
     patience_s = environment.node_wait_s()
-    print(f"waiting for the cluster: {what}; {patience_s / 60:.0f} minutes at most", flush=True)
+    activity = f"waiting for the cluster: {what}; {patience_s / 60:.0f} minutes at most"
+    print(activity, flush=True)
+    append_progress(Progress(activity=activity))
     group = placement_group([{name: count for name, count in bundle.items() if count} for bundle in bundles])
     try:
         if not group.wait(patience_s):

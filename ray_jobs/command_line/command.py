@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ray_jobs.command_line.permanence import passes, root_error
 from service import exit_status
 from service.errors import MagnetError, ProgramError, UsageError
+from service.progress.file import append_error
 from service.queue.incidents import describe
 
 
@@ -37,18 +38,24 @@ def report(error: Exception) -> int:
     """
     cause = root_error(error)
     if isinstance(cause, MagnetError) and not isinstance(cause, ProgramError):
-        print(f"error: {cause}", file=sys.stderr)
+        _report_line(str(cause))
         final = exit_status.USAGE if isinstance(cause, UsageError) else exit_status.STOPPED
         return exit_status.FAILED if passes(cause) else final
     if isinstance(cause, ProgramError):  # a worker has printed its traceback
-        print(f"error: {cause}", file=sys.stderr)
+        _report_line(str(cause))
         return exit_status.INTERNAL
     traceback.print_exception(error)
     if passes(cause):
-        print(f"error: {describe(cause)}", file=sys.stderr)
+        _report_line(describe(cause))
         return exit_status.FAILED
-    print(f"error: {to_program_error(cause)}", file=sys.stderr)
+    _report_line(str(to_program_error(cause)))
     return exit_status.INTERNAL
+
+
+def _report_line(message: str) -> None:
+    """Print the error that ends the command, and record it as the reason that users of the service see."""
+    print(f"error: {message}", file=sys.stderr)
+    append_error(message)
 
 
 def to_program_error(error: BaseException) -> ProgramError:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
-from tqdm import tqdm
 
 from ray_jobs.cluster import connection as cluster
 from ray_jobs.cluster.reader_actors import started_readers
@@ -24,6 +23,7 @@ from service import environment, exit_status, storage
 from service.cohort.manifest import Slide
 from service.cohort.outlines import Outlines
 from service.errors import UsageError
+from service.progress.bar import ProgressBar
 from service.results import scores
 from service.results.localisation import localisation
 from service.results.patients import write_patients
@@ -134,7 +134,7 @@ def _score_missing(slides: list[Slide], model: checkpoints.NamedModel, settings:
         )
         .iter_rows()
     )
-    with tqdm(total=num_todo, unit="slide", desc="scoring", mininterval=2) as bar:
+    with ProgressBar(total=num_todo, unit="slide", desc="scoring", mininterval=2) as bar:
         for result in results:
             count[result["status"]] += 1
             bar.set_postfix(refused=count["refused"], failed=count["failed"], refresh=False)

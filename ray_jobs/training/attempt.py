@@ -27,12 +27,13 @@ from ray_jobs.training.learner import Learner
 from ray_jobs.training.memory_use import compare_with_plan, peak_memory
 from ray_jobs.training.preemption import Notice, PreemptedError
 from ray_jobs.training.prefetch import FetchPool, WaitClock, ahead
-from ray_jobs.training.progress import Progress, say
+from ray_jobs.training.progress import ProgressReporter, say
 from ray_jobs.training.quarantine import Quarantine
 from ray_jobs.training.steps import Steps
 from ray_jobs.training.stream import MicroBatch, store_patience_s
 from ray_jobs.training.task import Task
 from service.errors import MagnetError
+from service.progress.record import Progress
 from service.results.spreadsheet import safe_cell
 from service.slides.reader_protocol import Reader
 
@@ -70,6 +71,7 @@ class Attempt:
         notice: that a machine is about to go; None: nobody gives any.
         cold_reader: opens a reader that has nothing at hand, for each validation, whose bytes then are those of a slide
             never seen; None: validation reads through `reader`.
+        record_progress: takes the job's progress from the first worker; None: nobody reads it.
     """
 
     def __init__(
@@ -85,11 +87,13 @@ class Attempt:
         predicted_bytes: int | None = None,
         notice: Notice | None = None,
         cold_reader: Callable[[], AbstractContextManager[Reader]] | None = None,
+        record_progress: Callable[[Progress], object] | None = None,
     ) -> None:
         self.task, self.learner, self.reader, self.order = task, learner, reader, task.order
         self.rank, self.num_workers = rank, num_workers
         self.tracker, self.report, self.predicted_bytes = tracker, report, predicted_bytes
         self.notice = notice
+        self.record_progress = record_progress
         self.cold_reader = cold_reader or (lambda: nullcontext(reader))
         self.store = CheckpointStore(task.folder, store_patience_s())
         self.step = 0
@@ -110,7 +114,7 @@ class Attempt:
             PreemptedError: on all workers alike, after a checkpoint; the next attempt goes on from there.
         """
         self._restore()
-        first, progress = self.step, Progress(self.step, self.order.num_steps)
+        first, progress = self.step, ProgressReporter(self.step, self.order.num_steps, self.record_progress)
         steps = Steps(self.task, self.learner, self.reader, self.quarantine, self.tracker)
         num_threads = self.task.settings.model.zoom.num_in_flight
         with FetchPool(num_threads, self._clock) as pool, SystemMetrics(self.tracker) as load:
@@ -122,7 +126,7 @@ class Attempt:
                 self.sums = added(self.sums, done, self._lap())
                 news = self._tell(done, lost)
                 if self.tracker is not None:
-                    progress.tell(self.step, self.sums)
+                    progress.report(self.step, self.sums)
                     if self.step == first + STEPS_TO_PEAK:
                         self._compare_memory(self.tracker)
                 if self.order.epochs_done(self.step) > self.order.epochs_done(self.step - 1):

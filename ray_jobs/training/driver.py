@@ -16,6 +16,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_jobs.cluster import connection as cluster
+from ray_jobs.cluster.progress_relay import start_relay
 from ray_jobs.cluster.reader_actors import started_readers
 from ray_jobs.command_line import command
 from ray_jobs.models import checkpoints, registry
@@ -29,6 +30,8 @@ from service import environment
 from service.cohort.label_policy import slide_counts
 from service.cohort.manifest import Manifest
 from service.errors import ProgramError, StoppedError
+from service.progress.file import append_progress
+from service.progress.record import Progress
 from service.settings.train import TrainSettings, changed, flat, to_dict
 from service.storage import join
 
@@ -71,6 +74,7 @@ def train(
     folder = join(storage, name)
     tracker = mlflow_run.Tracker(uri, run_id, folder)
     print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
+    append_progress(Progress(mlflow_run=run_id, activity="starting workers"))
     if finished:
         print("this job is finished already; give a new job a --name of its own")
         return 0
@@ -138,7 +142,7 @@ def fit(
         entry,  # type: ignore[arg-type]
         # As bytes: Ray's controller unpickles what it is given and would import torch and all of this for it (9 s).
         train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, store_patience_s())}
-        | {"failure": join(task.folder, f"failures/{uuid.uuid4().hex}.txt")},
+        | {"failure": join(task.folder, f"failures/{uuid.uuid4().hex}.txt"), "progress_relay": start_relay()},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
             use_gpu=bool(compute.gpus_per_worker),

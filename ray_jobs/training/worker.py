@@ -15,6 +15,7 @@ import torch
 from ray.exceptions import RayActorError
 
 from magnet.zoom import MagNet
+from ray_jobs.cluster.progress_relay import recorder
 from ray_jobs.cluster.reader_actors import reader_for
 from ray_jobs.command_line.permanence import passes, root_error
 from ray_jobs.tracking.mlflow_run import Tracker
@@ -71,7 +72,8 @@ def _leave(note: str, reason: str) -> None:
 
 
 def train_task(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
-    """Train the pickled ``config["task"]``, as one worker of the group; ``config["readers"]`` read for it, if any.
+    """Train the pickled ``config["task"]``, as one worker of the group; ``config["readers"]`` read for it, if any,
+    and ``config["progress_relay"]`` takes the progress to the driver.
 
     Args:
         config: of Ray Train.
@@ -110,6 +112,7 @@ def train_task(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | 
             report=ray.train.report,
             predicted_bytes=predicted_bytes,
             notice=notice,
+            record_progress=recorder(config.get("progress_relay")),
         )
         uris, zoom = task.uris, settings.model.zoom
         try:

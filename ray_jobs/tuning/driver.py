@@ -33,6 +33,8 @@ from ray_jobs.tuning.search_space import Refused, schedules, space
 from service import environment, storage
 from service.cohort.manifest import Manifest
 from service.errors import StoppedError
+from service.progress.file import append_progress
+from service.progress.record import Progress
 from service.settings.train import TrainSettings, flat, to_dict
 from service.settings.tune import Schedule, SearchSettings, in_words
 
@@ -71,6 +73,7 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     allowed, refused = schedules(search, base, _card_bytes(base))
     run_id, finished = mlflow_run.start_run(uri, experiment=base.experiment, name=name, storage=folder)
     print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
+    append_progress(Progress(mlflow_run=run_id, activity="starting workers"))
     if finished:
         print("this search is finished already; give a new one a --name of its own")
         return 0

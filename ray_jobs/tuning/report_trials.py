@@ -10,6 +10,8 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from ray_jobs.training.progress import clock, say
+from service.progress.file import append_progress
+from service.progress.record import Progress
 
 
 class TrialsTold(Callback):
@@ -36,3 +38,4 @@ class TrialsTold(Callback):
         values = [one.last_result["objective"] for one in trials if "objective" in (one.last_result or {})]
         best = f"  best objective {max(values):.4f}" if values else ""
         say(f"trial {ended}/{total} ended{best}  {clock(to_go_s)} to go")
+        append_progress(Progress(done=ended, total=total, eta_s=float(round(to_go_s)), activity="searching"))

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
-from tqdm import tqdm
 
 from service import storage
 from service.cohort import bounded_files
 from service.cohort.splits import SPLITS, split_patients
 from service.errors import MagnetError, UsageError
+from service.progress.bar import ProgressBar
 
 COLUMNS = ("slide_id", "uri", "patient_id", "center", "label", "stratum", "split")
 STRATA = ("negative", "macro", "micro", "itc")
@@ -207,7 +207,7 @@ def check_slides(manifest: Manifest, reader: OpensSlides, num_threads: int = 32)
 
     with ThreadPoolExecutor(num_threads) as threads:
         found = threads.map(check, manifest.slides)
-        progress = tqdm(found, total=len(manifest.slides), desc="checking slides", unit="slide")
+        progress = ProgressBar(found, total=len(manifest.slides), desc="checking slides", unit="slide")
         return [problem for problem in progress if problem is not None]
 
 

@@ -1,5 +1,7 @@
-"""Jobs that come by themselves: slides that arrive under a watched prefix are scored, once per version of a slide, and
-schedules submit their job again and again.
+"""Watches and schedules, which submit jobs by themselves.
+
+A watch scores the slides that arrive in a folder, once for each version of a slide. A schedule submits the same job at
+the times of a cron expression.
 """
 
 from __future__ import annotations
@@ -37,44 +39,43 @@ from service.storage.rights import held
 
 log = logging.getLogger(__name__)
 
-MOST_SLIDES = 1000
-"""Slides that one job takes; the others come with the next."""
-
-
+MAX_SLIDES = 1000
+"""Bound of the number of slides of one job; the next job takes the others."""
 LATE = 0.1
-"""Of the smallest interval: a job that comes later than this by a busy or restarted dispatcher moves the next one."""
+"""Share of the smallest interval: a job that is submitted later than this, since the dispatcher was busy or restarted,
+delays the next one."""
 LONGEST_URI, LONGEST_ETAG = 1000, 200
-"""As the table `arrived` takes them."""
+"""Bounds of the table `arrived` in characters."""
 
 Cron = Annotated[str, StringConstraints(min_length=9, max_length=100), AfterValidator(require_cron)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Watch:
-    """Score the slides that arrive in a folder."""
+    """A watch: score the slides that arrive in a folder."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     what: Literal["watch"] = "watch"
     folder: Uri
-    """A path or a URI that can be listed."""
+    """Folder of the slides: a path, or a URI that can be listed."""
     model: Model = "models:/magnet@champion"
-    """As of a scoring."""
+    """Name of the model, as of a scoring."""
     settle_s: Annotated[float, Field(ge=0, le=86400)] = 60.0
-    """Seconds that a slide must have stayed as it is: a slower upload may still go on."""
+    """Seconds that a slide must stay unchanged before it is scored: it may still be uploading."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """Submit a job again and again."""
+    """A schedule: submit a job repeatedly."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     what: Literal["schedule"] = "schedule"
     cron: Cron
-    """Minute, hour, day of month, month, day of week; UTC. Times closer than `min_interval_s` are refused."""
+    """Times in UTC: minute, hour, day of month, month, day of week. Times closer than `min_interval_s` are refused."""
     job: Request
-    """What is submitted each time."""
+    """The job that is submitted each time."""
 
 
 Recurring = Annotated[Watch | Schedule, Field(discriminator="what")]
@@ -83,20 +84,29 @@ ADAPTER: TypeAdapter[Watch | Schedule] = TypeAdapter(Recurring)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A watch or schedule as it is kept."""
+    """A row of the table of watches and schedules."""
 
     seq: int
+    """Number of the row; it grows with each."""
     id: str
+    """Id of the watch or schedule."""
     owner: str
+    """User who added it."""
     what: str
+    """Kind of the entry: "watch" or "schedule"."""
     body: str
+    """The watch or schedule in JSON."""
     next_s: float
+    """Time at which it is due, in seconds since 1970."""
     note: str | None
+    """Result of the last time it was due, for its user."""
     disabled: str | None
+    """Why it submits no jobs any more; None while it does."""
     groups: str
+    """Groups of the owner, as the login named them when the entry was added, in JSON."""
 
-    def parsed(self) -> Watch | Schedule:
-        """What it does. Raises `ValueError` if the row is damaged, or made by another version."""
+    def parse(self) -> Watch | Schedule:
+        """Return the watch or schedule. Raises `ValueError` if the row is corrupt, or of another version."""
         return ADAPTER.validate_python(json.loads(self.body))
 
 
@@ -104,43 +114,49 @@ class Arrivals:
     """The watches and schedules of a service.
 
     Args:
-        store: where their jobs go.
+        store: takes their jobs.
         settings: of the service.
     """
 
     def __init__(self, store: JobStore, settings: ServiceSettings) -> None:
         self._store, self._settings, self._database = store, settings, store.database
-        self._seen: dict[str, dict[tuple[str, str], float]] = {}  # of each watch: when a version was first seen
+        # By watch, then by URI and ETag of a slide: when this version was first seen, on the monotonic clock. In memory
+        # only: after a restart a slide waits once more.
+        self._first_seen_s: dict[str, dict[tuple[str, str], float]] = {}
 
     def add(
         self,
-        asked: Watch | Schedule,
+        recurring_job: Watch | Schedule,
         owner: str,
         groups: Collection[str] = (),
         within: Callable[[sa.Connection, str], None] | None = None,
     ) -> Entry:
-        """A new watch or schedule.
+        """Add a watch or schedule.
 
         Args:
-            asked: what it does.
-            owner: whose jobs it makes.
-            groups: of the owner, as a login named them.
+            recurring_job: the watch or schedule.
+            owner: user whose jobs it submits.
+            groups: groups of the owner that a login named.
             within: called last in the same transaction, with the entry's id.
+
+        Returns:
+            The new entry.
 
         Raises:
             UsageError: the times of a schedule are too close.
             TooManyJobsError: the owner has as many as the quota allows.
         """
         now_s = time.time()
-        if isinstance(asked, Schedule):
-            _require_interval(asked.cron, self._settings.min_interval_s, now_s)
+        if isinstance(recurring_job, Schedule):
+            _require_interval(recurring_job.cron, self._settings.min_interval_s, now_s)
         most = effective(self._settings, owner, groups).max_recurring
-        entry_id = f"{asked.what}-{uuid.uuid4().hex[:12]}"
-        body = json.dumps(to_dict(asked), allow_nan=False)
-        row = {"id": entry_id, "owner": owner, "what": asked.what, "body": body, "groups": json.dumps(sorted(groups))}
-        next_s = next_time_s(asked.cron, now_s) if isinstance(asked, Schedule) else now_s
+        entry_id = f"{recurring_job.what}-{uuid.uuid4().hex[:12]}"
+        body = json.dumps(to_dict(recurring_job), allow_nan=False)
+        row = {"id": entry_id, "owner": owner, "what": recurring_job.what, "body": body}
+        row["groups"] = json.dumps(sorted(groups))
+        next_s = next_time_s(recurring_job.cron, now_s) if isinstance(recurring_job, Schedule) else now_s
         with self._store.writing() as connection:
-            lock(connection, f"recurring of {owner}")  # two at once must not both be the last that the quota allows
+            lock(connection, f"recurring of {owner}")  # else two at once could both be the last that the quota allows
             query = sa.select(sa.func.count()).where(recurring.c.owner == owner)
             if (connection.scalar(query) or 0) >= most:
                 raise TooManyJobsError(f"{owner} has {most} watches and schedules, the most allowed; remove one first")
@@ -150,21 +166,26 @@ class Arrivals:
         return self.entry(entry_id)
 
     def entry(self, entry_id: str) -> Entry:
-        """One of them. Raises `NotFoundError`."""
-        found = [entry for entry in self.all() if entry.id == entry_id]
-        if not found:
+        """Return a watch or schedule. Raises `NotFoundError` if there is none with this id."""
+        entries = [entry for entry in self.all() if entry.id == entry_id]
+        if not entries:
             raise NotFoundError(f"no watch or schedule {entry_id}")
-        return found[0]
+        return entries[0]
 
     def all(self, owner: str | None = None) -> list[Entry]:
-        """All, or those of an owner."""
+        """Return the watches and schedules of an owner, or all."""
         query = sa.select(recurring).order_by(recurring.c.seq)
         query = query if owner is None else query.where(recurring.c.owner == owner)
         with self._database.reading() as connection:
             return [Entry(**row) for row in connection.execute(query).mappings()]
 
     def remove(self, entry_id: str, within: Callable[[sa.Connection, str], None] | None = None) -> None:
-        """End one; its jobs go on."""
+        """Remove a watch or schedule; the jobs that it submitted continue.
+
+        Args:
+            entry_id: the watch or schedule.
+            within: called last in the same transaction, with the entry's id.
+        """
         with self._store.writing() as connection:
             connection.execute(recurring.delete().where(recurring.c.id == entry_id))
             connection.execute(arrived.delete().where(arrived.c.watch_id == entry_id))
@@ -172,103 +193,106 @@ class Arrivals:
                 within(connection, entry_id)
 
     def tick(self) -> None:
-        """Do what is due. An entry that fails in a way nobody expects is disabled with the reason; the others go on.
+        """Run the entries that are due. An entry with an unexpected error is disabled; the others continue.
 
         Raises:
-            DatabaseAwayError, DatabaseCorruptError, LeaseLostError: no entry can be worked on.
+            DatabaseAwayError, DatabaseCorruptError, LeaseLostError: no entry can be run.
         """
         now_s = time.time()
         for entry in self.all():
             if entry.next_s > now_s or entry.disabled is not None:
                 continue
             try:
-                values = self._done(entry, entry.parsed(), now_s)
+                values = self._run(entry, entry.parse(), now_s)
             except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
                 raise
-            except Exception as error:  # one damaged entry must not end the dispatcher
+            except Exception as error:  # one corrupt entry must not end the dispatcher
                 log.exception("%s of %s is disabled", entry.id, entry.owner)
                 values = {"disabled": clean(f"{describe(error)}; remove it and add it again", 500)}
             with self._store.writing() as connection:
                 connection.execute(recurring.update().where(recurring.c.id == entry.id).values(values))
 
-    def _done(self, entry: Entry, asked: Watch | Schedule, now_s: float) -> dict[str, object]:
-        """Do what is due of an entry; its columns that change."""
+    def _run(self, entry: Entry, parsed: Watch | Schedule, now_s: float) -> dict[str, object]:
+        """Run an entry that is due; return its columns that change."""
         try:
-            note = self._watch(entry, asked) if isinstance(asked, Watch) else self._submit(entry, asked)
+            note = self._watch(entry, parsed) if isinstance(parsed, Watch) else self._submit(entry, parsed)
         except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
             raise
         except TooManyJobsError as error:
-            note = f"waits: {error}" if isinstance(asked, Watch) else f"skipped: {error}"
+            note = f"waits: {error}" if isinstance(parsed, Watch) else f"skipped: {error}"
         except MagnetError as error:
             note = f"failed: {error}"
             log.warning("%s: %s", entry.id, note)
-        return {"note": clean(note), "next_s": self._next_s(entry, asked, now_s)}
+        return {"note": clean(note), "next_s": self._next_s(entry, parsed, now_s)}
 
-    def _next_s(self, entry: Entry, asked: Watch | Schedule, now_s: float) -> float:
-        """When it is due next: a watch after a pause, a schedule as its expression says but not too soon."""
-        if isinstance(asked, Watch):
+    def _next_s(self, entry: Entry, parsed: Watch | Schedule, now_s: float) -> float:
+        """Return when an entry is due next: a watch after a pause, a schedule by its expression but not too soon."""
+        if isinstance(parsed, Watch):
             return now_s + self._settings.arrivals_s
         interval_s = self._settings.min_interval_s
         last_s = entry.next_s if now_s - entry.next_s < LATE * interval_s else now_s
-        return next_time_s(asked.cron, max(now_s, last_s + interval_s - 1.0))
+        return next_time_s(parsed.cron, max(now_s, last_s + interval_s - 1.0))
 
-    def _submit(self, entry: Entry, asked: Schedule) -> str:
-        # The key is made of the time that was due: a crash after this line submits nothing twice.
+    def _submit(self, entry: Entry, schedule: Schedule) -> str:
+        # The key contains the time that was due: after a crash the same job is not submitted twice.
         key = f"{entry.id}:{entry.next_s:.0f}"
         groups = json.loads(entry.groups)
         most = effective(self._settings, entry.owner, groups).max_queued
         job, _ = self._store.add(
-            asked.job, entry.owner, groups=groups, idempotency_key=key, source=entry.id, max_queued=most
+            schedule.job, entry.owner, groups=groups, idempotency_key=key, source=entry.id, max_queued=most
         )
         return f"submitted {job.id}"
 
-    def _watch(self, entry: Entry, asked: Watch) -> str:
-        """Submit a scoring of what has arrived and settled; slides that a quota keeps out come with the next look."""
-        # Again at each look: a right may have been taken away, or a link put in the folder's place.
+    def _watch(self, entry: Entry, watch: Watch) -> str:
+        """Submit a scoring of the slides that have arrived and settled; return the note for the user."""
+        # The rights are checked at each look: one may have been taken away, or a link put in the place of the folder.
         groups = json.loads(entry.groups)
         with held(user_rights(self._settings, entry.owner, groups_of(self._settings, entry.owner, groups))):
-            if not storage.list_uris(asked.folder.rstrip("/")):
+            if not storage.list_uris(watch.folder.rstrip("/")):
                 return "no files here, or no such folder; if slides are expected, check its name"
-            manifest, other = slides_under(asked.folder)
-        new = self._settled(entry, asked, manifest.slides)[:MOST_SLIDES]
+            manifest, other = slides_under(watch.folder)
+        new = self._settled_slides(entry, watch, manifest.slides)[:MAX_SLIDES]
         left_out = f"; {other.not_utf8_note()}" if other.not_utf8 else ""
-        return (self._score(entry, asked, new, groups) if new else "nothing new") + left_out
+        return (self._score(entry, watch, new, groups) if new else "nothing new") + left_out
 
-    def _score(self, entry: Entry, asked: Watch, new: list[tuple[Slide, str]], groups: list[str]) -> str:
-        """Submit a scoring of some slides."""
+    def _score(self, entry: Entry, watch: Watch, new: list[tuple[Slide, str]], groups: list[str]) -> str:
+        """Submit a scoring of new slides, given with their ETags; return the note for the user."""
+        # The name follows from the versions of the slides: a look that is repeated after a crash writes the same file.
         name = uuid.uuid5(uuid.NAMESPACE_URL, "\n".join(f"{slide.uri} {etag}" for slide, etag in new)).hex
         manifest = storage.join(self._settings.user_folder(entry.owner), f"watches/{entry.id}/{name}.csv")
         storage.write_bytes(manifest, _manifest([slide for slide, _ in new]))
 
-        def note(connection: sa.Connection, job_id: str) -> None:
-            """With the job or not at all: a crash neither forgets a slide nor scores it twice."""
-            known = {"watch_id": entry.id, "job_id": job_id, "at_s": time.time()}
-            rows = [known | {"uri": slide.uri, "etag": etag} for slide, etag in new]
+        def record_slides(connection: sa.Connection, job_id: str) -> None:
+            """Record the slides in the transaction of the job: a crash neither loses a slide nor scores it twice."""
+            common = {"watch_id": entry.id, "job_id": job_id, "at_s": time.time()}
+            rows = [common | {"uri": slide.uri, "etag": etag} for slide, etag in new]
             connection.execute(arrived.insert(), rows)
 
-        request = Score(manifest=manifest, model=asked.model)
+        request = Score(manifest=manifest, model=watch.model)
         most = effective(self._settings, entry.owner, groups).max_queued
-        job, _ = self._store.add(request, entry.owner, groups=groups, source=entry.id, within=note, max_queued=most)
+        job, _ = self._store.add(
+            request, entry.owner, groups=groups, source=entry.id, within=record_slides, max_queued=most
+        )
         return f"submitted {job.id} with {len(new)} slide(s)"
 
-    def _settled(self, entry: Entry, asked: Watch, slides: Iterable[Slide]) -> list[tuple[Slide, str]]:
-        """Slides that no job has had, and that have not changed for a while."""
+    def _settled_slides(self, entry: Entry, watch: Watch, slides: Iterable[Slide]) -> list[tuple[Slide, str]]:
+        """Return the slides, with their ETags, that no job has had and that have not changed for `settle_s`."""
         query = sa.select(arrived.c.uri, arrived.c.etag).where(arrived.c.watch_id == entry.id)
         with self._database.reading() as connection:
-            known = {(uri, etag) for uri, etag in connection.execute(query)}
-        before, seen = self._seen.get(entry.id, {}), dict[tuple[str, str], float]()
+            recorded = {(uri, etag) for uri, etag in connection.execute(query)}
+        before, first_seen_s = self._first_seen_s.get(entry.id, {}), dict[tuple[str, str], float]()
         settled = []
         for slide in slides:
             try:
                 etag = storage.stat(slide.uri)[1][:LONGEST_ETAG]
             except NotFoundError:
-                continue  # it was moved away since the folder was listed
+                continue  # it was removed after the folder was listed
             version = slide.uri, etag
-            seen[version] = before.get(version, time.monotonic())
-            new = version not in known and len(slide.uri) <= LONGEST_URI
-            if new and time.monotonic() - seen[version] >= asked.settle_s:
+            first_seen_s[version] = before.get(version, time.monotonic())
+            is_new = version not in recorded and len(slide.uri) <= LONGEST_URI
+            if is_new and time.monotonic() - first_seen_s[version] >= watch.settle_s:
                 settled.append((slide, etag))
-        self._seen[entry.id] = seen
+        self._first_seen_s[entry.id] = first_seen_s  # versions that are gone are not kept
         return settled
 
 

@@ -1,8 +1,8 @@
-"""What an attempt leaves in the object store: signs of life, its log in parts, how it ended. It outlives the cluster.
+"""The folder of an attempt in the object store: heartbeats, log, how it ended. It outlives the cluster.
 
-STORAGE/jobs/JOB/attempts/N/beat.json     rewritten every few seconds by the witness beside the job
-STORAGE/jobs/JOB/attempts/N/log/00000.txt ...
-STORAGE/jobs/JOB/attempts/N/stop          written by the service, with the reason: the witness ends its command
+STORAGE/jobs/JOB/attempts/N/beat.json     the heartbeat; the job's supervisor rewrites it every few seconds
+STORAGE/jobs/JOB/attempts/N/log/00000.txt the log in parts
+STORAGE/jobs/JOB/attempts/N/stop          a request to stop, with its reason; the service writes it
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pydantic import Field, TypeAdapter, WrapValidator
 
 from service import storage
 from service.errors import NotFoundError, StorageError
-from service.queue.job import Progress
+from service.progress.record import Progress
 
 PART_BYTES = 256 << 10
-"""Of a part of the log; the last part is rewritten as it grows."""
+"""Size of a full part of the log; the last part is rewritten as it grows."""
 
 
-def _or_none(value: Any, validated: Callable[[Any], Progress]) -> Progress:
-    """Progress as the tables take it; one that they would refuse must not hide the sign of life."""
+def _valid_or_empty(value: Any, validate: Callable[[Any], Progress]) -> Progress:
+    """Return the progress, or an empty one if it is invalid: a heartbeat counts also without its progress."""
     try:
-        return validated(value)
+        return validate(value)
     except ValueError:
         return Progress()
 
@@ -35,31 +35,35 @@ class Ending:
     """How the command ended."""
 
     exit_code: Annotated[int, Field(ge=0, le=255)]
+    """Exit status of the command; 128 + N after signal N."""
     last: str
-    """The error that it named, or its last line."""
+    """The error that the command recorded, or else the exception or the last line that it printed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beat:
-    """A sign of life."""
+    """A heartbeat: the newest state of a running command."""
 
     count: int
-    """Grows with each."""
+    """Number of the heartbeat, which grows with each."""
     log_bytes: int
-    """Of the log so far."""
-    progress: Annotated[Progress, WrapValidator(_or_none)] = field(default_factory=Progress)
+    """Size of the log so far in bytes."""
+    progress: Annotated[Progress, WrapValidator(_valid_or_empty)] = field(default_factory=Progress)
+    """How far the job is."""
     ending: Ending | None = None
+    """How the command ended; None while it runs."""
     idle_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Seconds since progress or log last changed."""
+    """Seconds since the progress or the log last changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stop:
-    """Why an attempt is to end."""
+    """A request to end an attempt."""
 
     reason: str = "stopped"
+    """Why the attempt must end."""
     final: bool = False
-    """True: there is no other attempt."""
+    """True: the job gets no further attempt."""
 
 
 class AttemptFolder:
@@ -73,69 +77,69 @@ class AttemptFolder:
         self.uri = uri
 
     def write_beat(self, beat: Beat) -> None:
-        """Replace the sign of life."""
-        storage.write_bytes(self._at("beat.json"), json.dumps(asdict(beat)).encode())
+        """Replace the heartbeat."""
+        storage.write_bytes(self._file("beat.json"), json.dumps(asdict(beat)).encode())
 
     def beat(self) -> Beat | None:
-        """The newest sign of life; None before the first.
+        """Return the newest heartbeat; None before the first.
 
         Raises:
-            StorageError: it cannot be read, or is malformed: a job can write its own folder.
+            StorageError: it cannot be read, or is malformed, since a job can write into its own folder.
         """
         try:
-            return BEAT.validate_json(storage.read_bytes(self._at("beat.json")))
+            return BEAT.validate_json(storage.read_bytes(self._file("beat.json")))
         except NotFoundError:
             return None
         except ValueError as error:  # pydantic's
-            raise StorageError("the sign of life is malformed", uri=self._at("beat.json")) from error
+            raise StorageError("the heartbeat is malformed", uri=self._file("beat.json")) from error
 
-    def begun(self) -> bool:
-        """Whether a witness has started here."""
-        return storage.exists(self._at("beat.json"))
+    def has_started(self) -> bool:
+        """Return whether a supervisor has started here."""
+        return storage.exists(self._file("beat.json"))
 
     def write_log(self, part: int, data: bytes) -> None:
         """Replace a part of the log."""
-        storage.write_bytes(self._at(f"log/{part:05}.txt"), data)
+        storage.write_bytes(self._file(f"log/{part:05}.txt"), data)
 
     def log(self, offset: int, most_bytes: int) -> bytes:
-        """The log from a byte on; empty at its end.
+        """Read a piece of the log; empty at its end.
 
         Args:
-            offset: in bytes.
-            most_bytes: how many at most.
+            offset: first byte.
+            most_bytes: bound of the number of bytes.
         """
-        found = b""
+        text = b""
         part, skip = divmod(offset, PART_BYTES)
-        while len(found) < most_bytes:
+        while len(text) < most_bytes:
             try:
-                data = storage.read_bytes(self._at(f"log/{part:05}.txt"))
+                data = storage.read_bytes(self._file(f"log/{part:05}.txt"))
             except NotFoundError:
                 break
-            found += data[skip:]
+            text += data[skip:]
             if len(data) < PART_BYTES:
                 break
             part, skip = part + 1, 0
-        return found[:most_bytes]
+        return text[:most_bytes]
 
-    def stop(self, stop: Stop) -> None:
-        """Make the command here end; the first reason stays."""
-        if not self.stopped():
-            storage.write_bytes(self._at("stop"), json.dumps(asdict(stop)).encode())
+    def request_stop(self, stop: Stop) -> None:
+        """Make the supervisor end its command; the reason of the first request stays."""
+        if not self.is_stop_requested():
+            storage.write_bytes(self._file("stop"), json.dumps(asdict(stop)).encode())
 
-    def stopped(self) -> bool:
-        """Whether `stop` was called."""
-        return storage.exists(self._at("stop"))
+    def is_stop_requested(self) -> bool:
+        """Return whether the attempt must end."""
+        return storage.exists(self._file("stop"))
 
-    def why_stopped(self) -> Stop | None:
-        """Why `stop` was called; None if it was not."""
+    def stop_request(self) -> Stop | None:
+        """Return the request to end; None if there is none."""
         try:
-            return STOP.validate_json(storage.read_bytes(self._at("stop")))
+            return STOP.validate_json(storage.read_bytes(self._file("stop")))
         except NotFoundError:
             return None
-        except ValueError:  # written by an earlier version
+        except ValueError:  # earlier versions of the program wrote no JSON
             return Stop()
 
-    def _at(self, name: str) -> str:
+    def _file(self, name: str) -> str:
         return storage.join(self.uri, name)
 
 
@@ -144,5 +148,10 @@ STOP = TypeAdapter(Stop)
 
 
 def attempt_folder(job_folder: str, number: int) -> AttemptFolder:
-    """The folder of a job's attempt."""
+    """Return the folder of a job's attempt.
+
+    Args:
+        job_folder: path or URI of the job's folder.
+        number: of the attempt, from 1.
+    """
     return AttemptFolder(storage.join(job_folder, f"attempts/{number}"))

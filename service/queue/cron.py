@@ -10,49 +10,60 @@ from datetime import UTC, datetime
 from croniter import croniter
 
 NUM_FIELDS = 5
+"""Number of fields of an expression; croniter would also take six or seven, for seconds and years."""
 NUM_CHECKED = 200
-"""Next times between which the gaps are checked."""
+"""Number of next times between which `smallest_gap_s` looks."""
 YEARS = 8
-"""Within which there must be a next time: 29 February may be eight years away."""
+"""Years within which there must be a next time: there can be eight years between two 29ths of February."""
 
 
 class CronError(ValueError):
-    """An expression that gives no times. To act: the user who wrote it."""
+    """An expression that has no times. To act: the user who wrote it. A retry does not help."""
 
 
 def require_cron(text: str) -> str:
-    """The expression, if it has five fields and a next time.
+    """Return the expression if it has five fields and a next time.
 
     Raises:
-        CronError: it has not.
+        CronError: it lacks them.
     """
     if len(text.split()) != NUM_FIELDS:
         raise CronError(
             f"{text!r} has {len(text.split())} fields; write five (minute, hour, day of month, month, day of week), "
-            "such as '0 2 * * *' for two every night, in UTC"
+            "such as '0 2 * * *' for 2:00 every night, in UTC"
         )
     next(_times(text, 0.0))
     return text
 
 
 def next_time_s(text: str, after_s: float) -> float:
-    """The first time of an expression after another time, both in seconds since 1970.
+    """Return the first time of an expression after another time.
+
+    Args:
+        text: the expression.
+        after_s: the other time in seconds since 1970.
+
+    Returns:
+        Seconds since 1970.
 
     Raises:
-        CronError: there is none, or the expression is malformed.
+        CronError: there is no such time, or the expression is malformed.
     """
     return next(_times(text, after_s))
 
 
 def smallest_gap_s(text: str, after_s: float) -> float:
-    """Seconds of the smallest gap among the next times of an expression; infinite if it has one time only.
+    """Return the smallest gap between the next times of an expression.
 
     Args:
         text: the expression.
-        after_s: seconds since 1970.
+        after_s: time at which to start, in seconds since 1970.
+
+    Returns:
+        Seconds; infinite if the expression has one time only.
 
     Raises:
-        CronError: it gives no times.
+        CronError: the expression has no times.
     """
     times = list(itertools.islice(_times(text, after_s), NUM_CHECKED))
     return min((later - earlier for earlier, later in itertools.pairwise(times)), default=math.inf)
@@ -63,5 +74,6 @@ def _times(text: str, after_s: float) -> Iterator[float]:
         times = croniter(text, datetime.fromtimestamp(after_s, UTC), max_years_between_matches=YEARS)
         while True:
             yield float(times.get_next(float))
-    except (ValueError, KeyError, TypeError, OverflowError, AttributeError, IndexError) as error:  # croniter's own
-        raise CronError(f"{text!r} gives no times ({error}); an example: '0 2 * * *'") from error
+    # croniter raises all of these for malformed expressions.
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError, IndexError) as error:
+        raise CronError(f"{text!r} has no times ({error}); write an expression such as '0 2 * * *'") from error

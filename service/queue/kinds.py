@@ -1,3 +1,3 @@
-"""The kinds of jobs, in a module of their own so that the command line's help loads nothing else."""
+"""The names of the kinds of jobs, in their own module: the help of the command line must not load more than that."""
 
 KINDS = ("check", "train", "tune", "score")

@@ -1,4 +1,4 @@
-"""How many jobs, watches and schedules a user may have."""
+"""The number of jobs, watches and schedules that a user may have."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from service.settings.service import Quota, ServiceSettings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Limits of one user."""
+    """The limits of one user."""
 
     max_queued: int
-    """Jobs that wait."""
+    """Bound of the number of jobs that wait."""
     max_running: int
-    """Jobs that run at once."""
+    """Bound of the number of jobs that run at once."""
     max_recurring: int
-    """Watches and schedules."""
+    """Bound of the number of watches and schedules."""
 
 
 def effective(settings: ServiceSettings, owner: str, groups: Collection[str] = ()) -> Limits:
-    """The limits of a user.
+    """Return the limits of a user.
 
     Each limit is that of the user's own quota, else the smallest among the quotas of the user's groups, else the
     service's `...per_user` setting.
@@ -30,14 +30,14 @@ def effective(settings: ServiceSettings, owner: str, groups: Collection[str] = (
     Args:
         settings: of the service.
         owner: the user.
-        groups: of the user, as a login named them; those of the settings are added.
+        groups: groups of the user that a login named; those of the settings are added.
     """
-    own = settings.quotas.get(owner, Quota())
+    of_user = settings.quotas.get(owner, Quota())
     names = sorted(groups_of(settings, owner, groups))
     of_groups = [settings.quotas[f"@{name}"] for name in names if f"@{name}" in settings.quotas]
 
     def limit(name: str, default: int) -> int:
-        value: int | None = getattr(own, name)
+        value: int | None = getattr(of_user, name)
         if value is not None:
             return value
         return min((v for quota in of_groups if (v := getattr(quota, name)) is not None), default=default)

@@ -1,6 +1,6 @@
-"""What can be asked for: jobs of four kinds, as data.
+"""Requests: jobs of four kinds as data, and the command that runs each.
 
-The settings are those of YAML files and command lines, checked in the same way; unknown keys are refused.
+The settings are those of YAML files and command lines, and are checked in the same way; unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -29,44 +29,47 @@ Uri = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"
 REGISTERED = re.compile(
     r"models:/[^/@:\\]+(@[A-Za-z0-9_.-]+|/[0-9]+)|runs:/[0-9a-f]{32}(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+"
 )
-"""Names of models in MLflow; no part of them can lead to another folder."""
+"""Names of models in MLflow; no part of them can lead to another folder, as ".." would."""
 
 
-def _is_model(name: str) -> str:
+def _require_model(name: str) -> str:
     if name.lower().startswith(("models:", "runs:")) and not REGISTERED.fullmatch(name):
-        raise ValueError("is no model of MLflow; write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model")
+        raise ValueError(
+            "is not a name of a model in MLflow; write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model"
+        )
     return name
 
 
 Model = Annotated[
-    str, StringConstraints(min_length=1, max_length=300, pattern=r"^[!-~][ -~]*$"), AfterValidator(_is_model)
+    str, StringConstraints(min_length=1, max_length=300, pattern=r"^[!-~][ -~]*$"), AfterValidator(_require_model)
 ]
-"""As ``score.py --model`` takes it."""
+"""Name of a model, as ``score.py --model`` takes it."""
 
 
-def _on_preset(values: Any) -> Any:
-    """Settings of a training as a YAML file has them: changes to a preset."""
+def _apply_to_preset(values: Any) -> Any:
+    """Return settings of a training with all values; a request, like a YAML file, has only changes to a preset."""
     if not isinstance(values, dict):
         return values
     preset = values.get("preset", "evidence")
+    # In the list rather than the dict: the value comes from JSON and may be unhashable. Validation refuses such values.
     return merged(PRESETS[preset], values) if preset in list(PRESETS) else values
 
 
-Training = Annotated[TrainSettings, BeforeValidator(_on_preset)]
-"""Settings of a training: a preset and what is changed of it."""
+Training = Annotated[TrainSettings, BeforeValidator(_apply_to_preset)]
+"""Settings of a training: a preset and the changes to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """Look at a manifest and open every slide."""
+    """Check a manifest, and open every slide."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     kind: Literal["check"] = "check"
     manifest: Uri
-    """CSV or Parquet, or a folder of slides."""
+    """Path or URI of a CSV or Parquet file, or of a folder of slides."""
     need_labels: bool = False
-    """True: as for a training."""
+    """True: every slide must have a label, as for a training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +80,9 @@ class Train:
 
     kind: Literal["train"] = "train"
     manifest: Uri
-    """CSV or Parquet with labels."""
+    """Path or URI of a CSV or Parquet file with labels."""
     settings: Training = field(default_factory=lambda: settings.train_settings(None))
-    """Preset, model, recipe, compute."""
+    """Settings of preset, model, recipe and compute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +93,11 @@ class Tune:
 
     kind: Literal["tune"] = "tune"
     manifest: Uri
-    """CSV or Parquet with labels."""
+    """Path or URI of a CSV or Parquet file with labels."""
     search: SearchSettings = field(default_factory=SearchSettings)
-    """What is varied, and how often."""
+    """Values to try, and number of trials."""
     settings: Training = field(default_factory=lambda: settings.train_settings(None))
-    """What all trials share."""
+    """Settings that all trials share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,17 +108,17 @@ class Score:
 
     kind: Literal["score"] = "score"
     manifest: Uri
-    """CSV or Parquet, or a folder of slides."""
+    """Path or URI of a CSV or Parquet file, or of a folder of slides."""
     model: Model
-    """models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model or a folder."""
+    """Name of the model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model or a folder."""
     out: Uri | None = None
-    """Folder of table and pictures; null: one in the service's storage."""
+    """Folder of the results; null: a folder in the service's storage."""
     outlines: Uri | None = None
-    """Lesions, if they are known."""
+    """Path or URI of outlines of lesions, if they are known."""
     split: Literal["train", "val", "test"] | None = None
-    """Only the slides of this split."""
+    """Split whose slides are scored; null: all slides."""
     settings: ScoreSettings = field(default_factory=ScoreSettings)
-    """Gate, frames, compute, pictures."""
+    """Settings of gate, frames, compute and pictures."""
 
 
 Request = Annotated[Check | Train | Tune | Score, Field(discriminator="kind")]
@@ -124,39 +127,39 @@ ADAPTER: TypeAdapter[Check | Train | Tune | Score] = TypeAdapter(Request)
 
 
 def to_json(request: Check | Train | Tune | Score) -> str:
-    """A request in one canonical form.
+    """Return a request in a canonical form: equal requests give equal texts.
 
     Raises:
-        UsageError: a number is not finite, which JSON cannot hold.
+        UsageError: a number is not finite, which JSON cannot represent.
     """
     try:
         return json.dumps(to_dict(request), sort_keys=True, allow_nan=False)
     except ValueError as error:
-        raise UsageError("a setting is not a finite number; write one that is") from error
+        raise UsageError("a setting is infinite or not a number; write a finite number") from error
 
 
 def from_json(text: str) -> Check | Train | Tune | Score:
-    """The request that `to_json` wrote."""
+    """Return the request that `to_json` wrote. Raises `ValueError` if the text is malformed."""
     return ADAPTER.validate_python(json.loads(text))
 
 
 def read_places(request: Check | Train | Tune | Score) -> list[str]:
-    """Everything that a request names to be read."""
-    named = [request.manifest]
+    """Return the places that a request names to be read."""
+    places = [request.manifest]
     if isinstance(request, Score):
-        named += [] if request.outlines is None else [request.outlines]
+        places += [] if request.outlines is None else [request.outlines]
         if not request.model.startswith(("models:/", "runs:/")):
-            named.append(request.model)
-    return named
+            places.append(request.model)
+    return places
 
 
 def written_places(request: Check | Train | Tune | Score) -> list[str]:
-    """Everything that a request names to be written."""
+    """Return the places that a request names to be written."""
     return [request.out] if isinstance(request, Score) and request.out is not None else []
 
 
 def weights_and_encoders(request: Check | Train | Tune | Score) -> tuple[list[str], list[str]]:
-    """What the networks of a training are loaded from, and their names."""
+    """Return the names of the weights that a training loads, and those of its encoders."""
     if not isinstance(request, Train | Tune):
         return [], []
     model = request.settings.model
@@ -167,21 +170,39 @@ def weights_and_encoders(request: Check | Train | Tune | Score) -> tuple[list[st
 
 
 def results_folder(request: Check | Train | Tune | Score, owner: str, job_id: str, service: ServiceSettings) -> str:
-    """Where a scoring's table and pictures go."""
+    """Return the folder of a scoring's results.
+
+    Args:
+        request: the job.
+        owner: its user.
+        job_id: its id.
+        service: settings of the service.
+    """
     out = request.out if isinstance(request, Score) else None
     return out or storage.join(service.job_folder(owner, job_id), "scores")
 
 
 def settings_files(request: Check | Train | Tune | Score) -> dict[str, bytes]:
-    """The files that the command is given, by name."""
+    """Return the content of the files that the command reads, by name."""
     if isinstance(request, Check):
         return {}
     files = {"settings.yaml": request.settings} | ({"search.yaml": request.search} if isinstance(request, Tune) else {})
-    return {name: yaml.safe_dump(to_dict(one), sort_keys=False).encode() for name, one in files.items()}
+    return {name: yaml.safe_dump(to_dict(values), sort_keys=False).encode() for name, values in files.items()}
 
 
-def words(request: Check | Train | Tune | Score, owner: str, job_id: str, service: ServiceSettings) -> list[str]:
-    """The command of a job: the same for each attempt, which so goes on where the last one stopped."""
+def build_command(
+    request: Check | Train | Tune | Score, owner: str, job_id: str, service: ServiceSettings
+) -> list[str]:
+    """Return the command of a job as a list of arguments.
+
+    It is the same for each attempt, so that an attempt continues where the last one stopped.
+
+    Args:
+        request: the job.
+        owner: its user.
+        job_id: its id.
+        service: settings of the service.
+    """
     command = [service.python, "-m", f"ray_jobs.{request.kind}", "--manifest", request.manifest]
     if isinstance(request, Check):
         return [*command, *(["--need-labels"] if request.need_labels else [])]
@@ -192,6 +213,7 @@ def words(request: Check | Train | Tune | Score, owner: str, job_id: str, servic
         for option, value in (("--split", request.split), ("--outlines", request.outlines)):
             command += [option, value] if value is not None else []
         return command
+    # By this name a later attempt finds the checkpoints. A scoring finds its earlier results in --out.
     command += ["--name", job_id]
     if isinstance(request, Tune):
         command += ["--search", storage.join(folder, "search.yaml")]

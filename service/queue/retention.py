@@ -1,8 +1,8 @@
-"""Removes jobs: those that a user deletes with all their files, and after `keep_days` the logs and rows of the others.
+"""Removes jobs: those that a user deletes, with their files; after `keep_days` the logs and rows of the others.
 
-Of an expired job the results stay: scores and pictures, trainings' checkpoints, MLflow's runs. Of a deleted one the
-files in its own folders go too, but neither MLflow's run nor what it wrote elsewhere. A job is marked first, so that it
-cannot be queued again; then go its files, and its rows last: after a kill at any point the next tick continues.
+The results of an expired job stay: scores, pictures, checkpoints, MLflow's runs. A deleted job loses the files in its
+own folders too, but neither its MLflow run nor what it wrote elsewhere. A job is marked first, so that it cannot be
+queued again, then its files are removed, and its rows last: after a kill at any point the next tick continues.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from service.settings.service import ServiceSettings
 log = logging.getLogger(__name__)
 
 EVERY_S = 600.0
-"""Seconds between two looks for such jobs."""
-AT_ONCE = 20
-"""Jobs removed in one tick, which keeps the dispatcher from its other work for so long."""
+"""Seconds between two searches for expired jobs."""
+MAX_PER_TICK = 20
+"""Bound of the number of jobs removed in one tick: the dispatcher does no other work meanwhile."""
 PAUSE_S = 60.0
-"""Seconds without removing after the store failed."""
+"""Seconds to wait after the store failed."""
 
 
 class Retention:
-    """Removes a service's jobs that are deleted, or older than its settings keep them.
+    """Removes the jobs of a service that are deleted or expired.
 
     Args:
         store: the jobs.
         settings: of the service.
-        forget_attempt: called with job and number of each attempt, to remove what else is kept of it.
+        forget_attempt: called with the job and the number of each attempt, to remove its workflow.
     """
 
     def __init__(
@@ -45,24 +45,24 @@ class Retention:
         self._next_s = self._pause_s = -float("inf")
 
     def tick(self) -> None:
-        """Remove what users have deleted; and if it is time to, some of what has expired."""
+        """Remove some of the jobs that users have deleted, and mark the expired ones if it is time for it."""
         if self._settings.keep_days is not None and time.monotonic() >= self._next_s:
             self._store.expire(time.time() - self._settings.keep_days * 86400)
             self._next_s = time.monotonic() + EVERY_S
         if time.monotonic() < self._pause_s:
             return
-        for job in self._store.to_delete(limit=AT_ONCE):
+        for job in self._store.jobs_to_delete(limit=MAX_PER_TICK):
             try:
                 self._remove(job)
             except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
                 raise
             except MagnetError as error:
-                log.warning("%s is kept until its files can be removed: %s", job.id, error)
-                self._pause_s = time.monotonic() + PAUSE_S  # the store is unavailable for the others too
+                log.warning("%s stays until its files can be removed: %s", job.id, error)
+                self._pause_s = time.monotonic() + PAUSE_S  # for the other jobs the store is unavailable too
                 return
 
     def _remove(self, job: Job) -> None:
-        """Remove a job that has ended; one that has not is cancelled first."""
+        """Remove a job that has ended; cancel one that has not, which a later tick then removes."""
         if job.state not in ENDED:
             if not job.cancel_requested:
                 self._store.cancel(job.id)

@@ -1,7 +1,7 @@
-"""Who is next: fair between users, by priority among the jobs of one, nobody for ever behind.
+"""Decides which jobs start next: fair between users, by priority among the jobs of one user, and nobody waits for ever.
 
 Users take turns: the one with the fewest running jobs first, then the one whose last start is longest ago. Priorities
-order a user's own jobs only, so that nobody gains by calling everything urgent, and they grow with waiting.
+order the jobs of one user only, so that nobody gains by submitting everything as urgent, and they grow with waiting.
 """
 
 from __future__ import annotations
@@ -11,43 +11,52 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 AGEING_S = 600.0
-"""Seconds of waiting that weigh as much as one step of priority."""
+"""Seconds of waiting that count as much as one step of priority."""
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class Candidate:
     """A job that could start."""
 
     id: str
+    """Id of the job."""
     kind: str
+    """Kind of the job, such as "train"."""
     owner: str
+    """User who submitted it."""
     priority: int
+    """Priority among the jobs of this user; higher is earlier."""
     created_s: float
+    """Time of the submission in seconds since 1970."""
 
 
-def chosen(
-    waiting: Sequence[Waiting],
+def select_jobs(
+    candidates: Sequence[Candidate],
     running: Iterable[tuple[str, str]],
     last_start_s: Mapping[str, float],
     *,
     per_kind: Mapping[str, int],
     per_user: Mapping[str, int],
     now_s: float,
-) -> list[Waiting]:
-    """The jobs to start now, in order.
+) -> list[Candidate]:
+    """Select the jobs to start now.
 
     Args:
-        waiting: jobs that are due.
+        candidates: jobs that are due.
         running: kind and owner of each job that runs.
-        last_start_s: when a job of an owner was last started; owners who had none may be missing.
-        per_kind: how many of each kind may run at once.
-        per_user: how many of each owner may run at once.
-        now_s: the time.
+        last_start_s: time of the last start of a job by owner; may lack owners who had none.
+        per_kind: bound of the number of running jobs by kind.
+        per_user: bound of the number of running jobs by owner.
+        now_s: current time in seconds since 1970, as all times here.
+
+    Returns:
+        The jobs in the order in which they start.
     """
     pairs = list(running)
     kinds, owners = Counter(kind for kind, _ in pairs), Counter(owner for _, owner in pairs)
-    served = {owner: (at_s, 0) for owner, at_s in last_start_s.items()}
-    rest, result = list(waiting), list[Waiting]()
+    # The second number orders the starts of this call, which all have the same time.
+    last_turn = {owner: (at_s, 0) for owner, at_s in last_start_s.items()}
+    rest, selected = list(candidates), list[Candidate]()
     while rest := [
         job for job in rest if kinds[job.kind] < per_kind[job.kind] and owners[job.owner] < per_user[job.owner]
     ]:
@@ -55,15 +64,15 @@ def chosen(
             rest,
             key=lambda job: (
                 owners[job.owner],
-                served.get(job.owner, (0.0, 0)),
+                last_turn.get(job.owner, (0.0, 0)),
                 -job.priority - (now_s - job.created_s) / AGEING_S,
                 job.created_s,
                 job.id,
             ),
         )
         rest.remove(best)
-        result.append(best)
+        selected.append(best)
         kinds[best.kind] += 1
         owners[best.owner] += 1
-        served[best.owner] = (now_s, len(result))
-    return result
+        last_turn[best.owner] = (now_s, len(selected))
+    return selected

@@ -1,4 +1,4 @@
-"""What it means that a command was ended by a signal."""
+"""Explains the end of a command by a signal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CAUSES = {
     "SIGXCPU": "a limit of the node",
     "SIGXFSZ": "a limit of the node",
 }
-"""What such an end usually comes from."""
+"""The usual cause of an end by each signal."""
 
 
 def signal_reason(exit_code: int, last: str) -> str | None:
-    """Why a command ended, in one line; None if it was not by a signal.
+    """Return why a command ended, in one line; None if no signal ended it.
 
     Args:
         exit_code: of the command; 128 + N after signal N.
-        last: the last line that it printed, or the error that it named.
+        last: the last line that the command printed, or the error that it recorded; may be empty.
     """
     try:
         name = signal.Signals(exit_code - 128).name

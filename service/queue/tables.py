@@ -1,4 +1,4 @@
-"""The queue's tables, on SQLite or Postgres, and how they are written to."""
+"""The tables of the queue, on SQLite or Postgres, and transactions on them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, Operationa
 from service.errors import MagnetError, UsageError
 
 BUSY_S = 30
-"""Seconds that a writer waits for another one's transaction in SQLite."""
+"""Seconds that a writer waits for the transaction of another one in SQLite."""
 MIGRATIONS = Path(__file__).with_name("migrations")
+"""Folder of the steps between versions of the tables."""
 
 CORRUPT_SQLITE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+"""Names of SQLite's errors of a corrupt file."""
 CORRUPT_POSTGRES = ("XX001", "XX002")
-"""SQLSTATE of damaged data, and of a damaged index."""
-AWAY = (OperationalError, InterfaceError, InternalError)
-"""Errors of a database that does not answer, is locked, full or being shut down."""
+"""SQLSTATE of corrupt data, and of a corrupt index."""
+UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
+"""Errors of a database that is unreachable, locked, full or shutting down."""
 
 METADATA = sa.MetaData()
 
@@ -43,7 +45,7 @@ jobs = sa.Table(
     Column("priority", Integer, nullable=False),
     Column("idempotency_key", String(200)),
     Column("attempt", Integer, nullable=False),
-    Column("first_attempt", Integer, nullable=False),  # of the present round: a retry by hand starts a new one
+    Column("first_attempt", Integer, nullable=False),  # number of the first attempt since the last retry by hand
     Column("max_attempts", Integer, nullable=False),
     Column("cancel_requested", Integer, nullable=False),
     Column("created_s", Float, nullable=False),
@@ -56,10 +58,12 @@ jobs = sa.Table(
     Column("eta_s", Float),
     Column("activity", Text),
     Column("mlflow_run", String(64)),
-    Column("source", String(64)),  # the watch or schedule that made it
-    Column("moved_s", Float),  # when its progress or its log last changed
+    Column("source", String(64)),  # the watch or schedule that submitted it
+    Column("moved_s", Float),  # time of the last change of progress or log
     Column("delete_requested", Integer, nullable=False, server_default="0"),
-    Column("groups", Text, nullable=False, server_default="[]"),  # JSON; its owner's login's when it was submitted
+    Column(
+        "groups", Text, nullable=False, server_default="[]"
+    ),  # JSON; the owner's, as the login named them at the submission
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("jobs_by_state", "state", "due_s"),
     sa.Index("jobs_by_owner", "owner", "seq"),
@@ -98,7 +102,7 @@ tokens = sa.Table(
     Column("created_s", Float, nullable=False),
     Column("expires_s", Float),
     Column("revoked_s", Float),
-    Column("groups", Text, nullable=False, server_default="[]"),  # JSON; those of a login, beside the settings' own
+    Column("groups", Text, nullable=False, server_default="[]"),  # JSON; those that a login named
     Column("note", String(200)),
     Column("last_used_s", Float),
 )
@@ -113,8 +117,8 @@ recurring = sa.Table(  # watches and schedules
     Column("body", Text, nullable=False),
     Column("next_s", Float, nullable=False),
     Column("note", Text),
-    Column("disabled", Text),  # why it makes no jobs any more
-    Column("groups", Text, nullable=False, server_default="[]"),  # JSON; its owner's when it was made
+    Column("disabled", Text),  # why it submits no jobs any more
+    Column("groups", Text, nullable=False, server_default="[]"),  # JSON; the owner's when the entry was added
 )
 
 arrived = sa.Table(
@@ -127,7 +131,7 @@ arrived = sa.Table(
     Column("at_s", Float, nullable=False),
 )
 
-used_logins = sa.Table(  # ID tokens that were exchanged for a token, until they expire by themselves
+used_logins = sa.Table(  # ID tokens that were exchanged for a token, until they expire
     "used_logins",
     METADATA,
     Column("digest", String(64), primary_key=True),
@@ -170,23 +174,23 @@ incidents = sa.Table(  # starts, stops and errors of the service's processes
 
 
 class DatabaseAwayError(MagnetError):
-    """The queue's database is unavailable. To act: its operator. A retry can help."""
+    """The database is unavailable. To act: its operator. A retry can help."""
 
 
 class DatabaseCorruptError(MagnetError):
-    """The queue's database is damaged. To act: its operator, who restores a backup. A retry does not help."""
+    """The database is corrupt. To act: its operator, who restores a backup. A retry does not help."""
 
 
 class Database:
-    """A database with the queue's tables, which are made, or brought to this program's version, on opening.
+    """The database of the queue. Opening it makes the tables, or upgrades them to this program's version.
 
     Args:
         url: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
 
     Raises:
         UsageError: the URL is invalid, or the tables belong to a newer version of this program.
-        DatabaseAwayError: it does not answer.
-        DatabaseCorruptError: its file is damaged, or is no database.
+        DatabaseAwayError: the database is unavailable.
+        DatabaseCorruptError: the file is corrupt, or is not a database.
     """
 
     def __init__(self, url: str) -> None:
@@ -198,7 +202,7 @@ class Database:
             self._prepare_sqlite()
         try:
             with self.writing() as connection:
-                lock(connection, "migrations")  # two that start at once must not both make the tables
+                lock(connection, "migrations")  # else two processes that start at once would both make the tables
                 _upgrade(connection)
         except BaseException:
             self.engine.dispose()
@@ -206,14 +210,14 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A connection for single SELECTs."""
-        with _mapped(), self.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        """Open a connection for single SELECTs."""
+        with _map_errors(), self.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction: all of it or nothing. SQLite lets one writer in at a time."""
-        with _mapped(), self.engine.begin() as connection:
+        """Open a transaction. SQLite allows one writer at a time."""
+        with _map_errors(), self.engine.begin() as connection:
             yield connection
 
     def close(self) -> None:
@@ -228,40 +232,48 @@ class Database:
             raise UsageError(f"a restore into {folder} was interrupted; run the same `magnet restore` again")
 
         @sa.event.listens_for(self.engine, "connect")
-        def connected(connection: Any, _record: object) -> None:
-            connection.isolation_level = None  # the driver's own transactions begin too late to be exclusive
+        def configure(connection: Any, _record: object) -> None:
+            connection.isolation_level = None  # the driver would begin a transaction only at its first write
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
 
         @sa.event.listens_for(self.engine, "begin")
-        def begun(connection: sa.Connection) -> None:
+        def begin(connection: sa.Connection) -> None:
             if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def lock(connection: sa.Connection, name: str) -> None:
-    """Let one transaction at a time past this point, until it ends; SQLite has one writer anyway."""
+    """Let only one transaction at a time pass this point, until it ends.
+
+    SQLite needs no lock: it allows one writer at a time.
+
+    Args:
+        connection: in a transaction.
+        name: of the lock.
+    """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
 
 
 def now_s(connection: sa.Connection) -> float:
-    """Seconds since 1970: by a server's clock, so that machines whose clocks differ agree; else by this machine's."""
+    """Return seconds since 1970, by the server's clock if there is a server: the clocks of machines may differ."""
     if connection.dialect.name == "postgresql":
         return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())")) or 0.0)
     return time.time()
 
 
 def _upgrade(connection: sa.Connection) -> None:
-    """Run the steps that these tables lack: all of them, or after an error none."""
+    """Run the migrations that these tables lack: all of them, or after an error none."""
     scripts = Config()
-    scripts.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    scripts.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # "%" begins an interpolation
     scripts.attributes["connection"] = connection
     steps = ScriptDirectory.from_config(scripts)
     version = MigrationContext.configure(connection).get_current_revision()
     if version == steps.get_current_head():
         return
+    # Before Alembic, the first version of the program kept its version in the table "about".
     if version is None and sa.inspect(connection).has_table("about"):
         command.stamp(scripts, version := "0001")
     if version is not None and version not in {step.revision for step in steps.walk_revisions()}:
@@ -273,25 +285,26 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 @contextmanager
-def _mapped() -> Iterator[None]:
+def _map_errors() -> Iterator[None]:
+    """Raise the errors of the driver as errors of this module."""
     try:
         yield
     except DBAPIError as error:
         if _is_corrupt(error):
-            message = f"the queue's database is damaged ({error.orig}); stop the service and restore a backup"
+            message = f"the queue's database is corrupt ({error.orig}); stop the service and restore a backup"
             raise DatabaseCorruptError(message) from error
-        if isinstance(error, AWAY) or error.connection_invalidated:
+        if isinstance(error, UNAVAILABLE) or error.connection_invalidated:
             raise DatabaseAwayError(f"the queue's database failed: {error.orig}") from error
-        raise  # a statement that it refuses: waiting would not help
+        raise  # the database refuses the statement: waiting does not help
 
 
 def _is_corrupt(error: DBAPIError) -> bool:
-    """Whether a driver's error says that the database's files are damaged."""
+    """Return whether an error of the driver means that the database's files are corrupt."""
     if getattr(error.orig, "sqlstate", None) in CORRUPT_POSTGRES:
         return True
     return getattr(error.orig, "sqlite_errorname", "").startswith(CORRUPT_SQLITE)
 
 
 def _with_driver(url: str) -> str:
-    """``postgresql://`` with the driver that is installed."""
+    """Return the URL with the driver for Postgres that is installed; SQLAlchemy's default is another one."""
     return url.replace("postgresql://", "postgresql+psycopg://", 1) if url.startswith("postgresql://") else url

@@ -1,4 +1,4 @@
-"""A job's own lines among those that Ray puts around them."""
+"""Separates the lines of a job from those that Ray adds to its output."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ CHATTER = re.compile(
     r"^\s*$"  # between the states of a progress bar
     r"|\s(INFO|SUCC) (cli|sdk|job_manager)\.py:\d+ -- "
     r"|^Running entrypoint for job "
-    # Ray says this of actors that it makes itself; whoever runs a job can do nothing about it.
+    # Ray reports this about actors that it makes itself; a user cannot do anything about it.
     r"|core_worker\.cc:\d+\S* Actor with class name: .* has constructor arguments in the object store"
 )
-"""Lines of Ray's own that tell a user nothing. Warnings and errors are none of them."""
+"""Lines of Ray that do not help a user. Its warnings and errors are kept."""
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-SPEAKER = re.compile(r"^(?:\x1b\[\d+m)?\((?P<name>\w*).*? pid=\d+[^)]*\)(?:\x1b\[0m)? ")
-"""The process that Ray puts before a worker's line, in colour."""
+"""An escape sequence that sets the colour of a terminal."""
+SPEAKER = re.compile(r"^(?:\x1b\[\d+m)?\(\w*.*? pid=\d+[^)]*\)(?:\x1b\[0m)? ")
+"""The name of the process, in colour, that Ray puts before a worker's line."""
 
 
 def own_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The job's own lines among those of ``ray job submit``, as they come, without the names of processes."""
+    """Yield the job's lines from the output of ``ray job submit``, without the names of processes.
+
+    Args:
+        lines: the output, line by line, as it arrives.
+    """
     for line in lines:
         if not CHATTER.search(line):
             yield SPEAKER.sub("", line)

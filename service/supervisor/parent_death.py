@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that started them, however it ends."""
+"""Ends a child process when its parent dies, however the parent dies."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import signal
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
-"""Of Linux' prctl: the signal that a process gets when the thread that started it ends."""
+"""Option of Linux' prctl: the signal that a process receives when the thread that started it ends."""
 
-_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec nothing may be
+_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec loading a library can deadlock
 
 
 def with_parent(number: signal.Signals) -> Callable[[], None]:
-    """For ``Popen(preexec_fn=...)``, called from the main thread: the child gets this signal when we die."""
+    """Return a `preexec_fn` for `Popen`: the child receives a signal when this process dies.
 
-    def ask() -> None:
+    Call `Popen` from the main thread, since the signal is also sent when the calling thread ends.
+
+    Args:
+        number: the signal.
+    """
+
+    def request_signal() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, int(number))
 
-    return ask
+    return request_signal

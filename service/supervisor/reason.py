@@ -1,4 +1,4 @@
-"""Why a command failed, from what it printed: the line that a person would quote."""
+"""Finds out from its output why a command ended that did not record its error: it crashed or was killed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 from service.supervisor.job_lines import SPEAKER
 
 LONGEST = 500
-"""Characters of a reason."""
-NAMED = re.compile(r"^error: ")
+"""Bound of a reason in characters."""
+ERROR_PREFIX = "error: "
+"""What commands print before an error."""
 EXCEPTION = re.compile(
     r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failure|Exit|Interrupt|Timeout|Warning)(?:: .*)?$"
 )
@@ -20,7 +21,7 @@ RAY = re.compile(
     r"|^\[\d{4}-\d\d-\d\d [\d:,.]+ (?:\w+ )?[A-Z] \d+ \d+\] |^\[[\d:,. -]+ [EWIFCD] \d+ \d+\] "
     r"|^\d{4}-\d\d-\d\d [\d:,.]+\s+(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+:\d+ -- "
 )
-"""Logs of Ray's own processes and libraries."""
+"""Log lines of Ray's own processes and libraries."""
 NATIVE = re.compile(
     r"^\*\*\* (?:SIG\w+|Aborted|Segmentation)|^PC: @|^\s*@ +0x[0-9a-f]+|^#\d+ +0x[0-9a-f]+"
     r"|^\s*\S+\(\S*\) ?\[0x[0-9a-f]+\]"
@@ -31,35 +32,30 @@ NATIVE = re.compile(
 )
 """Frames and headings of stack traces."""
 BAR = re.compile(r"\d+%\||\|\s*\d+/\S+ \[|\d+it \[")
-"""A progress bar of tqdm's."""
+"""A progress bar of tqdm."""
 
 
 class Reason:
-    """The lines of a command that may say why it ended: its own error, an exception, its last line."""
+    """Collects the lines of a command that may say why it ended: an exception, and the last line."""
 
     def __init__(self) -> None:
-        self._named = self._exception = self._last = ""
-        self._named_goes_on = False
+        self._exception = self._last = ""
 
     def take(self, line: str) -> None:
-        """Take a line that the command printed, in order."""
+        """Take the next line that the command printed."""
         text = SPEAKER.sub("", line).strip()
-        goes_on, self._named_goes_on = self._named_goes_on, NAMED.match(text) is not None
         if not text or RAY.match(line) or RAY.match(text) or NATIVE.match(text) or BAR.search(text):
             return
-        if NAMED.match(text):
-            self._named = NAMED.sub("", text)[:LONGEST]
-        elif goes_on and line.startswith("  "):  # of several problems the first
-            self._named = f"{self._named}: {text}"[:LONGEST]
-        elif FATAL.match(text) or (EXCEPTION.match(text) and "Warning" not in text.partition(":")[0]):
+        if FATAL.match(text) or (EXCEPTION.match(text) and "Warning" not in text.partition(":")[0]):
             self._exception = text[:LONGEST]
-        if not line.startswith((" ", "\t")):  # those continue a line, as source code in a traceback does
-            self._last = NAMED.sub("", text)[:LONGEST]
+        # An indented line continues the one before, as source code in a traceback does.
+        if not line.startswith((" ", "\t")):
+            self._last = text.removeprefix(ERROR_PREFIX)[:LONGEST]
 
     def text(self, *, killed: bool) -> str:
-        """The reason; empty if the command printed nothing of its own.
+        """Return the reason; empty if the command printed no line of its own.
 
         Args:
-            killed: whether a signal ended it: an error that it named before did not.
+            killed: whether a signal ended the command. An exception that it printed before is then not the reason.
         """
-        return self._last if killed else self._named or self._exception or self._last
+        return self._last if killed else self._exception or self._last

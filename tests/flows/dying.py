@@ -19,11 +19,11 @@ from service.settings.service import service_settings
 STEPS: dict[str, tuple[type, str]] = {
     "submitted over HTTP": (store.JobStore, "add"),
     "admitted": (store.JobStore, "admit"),
-    "given a workflow": (dispatcher.Dispatcher, "_start"),
+    "given a workflow": (dispatcher.Dispatcher, "_start_workflow"),
     "handed to Ray": (ray_api.RayJobs, "submit"),
     "noted as running": (store.JobStore, "running"),
     "heard of": (store.JobStore, "beat"),
-    "told to stop": (ray_api.RayJobs, "stop"),
+    "stop requested": (ray_api.RayJobs, "stop"),
     "settled": (attempts.Attempts, "settle"),
     "written down as ended": (store.JobStore, "end"),
     "queued again": (store.JobStore, "again"),

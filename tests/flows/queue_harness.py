@@ -1,4 +1,4 @@
-"""The queue as real processes on a cluster of plain ones: what its flow tests are written in."""
+"""Harness of the queue's flow tests: the service as real processes, on a cluster whose jobs are plain processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STUB = ROOT / "tests" / "flows" / "stub_python.py"
 
 
 class Queue:
-    """API, dispatcher and a cluster of plain processes, each of which can be killed."""
+    """API, dispatcher and cluster as processes, each of which can be killed."""
 
     def __init__(self, folder: Path, database: str | None) -> None:
         self.folder, self.stack = folder, ExitStack()
@@ -52,51 +52,51 @@ class Queue:
         self.client = Client(f"http://127.0.0.1:{self.settings.port}", admin_token(self.settings, "lab"))
 
     def start_api(self, *dying: str) -> None:
-        """Also with a step at which it dies."""
+        """Start the API; `dying` is a step at which it kills itself, and "before" or "after"."""
         self._start("api", dying)
         self.parts["api"].wait_for(lambda: answers(f"{self.client.url}/healthz"), 60)
 
     def start_dispatcher(self, *dying: str) -> None:
-        """Also with a step at which it dies."""
+        """Start the dispatcher; `dying` is a step at which it kills itself, and "before" or "after"."""
         self._start("dispatch", dying)
 
     def start_dispatcher_as(self, part: str) -> None:
-        """One of several, under a name of its own in `parts`."""
+        """Start one of several dispatchers; `part` is its name in `parts`."""
         magnet = "from service.cli.main import main; main()"
         self._run(part, ["python", "-c", magnet, "dispatch", "--config", str(self.config)])
 
     def at_work(self, *parts: str) -> list[str]:
-        """Those of these dispatchers that have taken the lease, dead ones included."""
+        """Return the dispatchers, of these, that have taken the lease; also dead ones."""
         return [part for part in parts if "at work" in self.parts[part].output]
 
     def start_ray(self) -> None:
-        """A head that knows no jobs."""
+        """Start a head of the cluster that knows no jobs."""
         port = self.settings.ray.rpartition(":")[2]
         self._run("ray", ["python", "-m", "service.testing.fake_ray", "--port", port, "--log", str(self.starts)])
         self.parts["ray"].wait_for(lambda: answers(f"{self.settings.ray}/api/version"), 60)
 
     def kill(self, part: str) -> None:
-        """With SIGKILL."""
+        """Kill a part with SIGKILL."""
         psutil.Process(self.parts[part].process.pid).kill()
         self.parts[part].process.wait()
 
-    def died(self, part: str, timeout_s: float = 30) -> None:
-        """Wait until it has killed itself."""
+    def wait_for_death(self, part: str, timeout_s: float = 30) -> None:
+        """Wait until a part has killed itself."""
         assert self.parts[part].process.wait(timeout_s) == -signal.SIGKILL, self.parts[part].output
 
     def submit(self, name: str) -> JobView:
-        """A job that does what its name says; see `stub_python`."""
+        """Submit a job that does what its name says; see `stub_python`."""
         manifest = self.folder / f"{name}.csv"
         manifest.touch()
         return self.client.submit(Check(manifest=str(manifest)))
 
     def trace(self, name: str) -> Counter[str]:
-        """How often the job's command started and ended."""
+        """Return how often the job's command started and ended."""
         path = self.folder / f"{name}.trace"
         return Counter(line.split()[0] for line in path.read_text().splitlines()) if path.exists() else Counter()
 
     def wait_for_start(self, name: str, timeout_s: float = 30) -> int:
-        """The process of the job's command, once it runs."""
+        """Wait until the job's command runs; return its process id."""
         deadline = time.monotonic() + timeout_s
         while not self.trace(name)["start"]:
             assert time.monotonic() < deadline, f"{name} did not start"
@@ -110,7 +110,7 @@ class Queue:
             magnet = "from service.cli.main import main; main()"
             self._run(what, ["python", "-c", magnet, what, "--config", str(self.config)])
 
-    def _run(self, part: str, words: list[str]) -> None:
+    def _run(self, part: str, command: list[str]) -> None:
         self.num_logs += 1
         log = self.folder / f"{part}-{self.num_logs}.log"
         environment = {
@@ -118,12 +118,12 @@ class Queue:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         # `env` execs the program, so the process is the part itself.
-        self.parts[part] = self.stack.enter_context(running(words, environment, log))
+        self.parts[part] = self.stack.enter_context(running(command, environment, log))
 
 
 @contextmanager
 def queue(folder: Path, database: str | None = None) -> Iterator[Queue]:
-    """A queue of which nothing runs yet; what was started is stopped at the end."""
-    own = Queue(folder, database)
-    with own.stack, own.client:
-        yield own
+    """Make a queue without processes; at the end stop those that were started."""
+    started = Queue(folder, database)
+    with started.stack, started.client:
+        yield started

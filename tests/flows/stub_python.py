@@ -13,6 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+from service.progress.file import append_error, append_progress
+from service.progress.record import Progress
+
 
 def main() -> int:
     module, arguments = sys.argv[2], sys.argv[3:]
@@ -28,16 +31,16 @@ def main() -> int:
             return 2
         first = not trace.stat().st_size
         trace_file.write(f"start {os.getpid()}\n")
-        print("scoring:  50%|#####     | 1/2 [00:01<00:01,  1.00slide/s]", flush=True)
+        append_progress(Progress(done=1, total=2, eta_s=1.0, activity="scoring"))
         if kind == "bad":
-            print("error: the manifest is wrong in line 7", file=sys.stderr)
+            append_error("the manifest is wrong in line 7")
             return 2
         if kind == "hopeless":
-            print("error: step 7: loss nan", file=sys.stderr)
+            append_error("step 7: loss nan")
             return 4
         time.sleep(float(kind) if kind.replace(".", "").isdigit() else 0.2)
         if kind == "flaky" and first:
-            print("error: the store was away", file=sys.stderr)
+            append_error("the store was unavailable")
             return 1
         trace_file.write("end\n")
     return 0

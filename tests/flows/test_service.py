@@ -1,4 +1,4 @@
-"""The service in front of a real Ray cluster: from a submitted manifest in the bucket to a picture."""
+"""The service in front of a real Ray cluster: from a manifest in the bucket to a picture of a slide."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [*FLOW, pytest.mark.long]
 
 @pytest.fixture
 def client(service: Service, trained: Trained, tmp_path: Path) -> Iterator[Client]:
-    """Of an API and a dispatcher in front of the cluster."""
+    """Start an API and a dispatcher in front of the cluster; return a client of the API."""
     config, mlflow = tmp_path / "service.yaml", f"sqlite:///{trained.storage}/mlflow.db"
     values = {"storage": str(tmp_path), "ray": service.jobs_url, "port": free_port(), "mlflow": mlflow}
     values |= {"python": sys.executable, "places": [{"prefix": "s3://cohort"}], "job_env": {"PYTHONPATH": str(ROOT)}}
@@ -33,13 +33,13 @@ def client(service: Service, trained: Trained, tmp_path: Path) -> Iterator[Clien
     with (
         running([*magnet, "dispatch", "--config", config], environment, service.new_log()),
         running([*magnet, "api", "--config", config], environment, service.new_log()) as api,
-        Client(f"http://127.0.0.1:{values['port']}", token) as own,
+        Client(f"http://127.0.0.1:{values['port']}", token) as started,
     ):
-        api.wait_for(lambda: answers(f"{own.url}/healthz"))
-        yield own
+        api.wait_for(lambda: answers(f"{started.url}/healthz"))
+        yield started
 
 
-def test_a_manifest_is_checked_and_scored_and_a_slide_is_seen(client: Client, cohort: Path) -> None:
+def test_a_manifest_is_checked_and_scored_and_a_slide_is_shown(client: Client, cohort: Path) -> None:
     num_slides = int((pd.read_csv(cohort / "manifest.csv")["split"] == "test").sum())
     check = client.submit(Check(manifest=MANIFEST, need_labels=True))
     score = client.submit(Score(manifest=MANIFEST, model="models:/magnet@challenger", split="test"))

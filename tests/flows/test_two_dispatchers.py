@@ -1,4 +1,4 @@
-"""Several dispatchers of one queue: exactly one works, and the other takes over whatever becomes of it."""
+"""Two dispatchers of one queue: exactly one works, and the other takes over when the first one ends in any way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from service.queue.incidents import DISPATCHER
 from service.queue.lease import is_held
 from service.queue.tables import Database
 from tests.flows.harness import FLOW, answers
-from tests.flows.queue_harness import Queue, queue
+from tests.flows.queue_harness import Queue
+from tests.flows.queue_harness import queue as make_queue
 from tests.postgres import postgres
 
 pytestmark = [*FLOW, pytest.mark.long]
@@ -24,22 +25,22 @@ BOTH = ("first", "second")
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Queue]:
-    """A queue with two dispatchers, of which one is at work."""
+    """Start a queue with two dispatchers, of which one works."""
     if request.param == "sqlite":
-        with queue(tmp_path) as own:
-            yield started(own)
+        with make_queue(tmp_path) as queue:
+            yield start_pair(queue)
         return
-    with postgres() as server, queue(tmp_path, server.url) as own:
-        yield started(own)
+    with postgres() as server, make_queue(tmp_path, server.url) as queue:
+        yield start_pair(queue)
 
 
-def started(own: Queue) -> Queue:
-    own.start_ray()
-    own.start_api()
+def start_pair(queue: Queue) -> Queue:
+    queue.start_ray()
+    queue.start_api()
     for part in BOTH:
-        own.start_dispatcher_as(part)
-    own.parts["first"].wait_for(lambda: own.at_work(*BOTH), 60)
-    return own
+        queue.start_dispatcher_as(part)
+    queue.parts["first"].wait_for(lambda: queue.at_work(*BOTH), 60)
+    return queue
 
 
 def test_one_works_and_the_other_takes_over_when_it_is_killed(pair: Queue) -> None:
@@ -82,7 +83,7 @@ def test_a_paused_dispatcher_that_comes_back_changes_nothing_and_ends(pair: Queu
     assert len(starts) == len(set(starts)) == 2
 
 
-def test_an_orderly_stop_gives_the_lease_back_at_once_though_jobs_run(pair: Queue) -> None:
+def test_an_orderly_stop_gives_the_lease_back_at_once_although_jobs_run(pair: Queue) -> None:
     job = pair.submit("3-running")
     pair.wait_for_start("3-running")
     [working] = pair.at_work(*BOTH)

@@ -22,10 +22,11 @@ from service.queue import audit, quotas
 from service.queue.allowed import check_allowed
 from service.queue.grants import groups_of, user_rights
 from service.queue.job import Job
+from service.queue.job_reader import Filter
 from service.queue.job_rows import Within
 from service.queue.ray_api import RayJobs
 from service.queue.requests import Check, Score, Train, Tune, from_json, results_folder
-from service.queue.store import Filter, JobStore
+from service.queue.store import JobStore
 from service.queue.tables import jobs
 from service.settings.service import ServiceSettings
 from service.storage.rights import Rights

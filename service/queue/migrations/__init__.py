@@ -1,5 +1,6 @@
-"""The queue's tables through their versions, for Alembic: `versions/` holds one step each, `env.py` runs them.
+"""Migrations of the queue's tables with Alembic: each file of `versions/` is one step, `env.py` runs them.
 
-`service.queue.tables.Database` upgrades on opening, in one transaction. A new step: add a file to `versions/`, change
-`service.queue.tables` alike; `tests/service/queue/test_migrations.py` fails while the two differ.
+`service.queue.tables.Database` runs them when it opens a database, in one transaction. To add a step, add a file to
+`versions/` and make the same change in `service.queue.tables`; `tests/service/queue/test_migrations.py` fails while the
+two differ.
 """

@@ -1,4 +1,4 @@
-"""Run by Alembic: the steps, on the connection that `service.queue.tables.Database` opened."""
+"""Runs the migrations on the connection that `service.queue.tables.Database` opened; Alembic runs this file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.queue.tables import METADATA
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=METADATA,
-    render_as_batch=True,  # SQLite alters a table by copying it
+    render_as_batch=True,  # SQLite cannot alter most of a table: Alembic copies it
     transactional_ddl=True,
 )
 context.run_migrations()  # within the caller's transaction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from ray_jobs.command_line import command
 from service import exit_status
+from service.environment import PROGRESS_FILE
 from service.errors import MagnetError, SlideError, StoppedError, StorageError, UsageError
 
 
@@ -45,13 +47,22 @@ def test_the_exit_status_is_what_the_command_returns(status: int, monkeypatch: p
     ],
 )
 def test_errors_for_the_user_are_printed_in_one_line(
-    error: MagnetError, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: MagnetError,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    progress = tmp_path / "progress.jsonl"
+    progress.touch()
+    monkeypatch.setenv(PROGRESS_FILE, str(progress))
+
     def main(arguments: list[str]) -> int:
         raise error
 
     assert run(main, monkeypatch) == status
     assert capsys.readouterr().err == f"error: {error}\n"
+    assert json.loads(progress.read_text()) == {"error": str(error)}  # the reason that users of the service see
 
 
 def test_an_interrupt_prints_how_to_continue(

@@ -8,8 +8,8 @@ import pytest
 
 from service import storage
 from service.api.routes import logs
+from service.progress.record import Progress
 from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Beat, attempt_folder
-from service.queue.job import Progress
 from service.queue.store import Limits
 from tests.service.api.api_app import Api, api
 

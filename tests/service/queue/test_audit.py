@@ -1,4 +1,4 @@
-"""The audit log: a chain that only grows."""
+"""The audit log: a chain of rows to which rows can only be appended."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ NUM_PROCESSES, NUM_EACH = 4, 15
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with postgres() as own:
-        yield own.url
+    with postgres() as running:
+        yield running.url
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    own = Database(f"sqlite:///{tmp_path}/queue.db")
-    yield own
-    own.close()
+    opened = Database(f"sqlite:///{tmp_path}/queue.db")
+    yield opened
+    opened.close()
 
 
 def append(database: Database, count: int, actor: Actor = ADA) -> None:
@@ -56,10 +56,10 @@ def check_two_processes_make_one_chain(url: str) -> None:
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    found = list(audit.rows(database))
-    assert len(found) == NUM_PROCESSES * NUM_EACH
-    assert {row.actor for row in found} == {f"user{k}" for k in range(NUM_PROCESSES)}
-    assert audit.verify(found)[0] == len(found)
+    chain = list(audit.rows(database))
+    assert len(chain) == NUM_PROCESSES * NUM_EACH
+    assert {row.actor for row in chain} == {f"user{k}" for k in range(NUM_PROCESSES)}
+    assert audit.verify(chain)[0] == len(chain)
     database.close()
 
 
@@ -97,7 +97,7 @@ def test_a_change_a_gap_or_another_order_breaks_the_chain(database: Database, tm
     for rows in broken.values():
         with pytest.raises(ChainError, match=r"audit row \d"):
             audit.verify(rows)
-    # Moving text from one column to the next changes the digest too.
+    # A digest of the columns joined without a separator would not notice text that moves to the next column.
     with pytest.raises(ChainError):
         audit.verify([replace(good[0], actor="ad", token_id="a0123456789ab"), *good[1:]])
 
@@ -122,7 +122,7 @@ def test_postgres_refuses_to_change_rows(server: str, statement: str) -> None:
     database.close()
 
 
-def test_a_row_exists_only_with_its_transaction(database: Database) -> None:
+def test_a_row_belongs_to_its_transaction(database: Database) -> None:
     def fail_after_appending() -> None:
         with database.writing() as connection:
             audit.append(connection, ADA, "job.submit", "x")
@@ -133,7 +133,7 @@ def test_a_row_exists_only_with_its_transaction(database: Database) -> None:
     assert audit.page(database) == []
 
 
-def test_what_a_database_cannot_hold_is_replaced(database: Database) -> None:
+def test_characters_that_a_database_cannot_hold_are_replaced(database: Database) -> None:
     with database.writing() as connection:
         audit.append(connection, replace(ADA, address="a" * 500), "x\0y\n", "\ud800" * 3, detail="z" * 5000)
     (row,) = audit.page(database)

@@ -1,4 +1,4 @@
-"""The dispatcher's loop survives its parts, and says when it does not."""
+"""The dispatcher: errors of its parts, its lease, and when the service counts as not ready."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from service.progress.record import Progress
 from service.queue import dispatcher as module
 from service.queue import incidents as incidents_module
 from service.queue.dispatcher import Part, StoppingError
 from service.queue.incidents import KEPT, Incidents
-from service.queue.job import Job, Progress
+from service.queue.job import Job
+from service.queue.job_reader import Filter
 from service.queue.lease import Lease, LeaseLostError, is_held
 from service.queue.requests import Check
-from service.queue.store import Filter, JobStore, Limits
+from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, incidents, jobs
 from tests.service.api.api_app import Api, api
 
@@ -37,7 +39,7 @@ class Failing:
             raise error
 
 
-def test_a_part_that_fails_pauses_and_is_noted_with_one_traceback(
+def test_a_part_that_fails_pauses_and_is_recorded_with_one_traceback(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = [0.0]
@@ -45,7 +47,7 @@ def test_a_part_that_fails_pauses_and_is_noted_with_one_traceback(
     action = Failing(*(UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates") for _ in range(3)), None, None)
     part = Part("Arrivals", action, Incidents(database))
     with caplog.at_level(logging.ERROR):
-        for second in range(8):  # fails at 0, 1 and 3, works at 7
+        for second in range(8):  # it fails at 0, 1 and 3, and succeeds at 7
             clock[0] = float(second)
             part.run()
     assert action.calls == 4
@@ -54,10 +56,10 @@ def test_a_part_that_fails_pauses_and_is_noted_with_one_traceback(
     assert Incidents(database).last("error").startswith("Arrivals: UnicodeEncodeError")
     clock[0] = 8.0
     part.run()
-    assert action.calls == 5  # no pause after it worked
+    assert action.calls == 5  # no pause after a success
 
 
-def test_a_dispatcher_that_is_to_stop_does_not_go_on(database: Database) -> None:
+def test_a_part_does_not_catch_the_stop_of_the_dispatcher(database: Database) -> None:
     with pytest.raises(StoppingError):
         Part("x", Failing(StoppingError()), Incidents(database)).run()
 
@@ -72,18 +74,18 @@ def test_incidents_are_bounded(database: Database) -> None:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Api:
-    own = api(tmp_path)
-    assert Lease(own.store.database, "dispatcher", "me", 60).take()
-    return own
+    service = api(tmp_path)
+    assert Lease(service.store.database, "dispatcher", "me", 60).take()
+    return service
 
 
-def test_a_dispatcher_that_keeps_dying_is_not_ready_though_it_holds_the_lease(served: Api) -> None:
-    own = Incidents(served.store.database)
+def test_a_dispatcher_that_keeps_crashing_is_not_ready_although_it_holds_the_lease(served: Api) -> None:
+    incidents_of_dispatcher = Incidents(served.store.database)
     for _ in range(3):
-        own.add("start")
+        incidents_of_dispatcher.add("start")
     assert served.http.get("/readyz").status_code == 200
-    own.add("error", "Arrivals: KeyError: 'x'")
-    own.add("start")
+    incidents_of_dispatcher.add("error", "Arrivals: KeyError: 'x'")
+    incidents_of_dispatcher.add("start")
     answer = served.http.get("/readyz")
     assert answer.status_code == 503
     assert "started 4 times in 10 minutes without an orderly stop" in answer.json()["detail"]
@@ -91,15 +93,15 @@ def test_a_dispatcher_that_keeps_dying_is_not_ready_though_it_holds_the_lease(se
     assert "magnet_dispatcher_restarts 3.0" in served.http.get("/metrics").text
 
 
-def test_orderly_restarts_and_old_deaths_do_not_count(served: Api) -> None:
-    own = Incidents(served.store.database)
+def test_orderly_restarts_and_old_crashes_do_not_count(served: Api) -> None:
+    incidents_of_dispatcher = Incidents(served.store.database)
     for _ in range(5):
-        own.add("start")
+        incidents_of_dispatcher.add("start")
     with served.store.database.writing() as connection:
         connection.execute(incidents.update().values(at_s=time.time() - incidents_module.RESTART_WINDOW_S - 1))
     for _ in range(5):
-        own.add("start")
-        own.add("stop")
+        incidents_of_dispatcher.add("start")
+        incidents_of_dispatcher.add("stop")
     assert served.http.get("/readyz").status_code == 200
 
 
@@ -112,7 +114,7 @@ def test_a_loop_that_keeps_failing_is_not_ready(served: Api) -> None:
     assert "magnet_dispatcher_errors 4.0" in served.http.get("/metrics").text
 
 
-def begun(store: JobStore) -> Job:
+def started_job(store: JobStore) -> Job:
     store.add(Check(manifest="/m.csv"), "ada")
     [job] = store.admit(ALL)
     return job
@@ -122,15 +124,15 @@ def test_every_write_of_a_dispatcher_whose_lease_went_to_another_is_refused(data
     stale = Lease(database, "dispatcher", "stale", 0.0)
     assert stale.take()
     store = JobStore(database, fence=stale.require)
-    job = begun(store)
+    job = started_job(store)
     assert Lease(database, "dispatcher", "new", 60.0).take()
     before = store.job(job.id)
     writes = [
         lambda: store.admit(ALL),
         lambda: store.running(job.id, 1),
         lambda: store.beat(job.id, 1, Progress(done=1)),
-        lambda: store.describe(job.id, 1, "x"),
-        lambda: store.waiting(job.id, 1, "x"),
+        lambda: store.set_activity(job.id, 1, "x"),
+        lambda: store.mark_waiting(job.id, 1, "x"),
         lambda: store.end(job.id, 1, state="failed", reason="x", exit_code=1),
         lambda: store.again(job.id, 1, reason="x", exit_code=1, wait_s=0),
         lambda: store.expire(time.time()),
@@ -145,19 +147,19 @@ def test_every_write_of_a_dispatcher_whose_lease_went_to_another_is_refused(data
     assert len(store.page(Filter())) == 1
 
 
-def test_a_lease_that_ended_but_went_to_nobody_is_still_good(database: Database) -> None:
+def test_a_lease_that_ended_is_valid_until_another_process_takes_it(database: Database) -> None:
     lease = Lease(database, "dispatcher", "me", 0.0)
     assert lease.take()
     assert not is_held(database, "dispatcher")
-    assert begun(JobStore(database, fence=lease.require)).state == "starting"
+    assert started_job(JobStore(database, fence=lease.require)).state == "starting"
 
 
-def test_a_waiting_job_of_an_unknown_kind_fails_and_holds_up_no_other(database: Database) -> None:
+def test_a_waiting_job_of_an_unknown_kind_fails_and_delays_no_other(database: Database) -> None:
     store = JobStore(database)
     strange, _ = store.add(Check(manifest="/m.csv"), "ada")
     with database.writing() as connection:
         connection.execute(jobs.update().values(kind="dream"))
-    good = begun(store)
+    good = started_job(store)
     assert good.id != strange.id
     assert store.job(strange.id).state == "failed"
     assert "'dream'" in (store.job(strange.id).reason or "")
@@ -168,13 +170,13 @@ def test_a_job_that_is_cancelled_while_it_is_admitted_stays_cancelled(database: 
     job, _ = store.add(Check(manifest="/m.csv"), "ada")
     store.cancel(job.id)
     with database.writing() as connection:
-        assert store._begin(connection, job.id, time.time()) is None
+        assert store._start_attempt(connection, job.id, time.time()) is None
     assert store.job(job.id).state == "cancelled"
 
 
 def test_text_that_a_database_refuses_is_cleaned(database: Database) -> None:
     store = JobStore(database)
-    job = begun(store)
+    job = started_job(store)
     store.end(job.id, 1, state="failed", reason="a\0b \ud800", exit_code=1)
     assert store.job(job.id).reason == "ab ?"
 

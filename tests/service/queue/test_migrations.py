@@ -1,4 +1,4 @@
-"""The queue's tables through their versions: nothing is lost, and a kill leaves one version or the other."""
+"""Migrations of the tables: no row is lost, and a kill leaves either the old or the new version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from alembic.runtime.migration import MigrationContext
 from service.errors import UsageError
 from service.queue import tables
 from service.queue.job import STATES
-from service.queue.store import Filter, JobStore, Limits
+from service.queue.job_reader import Filter
+from service.queue.store import JobStore, Limits
 from service.queue.tables import METADATA, MIGRATIONS, Database, DatabaseAwayError, DatabaseCorruptError
 from tests.postgres import postgres
 
@@ -40,7 +41,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def make_version_1(url: str) -> dict[str, list[tuple[object, ...]]]:
-    """Tables as the first version of the program made them, with a job in every state; their rows."""
+    """Make the tables of the program's first version, with a job in every state; return their rows."""
     engine = sa.create_engine(url)
     scripts = Config()
     scripts.set_main_option("script_location", str(MIGRATIONS))
@@ -96,7 +97,7 @@ def _insert(connection: sa.Connection, table: str, **values: object) -> None:
 
 
 def rows_of(connection: sa.Connection, columns: dict[str, list[str]] | None) -> dict[str, list[tuple[object, ...]]]:
-    """The rows of the old tables, of some columns or all."""
+    """Return the rows of the old tables, with some columns or all."""
     names = columns or columns_of(connection)
     read = {table: sa.text(f"SELECT {', '.join(names[table])} FROM {table} ORDER BY 1") for table in OLD}
     return {table: [tuple(row) for row in connection.execute(query)] for table, query in read.items()}
@@ -125,14 +126,14 @@ def test_a_database_of_the_first_version_is_upgraded_and_nothing_is_lost(url: st
     store = JobStore(database)
     assert {job.state for job in store.page(Filter())} == set(STATES)
     assert {job.groups for job in store.page(Filter())} == {"[]"}
-    [begun] = store.admit(Limits({"check": 9}, 9))  # the one that waited runs
-    assert (begun.id, begun.attempt) == ("check-0", 2)
+    [started] = store.admit(Limits({"check": 9}, 9))  # the job that waited starts
+    assert (started.id, started.attempt) == ("check-0", 2)
     database.close()
     Database(url).close()  # opening again changes nothing
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_the_tables_are_those_that_the_code_describes(url: str, old: bool) -> None:
+def test_the_tables_match_the_code(url: str, old: bool) -> None:
     if old:
         make_version_1(url)
     database = Database(url)
@@ -154,13 +155,18 @@ def test_the_audit_table_refuses_changes(url: str) -> None:
     database.close()
 
 
-def test_several_processes_that_open_at_once_all_find_the_new_version(url: str) -> None:
+def test_several_processes_that_open_at_once_all_get_the_new_version(url: str) -> None:
     make_version_1(url)
-    words = [sys.executable, "-c", "import sys; from service.queue.tables import Database; Database(sys.argv[1])", url]
-    processes = [subprocess.Popen(words, stderr=subprocess.PIPE) for _ in range(3)]
+    command_line = [
+        sys.executable,
+        "-c",
+        "import sys; from service.queue.tables import Database; Database(sys.argv[1])",
+        url,
+    ]
+    processes = [subprocess.Popen(command_line, stderr=subprocess.PIPE) for _ in range(3)]
     for process in processes:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
 
 
 DIE = """if True:
@@ -177,7 +183,7 @@ DIE = """if True:
 
 
 @pytest.mark.parametrize("step", ["create_table", "execute"])
-def test_a_kill_in_the_middle_leaves_the_old_version_whole(url: str, step: str) -> None:
+def test_a_kill_during_a_migration_leaves_the_old_version_whole(url: str, step: str) -> None:
     before = make_version_1(url)
     process = subprocess.run([sys.executable, "-c", DIE, url, step], timeout=120, check=False)
     assert process.returncode == -signal.SIGKILL
@@ -190,7 +196,7 @@ def test_a_kill_in_the_middle_leaves_the_old_version_whole(url: str, step: str) 
     Database(url).close()
 
 
-def test_a_newer_version_is_refused_with_what_to_do(url: str) -> None:
+def test_a_newer_version_is_refused_and_the_message_says_what_to_do(url: str) -> None:
     database = Database(url)
     with database.writing() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
@@ -200,8 +206,8 @@ def test_a_newer_version_is_refused_with_what_to_do(url: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["no database", "damaged page"])
-def test_a_damaged_file_is_an_error_of_its_own(tmp_path: Path, damage: str) -> None:
-    """It is not waited for, as for a server that is unavailable."""
+def test_a_corrupt_file_is_a_separate_error(tmp_path: Path, damage: str) -> None:
+    """The program does not wait for it, as it does for an unavailable server."""
     path = tmp_path / "queue.db"
     if damage == "no database":
         path.write_bytes(b"this is a text file, not a database\n" * 200)

@@ -1,4 +1,4 @@
-"""Jobs that ended long ago are forgotten, and nothing else is."""
+"""Removal of jobs that are deleted or expired, and of nothing else."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from service import storage
 from service.errors import NotFoundError, StorageError
 from service.queue import retention as module
 from service.queue.attempt_folder import Beat, attempt_folder
+from service.queue.job_reader import Filter
 from service.queue.job_rows import ConflictError
 from service.queue.requests import Check
 from service.queue.retention import Retention
-from service.queue.store import Filter, JobStore, Limits
+from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, jobs
 from service.settings.service import ServiceSettings
 
 DAY_S = 86400
 
 
-class Own:
+class Rig:
     def __init__(self, folder: Path, keep_days: float | None) -> None:
         self.settings = ServiceSettings(storage=str(folder), keep_days=keep_days)
         self.store = JobStore(Database(self.settings.database_url))
         self.forgotten: list[tuple[str, int]] = []
         self.retention = Retention(self.store, self.settings, lambda *attempt: self.forgotten.append(attempt))
 
-    def ended(self, days_ago: float) -> str:
-        """A job with a log and scores that ended so long ago."""
+    def add_ended_job(self, days_ago: float) -> str:
+        """Add a job with a log and scores that ended some days ago; return its id."""
         self.store.add(Check(manifest="/m.csv"), "ada")
         [job] = self.store.admit(Limits({"check": 9}, 9))
         folder = attempt_folder(self.settings.job_folder("ada", job.id), 1)
@@ -48,76 +49,76 @@ class Own:
         return [str(Path(uri).relative_to(folder)) for uri in storage.list_uris(folder)]
 
 
-def test_rows_logs_and_attempts_go_and_results_stay(tmp_path: Path) -> None:
-    own = Own(tmp_path, keep_days=30)
-    old, new = own.ended(31), own.ended(29)
-    own.retention.tick()
-    assert [job.id for job in own.store.page(Filter())] == [new]
-    assert (own.store.attempts(old), own.store.events(old), own.forgotten) == ([], [], [(old, 1)])
+def test_rows_and_logs_of_an_expired_job_are_removed_and_results_stay(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, keep_days=30)
+    old, new = rig.add_ended_job(31), rig.add_ended_job(29)
+    rig.retention.tick()
+    assert [job.id for job in rig.store.page(Filter())] == [new]
+    assert (rig.store.attempts(old), rig.store.events(old), rig.forgotten) == ([], [], [(old, 1)])
     with pytest.raises(NotFoundError):
-        own.store.job(old)
-    assert own.files(old) == ["scores/scores.csv"]
+        rig.store.job(old)
+    assert rig.files(old) == ["scores/scores.csv"]
     assert not (tmp_path / "users/ada/jobs" / old / "attempts").exists()
-    assert len(own.files(new)) == 4
+    assert len(rig.files(new)) == 4
 
 
-def test_a_job_that_has_not_ended_is_kept_however_old(tmp_path: Path) -> None:
-    own = Own(tmp_path, keep_days=30)
-    own.store.add(Check(manifest="/m.csv"), "ada")
-    with own.store.database.writing() as connection:
+def test_a_job_that_has_not_ended_never_expires(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, keep_days=30)
+    rig.store.add(Check(manifest="/m.csv"), "ada")
+    with rig.store.database.writing() as connection:
         connection.execute(jobs.update().values(created_s=0.0, due_s=0.0))
-    own.retention.tick()
-    assert len(own.store.page(Filter())) == 1
+    rig.retention.tick()
+    assert len(rig.store.page(Filter())) == 1
 
 
-def test_nothing_is_forgotten_where_that_is_off(tmp_path: Path) -> None:
-    own = Own(tmp_path, keep_days=None)
-    old = own.ended(10_000)
-    own.retention.tick()
-    assert own.store.job(old).state == "done"
+def test_nothing_expires_without_keep_days(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, keep_days=None)
+    old = rig.add_ended_job(10_000)
+    rig.retention.tick()
+    assert rig.store.job(old).state == "done"
 
 
-def test_one_that_was_queued_again_in_time_stays(tmp_path: Path) -> None:
-    own = Own(tmp_path, keep_days=30)
-    old = own.ended(31)
-    with own.store.database.writing() as connection:
+def test_a_job_that_was_queued_again_in_time_stays(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, keep_days=30)
+    old = rig.add_ended_job(31)
+    with rig.store.database.writing() as connection:
         connection.execute(jobs.update().values(state="failed"))
-    own.store.retry(old)
-    own.retention.tick()
-    assert own.store.job(old).state == "queued"
+    rig.store.retry(old)
+    rig.retention.tick()
+    assert rig.store.job(old).state == "queued"
 
 
-def test_one_that_is_being_removed_cannot_be_queued_again(tmp_path: Path) -> None:
-    """Else its new attempt would lose its files."""
-    own = Own(tmp_path, keep_days=30)
-    old = own.ended(31)
-    with own.store.database.writing() as connection:
+def test_a_job_that_is_being_removed_cannot_be_queued_again(tmp_path: Path) -> None:
+    """Otherwise its new attempt would lose its files."""
+    rig = Rig(tmp_path, keep_days=30)
+    old = rig.add_ended_job(31)
+    with rig.store.database.writing() as connection:
         connection.execute(jobs.update().values(state="failed"))
-    own.store.expire(time.time() - 30 * DAY_S)
+    rig.store.expire(time.time() - 30 * DAY_S)
     with pytest.raises(ConflictError, match="being deleted"):
-        own.store.retry(old)
+        rig.store.retry(old)
 
 
-def test_a_deleted_job_goes_with_results_and_checkpoints_and_no_other_does(tmp_path: Path) -> None:
-    own = Own(tmp_path, keep_days=None)
-    deleted, other = own.ended(0), own.ended(0)
+def test_a_deleted_job_loses_results_and_checkpoints_and_no_other_job_does(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, keep_days=None)
+    deleted, other = rig.add_ended_job(0), rig.add_ended_job(0)
     for job_id in (deleted, other):
-        storage.write_bytes(f"{own.settings.runs('ada')}/{job_id}/checkpoint", b"x")
-    own.store.request_deletion(deleted)
-    own.retention.tick()
-    assert [job.id for job in own.store.page(Filter())] == [other]
-    assert (own.files(deleted), len(own.files(other))) == ([], 4)
-    assert storage.list_uris(own.settings.runs("ada")) == [f"{own.settings.runs('ada')}/{other}/checkpoint"]
+        storage.write_bytes(f"{rig.settings.runs('ada')}/{job_id}/checkpoint", b"x")
+    rig.store.request_deletion(deleted)
+    rig.retention.tick()
+    assert [job.id for job in rig.store.page(Filter())] == [other]
+    assert (rig.files(deleted), len(rig.files(other))) == ([], 4)
+    assert storage.list_uris(rig.settings.runs("ada")) == [f"{rig.settings.runs('ada')}/{other}/checkpoint"]
 
 
 def test_a_job_that_has_not_ended_is_not_deleted(tmp_path: Path) -> None:
-    own = Own(tmp_path, keep_days=None)
-    own.store.add(Check(manifest="/m.csv"), "ada")
-    [job] = own.store.admit(Limits({"check": 9}, 9))
+    rig = Rig(tmp_path, keep_days=None)
+    rig.store.add(Check(manifest="/m.csv"), "ada")
+    [job] = rig.store.admit(Limits({"check": 9}, 9))
     with pytest.raises(ConflictError, match="is starting; cancel it first"):
-        own.store.request_deletion(job.id)
-    own.retention.tick()
-    assert own.store.job(job.id).state == "starting"
+        rig.store.request_deletion(job.id)
+    rig.retention.tick()
+    assert rig.store.job(job.id).state == "starting"
 
 
 @pytest.mark.parametrize("step", ["delete_all", "forget_attempt", "forget"])
@@ -125,12 +126,12 @@ def test_a_job_that_has_not_ended_is_not_deleted(tmp_path: Path) -> None:
 def test_a_deletion_that_was_killed_is_completed_by_the_next_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str
 ) -> None:
-    own = Own(tmp_path, keep_days=None)
-    own.store.request_deletion(own.ended(0))
+    rig = Rig(tmp_path, keep_days=None)
+    rig.store.request_deletion(rig.add_ended_job(0))
     places: dict[str, tuple[object, str]] = {
         "delete_all": (storage, "delete_all"),
-        "forget_attempt": (own.retention, "_forget_attempt"),
-        "forget": (own.store, "forget"),
+        "forget_attempt": (rig.retention, "_forget_attempt"),
+        "forget": (rig.store, "forget"),
     }
     owner, name = places[step]
     real = getattr(owner, name)
@@ -142,26 +143,26 @@ def test_a_deletion_that_was_killed_is_completed_by_the_next_process(
 
     monkeypatch.setattr(owner, name, killed)
     with pytest.raises(KeyboardInterrupt):
-        own.retention.tick()
+        rig.retention.tick()
     monkeypatch.undo()
-    Retention(own.store, own.settings).tick()
-    assert own.store.page(Filter()) == []
-    assert storage.list_uris(own.settings.user_folder("ada")) == []
+    Retention(rig.store, rig.settings).tick()
+    assert rig.store.page(Filter()) == []
+    assert storage.list_uris(rig.settings.user_folder("ada")) == []
 
 
-def test_a_store_that_is_away_puts_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Own(tmp_path, keep_days=30)
-    old, real = own.ended(31), storage.delete_all
+def test_an_unavailable_store_delays_the_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path, keep_days=30)
+    old, real = rig.add_ended_job(31), storage.delete_all
 
-    def away(uri: str) -> None:
+    def unavailable(uri: str) -> None:
         raise StorageError("no answer", uri=uri)
 
-    monkeypatch.setattr(storage, "delete_all", away)
-    own.retention.tick()
-    assert own.store.job(old).state == "done"
+    monkeypatch.setattr(storage, "delete_all", unavailable)
+    rig.retention.tick()
+    assert rig.store.job(old).state == "done"
     monkeypatch.setattr(storage, "delete_all", real)
-    own.retention.tick()
-    assert own.store.job(old).state == "done"  # not at every tick
+    rig.retention.tick()
+    assert rig.store.job(old).state == "done"  # not at every tick
     monkeypatch.setattr(module.time, "monotonic", lambda: 1e12)
-    own.retention.tick()
-    assert own.store.page(Filter()) == []
+    rig.retention.tick()
+    assert rig.store.page(Filter()) == []

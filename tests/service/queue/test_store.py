@@ -1,4 +1,4 @@
-"""The jobs table: every change once, whoever repeats it."""
+"""Operations on the jobs table: each change happens once, even if it is repeated."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service.errors import NotFoundError, UsageError
-from service.queue.job import Progress
+from service.progress.record import Progress
+from service.queue.backoff import Backoff
+from service.queue.job_reader import Filter
 from service.queue.job_rows import ConflictError, TooManyJobsError
 from service.queue.lease import Lease
 from service.queue.requests import Check, Score, from_json
-from service.queue.store import Backoff, Filter, JobStore, Limits
+from service.queue.store import JobStore, Limits
 from service.queue.tables import Database
 from tests.postgres import postgres
 
@@ -22,22 +24,22 @@ ALL = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     if request.param == "sqlite":
-        yield (own := Database(f"sqlite:///{tmp_path_factory.mktemp('queue')}/queue.db"))
-        own.close()
+        yield (opened := Database(f"sqlite:///{tmp_path_factory.mktemp('queue')}/queue.db"))
+        opened.close()
         return
     with postgres() as server:
-        yield (own := Database(server.url))
-        own.close()
+        yield (opened := Database(server.url))
+        opened.close()
 
 
 @pytest.fixture
 def store(database: Database) -> JobStore:
-    own = JobStore(database)
-    for job in own.page(Filter(), limit=500):  # of the tests before
-        own.cancel(job.id)
+    store = JobStore(database)
+    for job in store.page(Filter(), limit=500):  # of the tests before
+        store.cancel(job.id)
         if job.state in ("starting", "running"):
-            own.end(job.id, job.attempt, state="failed", reason=None, exit_code=None)
-    return own
+            store.end(job.id, job.attempt, state="failed", reason=None, exit_code=None)
+    return store
 
 
 def test_a_request_is_kept_as_it_was(store: JobStore) -> None:
@@ -47,21 +49,21 @@ def test_a_request_is_kept_as_it_was(store: JobStore) -> None:
     assert from_json(store.job(job.id).request) == request
 
 
-def test_one_key_makes_one_job_however_many_ask_at_once(store: JobStore) -> None:
+def test_one_key_makes_one_job_for_many_submissions_at_once(store: JobStore) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: store.add(Check(manifest="/m"), "ada", idempotency_key="same"), range(16)))
     assert len({job.id for job, _ in made}) == 1
     assert sum(new for _, new in made) == 1
 
 
-def test_an_attempt_begins_runs_and_ends_once(store: JobStore) -> None:
+def test_an_attempt_starts_runs_and_ends_once(store: JobStore) -> None:
     job, _ = store.add(Check(manifest="/m"), "ada")
-    assert [begun.id for begun in store.admit(ALL)] == [job.id]
+    assert [started.id for started in store.admit(ALL)] == [job.id]
     assert store.admit(ALL) == []
     store.running(job.id, 1)
     store.running(job.id, 1)
     store.beat(job.id, 1, Progress(done=3, total=4, eta_s=5.0, activity="scoring"))
-    store.beat(job.id, 1, Progress(mlflow_run="ab"))  # what it does not tell stays
+    store.beat(job.id, 1, Progress(mlflow_run="ab"))  # what a record lacks stays
     shown = store.job(job.id)
     assert (shown.state, shown.done, shown.total, shown.mlflow_run) == ("running", 3, 4, "ab")
     store.end(job.id, 1, state="done", reason=None, exit_code=0)
@@ -70,7 +72,7 @@ def test_an_attempt_begins_runs_and_ends_once(store: JobStore) -> None:
     assert [event.state for event in store.events(job.id)] == ["queued", "starting", "running", "done"]
 
 
-def test_a_late_word_of_an_earlier_attempt_changes_nothing(store: JobStore) -> None:
+def test_a_late_report_of_an_earlier_attempt_changes_nothing(store: JobStore) -> None:
     job, _ = store.add(Check(manifest="/m"), "ada")
     store.admit(ALL)
     store.again(job.id, 1, reason="killed", exit_code=None, wait_s=0)
@@ -80,7 +82,7 @@ def test_a_late_word_of_an_earlier_attempt_changes_nothing(store: JobStore) -> N
     assert (store.job(job.id).state, store.job(job.id).done) == ("starting", None)
 
 
-def test_a_job_that_waits_for_its_next_attempt_is_not_admitted_before(store: JobStore) -> None:
+def test_a_job_is_not_admitted_before_its_next_attempt_is_due(store: JobStore) -> None:
     job, _ = store.add(Check(manifest="/m"), "ada")
     store.admit(ALL)
     store.again(job.id, 1, reason="killed", exit_code=None, wait_s=60)
@@ -97,7 +99,7 @@ def test_a_running_job_is_cancelled_by_a_flag_and_an_ended_one_not_at_all(store:
     assert store.cancel(job.id).state == "cancelled"
 
 
-def test_a_retry_by_hand_goes_on_counting_and_gives_new_attempts(store: JobStore) -> None:
+def test_a_retry_by_hand_continues_the_numbers_and_gives_new_attempts(store: JobStore) -> None:
     job, _ = store.add(Check(manifest="/m"), "ada", max_attempts=1)
     store.admit(ALL)
     assert store.job(job.id).attempts_left == 0
@@ -120,7 +122,7 @@ def test_a_retry_by_hand_counts_against_the_quota(store: JobStore) -> None:
     assert store.retry(failed.id, max_queued=2).state == "queued"
 
 
-def test_what_is_not_there_or_out_of_range_is_told(store: JobStore) -> None:
+def test_a_missing_job_and_a_priority_out_of_range_are_refused(store: JobStore) -> None:
     with pytest.raises(NotFoundError, match="no job x"):
         store.cancel("x")
     job, _ = store.add(Check(manifest="/m"), "ada")
@@ -128,17 +130,17 @@ def test_what_is_not_there_or_out_of_range_is_told(store: JobStore) -> None:
         store.set_priority(job.id, 11)
 
 
-def test_a_lease_has_one_holder_and_falls_to_another_when_it_ends(database: Database) -> None:
+def test_a_lease_has_one_holder_and_another_takes_it_when_it_ends(database: Database) -> None:
     first, second, third = (Lease(database, "x", name, seconds) for name, seconds in (("1", 0.0), ("2", 60), ("3", 60)))
     assert first.take()
-    assert second.take()  # the first one's has ended
+    assert second.take()  # the lease of the first one has ended
     assert not third.take()
     assert second.take()
     second.give_back()
     assert third.take()
 
 
-def test_waits_double_up_to_the_longest() -> None:
+def test_waits_double_up_to_a_bound() -> None:
     backoff = Backoff(first_s=10, most_s=60)
     for num_failed, longest_s in ((1, 10), (2, 20), (3, 40), (4, 60), (5000, 60)):
         assert longest_s / 2 <= backoff.wait_s(num_failed) <= longest_s

@@ -1,4 +1,4 @@
-"""The line that says why a command failed."""
+"""The reason of a failure, from the output of a command that did not record its error."""
 
 from __future__ import annotations
 
@@ -35,41 +35,36 @@ scoring:  45%|####      | 5/11 [00:10<00:12, 1.2s/slide]
 
 
 def reason(*texts: str, killed: bool = False) -> str:
-    own = Reason()
+    collected = Reason()
     for line in "".join(texts).splitlines():
-        own.take(line)
-    return own.text(killed=killed)
+        collected.take(line)
+    return collected.text(killed=killed)
 
 
-def test_the_jobs_own_error_comes_before_exceptions_and_last_lines() -> None:
-    assert reason("error: no such slide\n", TRACEBACK, NATIVE, RAY, "bye\n") == "no such slide"
-
-
-def test_of_several_problems_the_first_one_is_named() -> None:
-    lines = ("error: m.csv: 2 problems\n", "  row 2, column uri: is empty\n", "  row 3: has 1 cells\n")
-    assert reason(*lines) == "m.csv: 2 problems: row 2, column uri: is empty"
-
-
-def test_then_the_exception_and_then_the_last_line() -> None:
+def test_an_exception_comes_before_the_last_line() -> None:
     assert reason("epoch 3 done\n", TRACEBACK, RAY, NATIVE, "bye\n").startswith("ray.exceptions.ActorDiedError: The")
     assert reason("epoch 3 done\n", RAY, NATIVE) == "epoch 3 done"
     assert reason(RAY, NATIVE) == ""
 
 
-def test_a_worker_that_ray_names_is_quoted_without_its_name() -> None:
+def test_the_last_line_is_quoted_without_the_word_error() -> None:
+    assert reason("step 3/9\n", "error: no such slide\n", RAY) == "no such slide"
+
+
+def test_the_line_of_a_worker_is_quoted_without_the_name_of_its_process() -> None:
     assert reason("(RayTrainWorker pid=7, ip=10.0.0.2) KeyError: 'x'\n", RAY) == "KeyError: 'x'"
 
 
-def test_of_a_crash_python_itself_says_what_it_was() -> None:
+def test_a_crash_in_native_code_is_named_as_python_names_it() -> None:
     assert reason("Fatal Python error: Segmentation fault\n", NATIVE) == "Fatal Python error: Segmentation fault"
 
 
-def test_an_error_before_a_kill_is_not_its_reason() -> None:
-    assert reason("error: retried\n", "step 3/9\n", RAY, killed=True) == "step 3/9"
+def test_an_exception_before_a_kill_is_not_the_reason() -> None:
+    assert reason("KeyError: 'x'\n", "step 3/9\n", RAY, killed=True) == "step 3/9"
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "reason"),
     [
         (137, "killed by SIGKILL, as when memory runs out; last output: step 3"),
         (139, "killed by SIGSEGV, a crash in native code; last output: step 3"),
@@ -79,5 +74,5 @@ def test_an_error_before_a_kill_is_not_its_reason() -> None:
         (255, None),
     ],
 )
-def test_signals_are_named_with_what_they_come_from(code: int, said: str | None) -> None:
-    assert signal_reason(code, "step 3") == said
+def test_a_signal_is_named_with_its_usual_cause(code: int, reason: str | None) -> None:
+    assert signal_reason(code, "step 3") == reason

@@ -1,4 +1,4 @@
-"""Secrets kept out of logs, in whatever form they are printed."""
+"""Masking of secrets in logs, in every form in which they may be printed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from service.supervisor import secrets
+from service.supervisor.command_log import LONGEST_LINE, CommandLog
 from service.supervisor.secrets import Mask, MaskingFilter
-from service.supervisor.supervisor import LONGEST_LINE, Log
 
 TOKEN = "s3cr+t/tok en=Val\u00fce"
 
@@ -33,9 +33,8 @@ def test_a_secret_is_masked_as_it_is_in_base64_at_any_offset_and_in_urls(name: s
     for encoded in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()):
         masked = mask(f"Authorization: Basic {encoded}")
         assert "***" in masked
-        assert (
-            len(masked.partition("Basic ")[2]) <= len("***") + 2 * 8
-        )  # what is left holds no more than its neighbours
+        # The characters that are left encode its neighbours as well.
+        assert len(masked.partition("Basic ")[2]) <= len("***") + 2 * 8
 
 
 def test_the_contents_of_files_that_the_environment_names_are_masked(tmp_path: Path) -> None:
@@ -60,14 +59,14 @@ def test_the_contents_of_files_that_the_environment_names_are_masked(tmp_path: P
     assert mask("[default] service_account") == "[default] service_account"
 
 
-def test_rays_own_token_file_is_masked_though_nothing_names_it(tmp_path: Path) -> None:
+def test_the_token_in_rays_default_file_is_masked(tmp_path: Path) -> None:
     (tmp_path / "home" / ".ray").mkdir(parents=True)
     (tmp_path / "home" / ".ray" / "auth_token").write_text("defaulttoken-0123")
     assert Mask({})("token defaulttoken-0123") == "token ***"
 
 
-def test_files_that_cannot_be_read_or_are_large_mask_nothing(tmp_path: Path) -> None:
-    (tmp_path / "large").write_bytes(b"x" * (secrets.BIGGEST_BYTES + 1))
+def test_files_that_cannot_be_read_or_are_large_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"x" * (secrets.MAX_FILE_BYTES + 1))
     for path in (str(tmp_path / "large"), str(tmp_path), "/no/such/file", "~nobody-here/x", "\0"):
         assert Mask({"SOME_TOKEN_FILE": path})("an ordinary line") == "an ordinary line"
 
@@ -75,7 +74,7 @@ def test_files_that_cannot_be_read_or_are_large_mask_nothing(tmp_path: Path) -> 
 @pytest.mark.parametrize("shift", range(-25, 6))
 def test_a_secret_is_masked_wherever_a_long_line_or_the_pipe_is_cut(tmp_path: Path, shift: int) -> None:
     reading, writing = os.pipe()
-    log = Log(Mask({"MY_TOKEN": "0123456789abcdefghij"}))
+    log = CommandLog(Mask({"MY_TOKEN": "0123456789abcdefghij"}))
     line = b"." * (LONGEST_LINE + shift) + b"0123456789abcdefghij" + b"." * LONGEST_LINE
     if os.fork() == 0:
         os.write(writing, line[:65536]) and os.write(writing, line[65536:])

@@ -1,1 +1,1 @@
-"""Steps from one version of the tables to the next."""
+"""The migrations: each file changes the tables from one version to the next."""

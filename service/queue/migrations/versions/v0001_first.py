@@ -1,4 +1,4 @@
-"""The tables as they were first: jobs, attempts, events, tokens, watches and schedules, leases."""
+"""The first tables: jobs, attempts, events, tokens, watches and schedules, leases."""
 
 from __future__ import annotations
 

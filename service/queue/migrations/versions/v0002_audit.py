@@ -17,7 +17,7 @@ REFUSE_POSTGRES = (
 
 
 def upgrade() -> None:
-    """Add columns and tables; forget how versions were counted before."""
+    """Add columns and tables; remove the table of versions from before Alembic."""
     op.add_column("jobs", Column("moved_s", Float))
     op.add_column("jobs", Column("delete_requested", Integer, nullable=False, server_default="0"))
     op.add_column("jobs", Column("groups", Text, nullable=False, server_default="[]"))
