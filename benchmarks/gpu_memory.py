@@ -22,8 +22,9 @@ import torch
 from magnet.fake_slide import formula_fetch, waves
 from magnet.plan import Cut
 from magnet.zoom import MagNet
-from ray_jobs.training.fit import predicted, ways
+from ray_jobs.training.fit import batch_cuts, predict_memory
 from ray_jobs.training.learner import Learner, TooLargeError
+from ray_jobs.training.micro_batch import StepInput
 from service.settings.train import TrainSettings, train_settings
 
 SIDE_PX = 110_000
@@ -38,16 +39,19 @@ def last_steps(settings: TrainSettings, cut: Cut, device: torch.device) -> None:
     size = cut.micro_batch
     label_B = torch.arange(size) % 2.0
     fetch = formula_fetch([SLIDE] * size, [SIDE_PX] * size)
-    portions = [(index, np.full(size, float(SIDE_PX)), fetch, label_B) for index in range(cut.per_worker)]
+    side_px_B = np.full(size, float(SIDE_PX))
+    inputs = [
+        StepInput(index=index, side_px_B=side_px_B, fetch=fetch, label_B=label_B) for index in range(cut.per_worker)
+    ]
     learner = Learner(MagNet(settings.model, to_be_loaded=True).to(device), settings.recipe, NUM_STEPS)
     with ThreadPoolExecutor(settings.model.zoom.num_in_flight) as pool:
         for step in (NUM_STEPS - 2, NUM_STEPS - 1):
-            learner.step(step, portions, pool)
+            learner.step(step, inputs, pool)
 
 
 def compared(settings: TrainSettings, cut: Cut, device: torch.device) -> dict[str, Any]:
     """A micro-batch's row; running out of memory is a result too."""
-    guess = predicted(settings, cut).peak_bytes
+    guess = predict_memory(settings, cut).peak_bytes
     row = {"micro_batch": cut.micro_batch, "predicted_gb": round(guess / 1e9, 3)}
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -83,7 +87,7 @@ def main() -> None:
     device = torch.device("cuda")
     about |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     rows = []
-    for cut in ways(settings):
+    for cut in batch_cuts(settings):
         rows.append(compared(settings, cut, device))
         if not args.json:
             print(rows[-1], flush=True)

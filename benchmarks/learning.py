@@ -17,7 +17,7 @@ from magnet.metrics import auroc_by_stratum
 from magnet.regions import to_level0
 from magnet.views import tissue_mask
 from magnet.zoom import MagNet
-from ray_jobs.training.bare_loop import train
+from ray_jobs.training.bare_loop import train_bare
 from ray_jobs.training.evaluate import zooms_of
 from service.cohort.manifest import Slide, load_manifest
 from service.cohort.outlines import HIT, Outlines, covered, read_outlines
@@ -114,7 +114,7 @@ def default_cohort(folder: Path, num_slides: int, side_px: int, jobs: int) -> Pa
 def steps_within(minutes: float, settings: TrainSettings, world: World, make: Callable[[], MagNet]) -> int:
     """Steps that one core trains in so many minutes of CPU time, by a short trial."""
     began: list[float] = []
-    train(
+    train_bare(
         make(),
         settings.recipe,
         world.train,
@@ -132,7 +132,7 @@ def magnet_arm(
     model = _seeded(settings, lambda: MagNet(settings.model))
     watch = None if after_step is None else (lambda done, _: after_step(done, model))
     began = time.process_time()
-    train(model, settings.recipe, world.train, world.reader, steps, watch)
+    train_bare(model, settings.recipe, world.train, world.reader, steps, watch)
     cpu_s = time.process_time() - began
     judged = judge(model, world)
     judged.cpu_s, judged.steps = cpu_s, steps
@@ -147,7 +147,7 @@ def random_arm(settings: TrainSettings, world: World, magnet: Judged) -> Judged:
     steps = steps_within(magnet.cpu_s / 60, settings, world, make)
     model = _seeded(settings, make)
     began = time.process_time()
-    train(model, settings.recipe, world.train, world.reader, steps)
+    train_bare(model, settings.recipe, world.train, world.reader, steps)
     cpu_s = time.process_time() - began
     judged = judge(model, world, seed=settings.recipe.seed)
     judged.cpu_s, judged.steps = cpu_s, steps
@@ -159,7 +159,7 @@ def thumbnail_arm(settings: TrainSettings, world: World, steps: int) -> Judged:
     settings = _without_value(settings)
     model = _seeded(settings, lambda: Thumbnail(settings.model))
     began = time.process_time()
-    train(model, settings.recipe, world.train, world.reader, steps)
+    train_bare(model, settings.recipe, world.train, world.reader, steps)
     cpu_s = time.process_time() - began
     judged = judge(model, world)
     judged.cpu_s, judged.steps = cpu_s, steps

@@ -40,8 +40,10 @@ from ray_jobs.cluster.processes import free_port, started
 from ray_jobs.models import checkpoints
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.tracking import mlflow_run
-from ray_jobs.training import bare_loop, worker
-from ray_jobs.training import driver as training
+from ray_jobs.training import bare_loop
+from ray_jobs.training.driver import run_workers
+from ray_jobs.training.task import Task
+from ray_jobs.training.worker import run_worker
 from service import storage
 from service.cohort.manifest import Manifest, load_manifest
 from service.settings.train import TrainSettings, train_settings
@@ -87,7 +89,7 @@ def bare(case: Case) -> float:
     ends: list[float] = []
     torch.manual_seed(0)
     with RegionReader(settings.compute.tile_cache_mb << 20, settings.compute.reader_threads) as reader:
-        bare_loop.train(
+        bare_loop.train_bare(
             paced(case.ms_per_slide)(settings.model, to_be_loaded=True),
             settings.recipe,
             case.manifest.slides,
@@ -106,9 +108,9 @@ def through_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
     uri, name = mlflow_run.tracking_uri(str(folder)), "run"
     run_id, _ = mlflow_run.start_run(uri, experiment="benchmark", name=name, storage=str(folder))
     job = storage.join(str(folder), name)
-    task = worker.Task(settings, case.manifest.slides, (), uri, run_id, job)
+    task = Task(settings, case.manifest.slides, (), uri, run_id, job)
     # a job without its checks and registry
-    training.fit(task, name, str(folder), partial(worker.train, network=paced(case.ms_per_slide)))
+    run_workers(task, name, str(folder), partial(run_worker, network=paced(case.ms_per_slide)))
     store = CheckpointStore(job)
     last = store.published()[-1]
     with tempfile.TemporaryDirectory() as place:

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from magnet.memory import PARTS, Memory, num_parameters
 from magnet.plan import TileGuess, expected_reads, warnings
 from ray_jobs.command_line import command
-from ray_jobs.training.fit import DoesNotFitError, chosen, fits, predicted, ways
+from ray_jobs.training.fit import (
+    DoesNotFitError,
+    batch_cuts,
+    first_gpu_bytes,
+    fits,
+    predict_memory,
+    select_micro_batch,
+)
 from service import exit_status
 from service.errors import UsageError
 from service.settings.train import TrainSettings, train_settings
@@ -32,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if options.slides_per_second is not None and not options.slides_per_second > 0:
         raise UsageError(f"--slides-per-second {options.slides_per_second}: must be above 0")
     card_gb = settings.compute.gpu_memory_gb if options.gpu_memory is None else command.gigabytes(options.gpu_memory)
-    card_bytes = card_gb * 1e9 if card_gb else own_card_bytes()
+    card_bytes = card_gb * 1e9 if card_gb else first_gpu_bytes()
     _tell_tree(settings, options.config)
     if options.slides_per_second:
         hours = 1000 / options.slides_per_second / 3600
@@ -50,11 +55,6 @@ def main(arguments: list[str]) -> int:
 def schedule_override(schedule: str | None) -> list[str]:
     """``--schedule 3,2,3`` as an override."""
     return [f"model.zoom.schedule=[{schedule}]"] if schedule else []
-
-
-def own_card_bytes() -> int | None:
-    """Memory of this machine's first GPU."""
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,8 +97,8 @@ def _tell_memory(settings: TrainSettings, card_bytes: float | None) -> None:
     print(
         f"{'micro-batch':>11} {'a step':>6} " + " ".join(f"{name:>{_width(name)}}" for name in PARTS) + f" {'peak':>7}"
     )
-    for cut in ways(settings):
-        memory = predicted(settings, cut)
+    for cut in batch_cuts(settings):
+        memory = predict_memory(settings, cut)
         numbers = " ".join(f"{memory.parts[name] / 1e9:>{_width(name)}.2f}" for name in PARTS)
         verdict = "" if card_bytes is None else "  fits" if fits(memory.peak_bytes, card_bytes) else "  too large"
         print(
@@ -109,7 +109,7 @@ def _tell_memory(settings: TrainSettings, card_bytes: float | None) -> None:
 def _tell_choice(settings: TrainSettings, card_bytes: float) -> None:
     recipe = settings.recipe
     try:
-        memory: Memory = chosen(settings, card_bytes)
+        memory: Memory = select_micro_batch(settings, card_bytes)
     except DoesNotFitError as error:
         print(f"card of {card_bytes / 1e9:.1f} GB: {error}")
         return

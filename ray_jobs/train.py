@@ -46,22 +46,22 @@ def main(arguments: list[str]) -> int:
         parser.error("--manifest is required, unless a run is repeated with --rerun")
     settings = train_settings(options.config, overrides)
     manifest = checked_manifest(options.manifest, settings)
-    from ray_jobs.training.driver import train  # noqa: PLC0415  (takes seconds; wrong input is told before)
+    from ray_jobs.training.driver import run_training  # noqa: PLC0415  (takes seconds; wrong input is told before)
 
-    return train(settings, manifest, name=name, storage=storage)
+    return run_training(settings, manifest, name=name, storage=storage)
 
 
 def _rerun(options: argparse.Namespace, overrides: list[str], name: str, storage: str) -> int:
     """Repeat a run from what MLflow holds of it."""
     from ray_jobs.tracking import mlflow_run, rerun  # noqa: PLC0415  (as above)
-    from ray_jobs.training import driver as training  # noqa: PLC0415  (as above)
+    from ray_jobs.training.driver import run_training  # noqa: PLC0415  (as above)
 
     if options.config:
         raise UsageError("--rerun takes the run's own settings; leave out --config")
     run = rerun.recorded(mlflow_run.tracking_uri(storage), options.rerun, overrides)
     manifest = checked_manifest(options.manifest or run.manifest, run.settings)
     run.require_same_manifest(manifest.uri, manifest.sha256)
-    return training.train(run.settings, manifest, name=name, storage=storage, tags={"rerun_of": options.rerun})
+    return run_training(run.settings, manifest, name=name, storage=storage, tags={"rerun_of": options.rerun})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -102,7 +102,7 @@ class Job:
         """Context after a death; it ends when a step more is done than before, and says how long that took."""
         saved, began_s = self.saved_step(), time.monotonic()
         yield
-        [*_, since] = re.findall(r"going on from the checkpoint after step (\d+)", command.output)
+        [*_, since] = re.findall(r"continuing from the checkpoint after step (\d+)", command.output)
         self.reach(command, saved + 1)
         seconds = time.monotonic() - began_s
         print(f"{killed} killed after step {saved}: went on from step {since}, {seconds:.0f} s until the next was done")
@@ -157,11 +157,11 @@ def test_whoever_is_killed_the_same_command_ends_as_if_nobody_had_been(
             job.reach(command, 2)
             doomed.kill_train_worker()
             with job.going_on("training worker", command):
-                command.wait_for(r"going on from the checkpoint after step [1-9]")
+                command.wait_for(r"continuing from the checkpoint after step [1-9]")
             command.process.kill()
         with job.attempt(doomed) as command:
             with job.going_on("driver", command):
-                command.wait_for(r"going on from the checkpoint after step [1-9]")
+                command.wait_for(r"continuing from the checkpoint after step [1-9]")
             command.process.send_signal(signal.SIGINT)
             assert command.finish(60).status == 130, command.output
         assert "the same command with the same --name goes on" in command.output
@@ -169,12 +169,12 @@ def test_whoever_is_killed_the_same_command_ends_as_if_nobody_had_been(
         assert job.run().info.status == "KILLED"
         with job.attempt(doomed) as command:
             with job.going_on("driver by Ctrl-C", command):
-                command.wait_for(r"going on from the checkpoint after step [1-9]")
+                command.wait_for(r"continuing from the checkpoint after step [1-9]")
             doomed.kill()
     assert 2 < job.saved_step() < EPOCHS * STEPS_PER_EPOCH
     with job.attempt(cluster) as command:
         with job.going_on("cluster", command):
-            command.wait_for(r"going on from the checkpoint after step [1-9]")
+            command.wait_for(r"continuing from the checkpoint after step [1-9]")
         assert command.finish().status == 0, command.output
     job.assert_as(whole)
 
@@ -236,7 +236,7 @@ def test_a_worker_that_is_asked_to_leave_saves_first_and_costs_no_failure(
         job.reach(command, 2)
         cluster.signal_worker("ray::RayTrainWorker", signal.SIGTERM)
         assert command.finish().status == 0, command.output
-    assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
+    assert re.search(r"continuing from the checkpoint after step [1-9]", command.output)
     job.assert_as(whole)
 
 
@@ -255,7 +255,7 @@ def test_a_node_that_is_drained_saves_first_and_costs_no_failure(
             first.process.terminate()
             with ray_node(head, tmp_path / "second.log"):
                 assert command.finish().status == 0, command.output
-        assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
+        assert re.search(r"continuing from the checkpoint after step [1-9]", command.output)
         assert job.run().info.status == "FINISHED"
         assert [step for step, _ in job.history("train/step_loss")] == list(range(1, epochs * STEPS_PER_EPOCH + 1))
 

@@ -97,7 +97,7 @@ def test_a_training_whose_reader_dies_goes_on_as_if_it_read_for_itself(
             command.wait_for("epoch 1/4")
             kill_readers(cluster)
             assert command.finish().status == 0, command.output
-    assert "going on from the checkpoint" not in command.output  # no worker was started anew for it
+    assert "continuing from the checkpoint" not in command.output  # no worker was started anew for it
     ours, theirs = tmp_path / "runs", trained.storage
     for name in (*SAME, "train/step_loss", "train/bytes_per_slide"):
         histories = [

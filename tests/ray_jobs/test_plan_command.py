@@ -16,12 +16,12 @@ from service.errors import UsageError
 
 @pytest.fixture(autouse=True)
 def a_gigabyte_per_slide(monkeypatch: pytest.MonkeyPatch) -> None:
-    def predicted(settings: Any, cut: Any) -> Memory:
+    def predict_memory(settings: Any, cut: Any) -> Memory:
         return Memory(cut.micro_batch, dict.fromkeys(PARTS, 0) | {"encoder": 10**9 * cut.micro_batch})
 
-    monkeypatch.setattr(fit, "predicted", predicted)
-    monkeypatch.setattr(plan, "predicted", predicted)
-    monkeypatch.setattr(plan, "own_card_bytes", lambda: None)
+    monkeypatch.setattr(fit, "predict_memory", predict_memory)
+    monkeypatch.setattr(plan, "predict_memory", predict_memory)
+    monkeypatch.setattr(plan, "first_gpu_bytes", lambda: None)
 
 
 SMALL = ["--set", "model.classifier.encoder=test_resnet"]
@@ -43,7 +43,7 @@ def test_without_a_card_the_table_stands_alone_and_one_too_small_gets_advice(
     assert plan.main(SMALL) == 0
     assert "add --gpu-memory 24GB" in capsys.readouterr().out
     assert plan.main([*SMALL, "--gpu-memory", "1"]) == 0
-    assert "does not fit: one slide at a time needs 1.0 GB, a card of 1.0 GB has 0.9 GB" in capsys.readouterr().out
+    assert "does not fit: one slide at a time needs 1.0 GB, a GPU of 1.0 GB has 0.9 GB" in capsys.readouterr().out
 
 
 def test_without_arguments_it_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:

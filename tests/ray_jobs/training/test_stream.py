@@ -1,4 +1,4 @@
-"""Root views read ahead: which come, which are told to be lost, and how long an absent store is waited for."""
+"""Root views read in advance: which are delivered, which are lost, and how long an unavailable store is retried."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import tifffile
 
 from magnet.config import ZoomConfig
 from magnet.windows import Windows
-from ray_jobs.training.stream import STORE_PATIENCE_S, MicroBatch, read_roots, store_patience_s
+from ray_jobs.training.deadline import STORE_DEADLINE_S, store_deadline_s
+from ray_jobs.training.micro_batch import MicroBatch
+from ray_jobs.training.roots import read_roots
 from service.errors import StorageError
 from service.slides.reader import RegionReader
 from service.testing.fake_store import HttpStore
@@ -24,29 +26,29 @@ def write_slide(path: Path, seed: int) -> str:
     return str(path)
 
 
-def test_a_slide_that_cannot_be_read_is_told_and_the_others_come(tmp_path: Path) -> None:
-    good = [write_slide(tmp_path / f"{n}.tif", n) for n in range(2)]
+def test_an_unreadable_slide_has_a_reason_and_the_others_are_delivered(tmp_path: Path) -> None:
+    readable = [write_slide(tmp_path / f"{n}.tif", n) for n in range(2)]
     torn = write_slide(tmp_path / "torn.tif", 2)
     Path(torn).write_bytes(Path(torn).read_bytes()[:-9000])
     missing = str(tmp_path / "missing.tif")
     with RegionReader(num_threads=2) as reader:
-        alone, none = read_roots(reader, good, ZOOM)
-        windows, reasons = read_roots(reader, [missing, good[0], torn, good[1]], ZOOM)
-        nothing, all_lost = read_roots(reader, [missing], ZOOM)
-    assert none == ["", ""]
+        alone, no_reasons = read_roots(reader, readable, ZOOM)
+        windows, reasons = read_roots(reader, [missing, readable[0], torn, readable[1]], ZOOM)
+        black, lost_reasons = read_roots(reader, [missing], ZOOM)
+    assert no_reasons == ["", ""]
     assert "no such file" in reasons[0]
     assert reasons[2]
     assert [reasons[1], reasons[3]] == ["", ""]
     np.testing.assert_array_equal(windows.pixels[[1, 3]], alone.pixels)
     np.testing.assert_array_equal(windows.place[[1, 3]], alone.place)
     assert not windows.pixels[[0, 2]].any()
-    assert nothing.pixels.shape == (1, *alone.pixels.shape[1:])
-    assert "no such file" in all_lost[0]
+    assert black.pixels.shape == (1, *alone.pixels.shape[1:])
+    assert "no such file" in lost_reasons[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", [["503"] * 8, ["stall", "503", "stall", "reset"]])
-def test_a_store_that_is_away_for_longer_than_one_read_may_fail_is_waited_for(
+def test_a_training_retries_longer_than_a_single_read_while_the_store_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: list[str]
 ) -> None:
     write_slide(tmp_path / "a.tif", 0)
@@ -56,25 +58,25 @@ def test_a_store_that_is_away_for_longer_than_one_read_may_fail_is_waited_for(
         monkeypatch.setenv("MAGNET_STORAGE_DEADLINE_S", "0.05")
         uri = "s3://bucket/a.tif"
         store.faults.extend(["503"] * 8)  # more than are tried within the deadline
-        with RegionReader(num_threads=2, deadline_s=0.05) as hasty, pytest.raises(StorageError):
-            read_roots(hasty, [uri], ZOOM)
+        with RegionReader(num_threads=2, deadline_s=0.05) as default_reader, pytest.raises(StorageError):
+            read_roots(default_reader, [uri], ZOOM)
         store.faults.clear()
         store.faults.extend(faults)
-        with RegionReader(num_threads=2, deadline_s=store_patience_s()) as patient:
-            _, reasons = read_roots(patient, [uri], ZOOM)
+        with RegionReader(num_threads=2, deadline_s=store_deadline_s()) as training_reader:
+            _, reasons = read_roots(training_reader, [uri], ZOOM)
         assert reasons == [""]
 
 
-def test_a_minute_is_within_the_patience_and_the_patience_within_a_collective_s(
+def test_the_deadline_allows_an_outage_of_minutes_and_ends_before_a_collective_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MAGNET_STORAGE_DEADLINE_S", raising=False)
-    assert 2 * 60 < store_patience_s() == STORE_PATIENCE_S < 1800 / 2
+    assert 2 * 60 < store_deadline_s() == STORE_DEADLINE_S < 1800 / 2
     monkeypatch.setenv("MAGNET_STORAGE_DEADLINE_S", "900")
-    assert store_patience_s() == 900
+    assert store_deadline_s() == 900
 
 
-def test_a_micro_batch_without_some_of_its_slides() -> None:
+def test_without_removes_slides_and_their_root_views() -> None:
     roots = Windows(
         pixels=np.arange(3 * 12, dtype=np.uint8).reshape(3, 2, 2, 3),
         place=np.arange(12.0).reshape(3, 4),
