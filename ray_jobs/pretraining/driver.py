@@ -111,7 +111,7 @@ class TissueRegions:
                 f"no tissue on any of {len(tissue)} slides, such as {opened.info[0].uri}; look at their thumbnails: "
                 "tissue must be coloured and darker than glass"
             )
-        slide = np.sort(np.resize(with_tissue, self._batch))
+        slide = np.sort(np.resize(with_tissue, self._batch))  # sorted, since regions are drawn slide by slide
         region = np.concatenate(
             [
                 draw_regions(tissue[b], patch_scales(self._config, opened.side_px[b]), int((slide == b).sum()), rng)
@@ -180,6 +180,7 @@ def pretrain(
             # In one pass, so that batch normalisation sees both views of all regions.
             projected = project(encoder(torch.cat([first, second])))
         result = contrast(*projected.chunk(2))
+        # Before the backward pass, so that the weights stay as they were before the step.
         if not math.isfinite(loss := result.loss.item()):
             raise NotFiniteError(f"step {step}: loss {loss}; the weights are as before this step")
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * progress)) / 2
@@ -220,15 +221,15 @@ class Report:
         self._began_s = self._printed_s = time.perf_counter()
         self._since: list[tuple[float, float]] = []
 
-    def __call__(self, step: int, loss: float, found: float) -> None:
+    def __call__(self, step: int, loss: float, share_found: float) -> None:
         """Print the means over the steps since the last line, if it is time to, and at the end.
 
         Args:
             step: number of steps done.
             loss: loss of the last step.
-            found: share of partners found in it, 0 to 1.
+            share_found: share of partners found in it, 0 to 1.
         """
-        self._since.append((loss, found))
+        self._since.append((loss, share_found))
         now_s = time.perf_counter()
         share = self._budget.progress(step, now_s - self._began_s)
         if share < 1 and now_s - self._printed_s < EVERY_S:

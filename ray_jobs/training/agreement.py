@@ -1,4 +1,4 @@
-"""What the workers tell each other after a step, so that all of them act on it in the same way.
+"""The status that workers exchange after a step, so that all of them act on it in the same way.
 
 A checkpoint, a preemption and a lost slide lead to collectives or change the next step: no worker may decide alone.
 """
@@ -26,7 +26,7 @@ class WorkerStatus:
     poll_due: bool
     """Whether it is time to ask the cluster for a preemption."""
     preempted: bool
-    """Whether its own machine is about to be taken away."""
+    """Whether its machine is about to be taken away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +45,9 @@ class GroupStatus:
     """Whether the machine of any worker is about to be taken away."""
 
     @classmethod
-    def exchange(cls, own: WorkerStatus, num_workers: int) -> Self:
+    def exchange(cls, worker_status: WorkerStatus, num_workers: int) -> Self:
         """Send this worker's status to all workers, and combine theirs."""
-        statuses = gather(own, num_workers)
+        statuses = gather(worker_status, num_workers)
         num_slides = sum(status.num_slides for status in statuses)
         return cls(
             mean_loss=sum(status.loss for status in statuses) / num_slides if num_slides else None,

@@ -51,7 +51,7 @@ class Attempt:
         monitor: logs the load of this machine; None: nothing does.
         report: receives the metrics of each epoch, on every worker.
         predicted_bytes: predicted peak memory of a step, to be compared with the first steps; None: not predicted.
-        notice: tells that a worker's machine is about to be taken away; None: it never is.
+        notice: notice that a worker's machine is about to be taken away; None: there is never any.
         cold_reader: opens a reader without cached bytes for each validation, so that the bytes of a slide count as if
             it had never been read; None: validation uses `reader`.
     """
@@ -107,13 +107,15 @@ class Attempt:
                 if self.step == first_step:  # until now the stream started up, which is no part of a step
                     self._timer.start()
 
+                # Forward pass, backward pass and optimizer; a slide that is lost meanwhile leaves its place empty.
                 result = self.steps.take(self.step, inputs, pool)
                 self.step += 1
                 self.sums = add(self.sums, result.sums, self._timer.lap())
 
+                # From here on all workers know the same: each branch below has collectives, for all workers or none.
                 group = GroupStatus.exchange(self._status(result), self.num_workers)
                 recorder.log_loss(self.step, group.mean_loss)
-                self._quarantine(group.lost)
+                self._quarantine(group.lost)  # after the loss, since it may end the training
                 preempted = self._poll_cluster(group) or group.preempted
                 recorder.log_progress(self.step, self.sums)
                 if self.step == first_step + STEPS_TO_PEAK:
@@ -181,6 +183,7 @@ class Attempt:
         warnings = [f"{sentence}; see roi/ in MLflow" for sentence in collapsed] + self._wait_warnings(metrics)
         self.recorder.log_epoch(epoch, self.step, metrics, warnings)
         self._save(metrics, validation)
+        # Ray Tune may stop the process in its report: the checkpoint must exist by then.
         if self.report is not None:
             self.report(metrics)
 
@@ -200,8 +203,9 @@ class Attempt:
 
     def _save(self, metrics: dict[str, float], validation: Evaluation | None) -> None:
         """Publish a checkpoint. A store that fails or is full costs this checkpoint, unless it is the last one."""
-        sums = add_workers(self.sums, self.num_workers)
+        sums = add_workers(self.sums, self.num_workers)  # a collective: before the other workers return
         state = resume.AttemptState(self.step, sums, self.viewed, self.quarantine.lost)
+        # Set even if the store fails below: the next attempt to save is then an interval away and not one step.
         self._saved_s = time.perf_counter()
         if self.rank > 0:
             return

@@ -54,6 +54,7 @@ def train_bare(
         seed=recipe.seed,
         augment=recipe.augment,
     )
+    # One thread per zoom in flight, as in a real training.
     learner, roots = Learner(model, recipe, num_steps), _RootCache()
     with ThreadPoolExecutor(model.config.zoom.num_in_flight, thread_name_prefix="fetch") as pool:
         for step in range(num_steps):

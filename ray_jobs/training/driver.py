@@ -76,7 +76,7 @@ def run_training(
     tracker = mlflow_run.Tracker(uri, run_id, folder)
     print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
     if finished:
-        print("this job has finished; give a new job another --name")
+        print("this job has finished; to start a new one, give it another --name")
         return 0
     tracker.params(flat(to_dict(settings)) | {"manifest": manifest.uri, "manifest_sha256": manifest.sha256})
     tracker.begin()

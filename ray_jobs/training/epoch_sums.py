@@ -19,9 +19,9 @@ def add(*parts: Mapping[str, float]) -> Sums:
     return {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
 
 
-def add_workers(own: Mapping[str, float], num_workers: int) -> Sums:
+def add_workers(sums: Mapping[str, float], num_workers: int) -> Sums:
     """Return the sum over the workers, the same on each; every worker must call this equally often."""
-    return add(*gather(own, num_workers))
+    return add(*gather(sums, num_workers))
 
 
 def read_sums(counters: Sequence[ReadCounters]) -> Sums:

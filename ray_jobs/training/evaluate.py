@@ -73,7 +73,7 @@ class Evaluation:
             scores: score of each slide.
             lost: reason by URI of each slide without a score.
         """
-        ordered = sorted(scores)  # the same order and thus the same sums, however slides are shared among workers
+        ordered = sorted(scores)  # the same order, and so the same sums, with any number of workers
         return cls(
             labels=np.array([score.label for score in ordered], dtype=np.int64),
             probabilities=np.array([score.probability for score in ordered], dtype=np.float64),
@@ -168,7 +168,7 @@ def zooms_of(
 
     def lose(error: SlideLostError) -> None:
         if lost is None:
-            raise error.__cause__ or error
+            raise error.__cause__ or error  # the original error, which callers know
         lost[error.uri] = error.reason
 
     model.eval()

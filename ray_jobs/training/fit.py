@@ -59,7 +59,8 @@ def fit_to_gpus(task: Task, budgets_bytes: Sequence[float | None], num_workers: 
     if not known:
         return task, None
     settings = task.settings
-    compute = replace(settings.compute, num_workers=num_workers)
+    compute = replace(settings.compute, num_workers=num_workers)  # it decides how many micro-batches a worker has
+    # The smallest GPU decides: micro-batches are the same on all workers, whichever computes them.
     memory = select_micro_batch(replace(settings, compute=compute), min(known))
     recipe = replace(settings.recipe, micro_batch=memory.micro_batch)
     return replace(task, settings=replace(settings, recipe=recipe)), memory.peak_bytes

@@ -83,7 +83,7 @@ class Learner:
             patch_logits, too_large = self._accumulate(self._zoom_all(step, inputs, pool, retry), sums)
             loss, too_large = self._sum_gradients(sums.get("loss", 0.0), too_large)
             if too_large:
-                self.optimizer.zero_grad(set_to_none=True)
+                self.optimizer.zero_grad(set_to_none=True)  # the step is repeated with smaller micro-batches
                 raise TooLargeError(f"step {step}: a micro-batch does not fit the memory of a worker's GPU")
             norms = self._clip()
             # Loss and norms are those of all workers together, so that all of them stop or none.
@@ -153,8 +153,10 @@ class Learner:
 
     def _backward(self, zoomed: Zoomed, label_B: Tensor, sums: dict[str, float]) -> Tensor:
         """Add the gradients and losses of a micro-batch; return the patch logits of its negative slides, flat."""
+        # Infinite until the first negative patch was seen.
         threshold = float(self.negatives.value) if torch.isfinite(self.negatives.value) else None
         loss_B, parts = objective(zoomed, label_B, self.recipe, self.model.config.zoom, threshold)
+        # By the whole batch and not the micro-batch: gradients of micro-batches and workers then add up to its mean.
         (loss_B.sum() / self.recipe.batch).backward()
         for name, part_B in {"loss": loss_B.detach(), **parts}.items():
             sums[name] = sums.get(name, 0.0) + float(part_B.sum())

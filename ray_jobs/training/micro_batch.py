@@ -37,7 +37,7 @@ class MicroBatch:
         """Return the micro-batch without some slides, and without what is known of lost ones."""
         kept = [n for n, slide in enumerate(self.slides.tolist()) if slide not in slides]
         if len(kept) == len(self.slides):
-            return self
+            return self  # no copy: root views are large
         roots = Windows(pixels=self.roots.pixels[kept], place=self.roots.place[kept], level=self.roots.level[kept])
         return replace(self, slides=self.slides[kept], frames=self.frames[kept], roots=roots, lost={})
 

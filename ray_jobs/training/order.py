@@ -50,7 +50,7 @@ class Order:
     def slides(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the slide (0 to num_slides - 1) at each position; same shape."""
         result = np.empty_like(positions)
-        for epoch in np.unique(positions // self.num_slides):
+        for epoch in np.unique(positions // self.num_slides):  # a step may contain slides of several epochs
             shuffle = np.random.default_rng([self.seed, int(epoch)]).permutation(self.num_slides)
             in_epoch = positions // self.num_slides == epoch
             result[in_epoch] = shuffle[positions[in_epoch] % self.num_slides]

@@ -39,6 +39,7 @@ class PreemptionNotice:
     def __enter__(self) -> Self:
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)  # many signals fill the pipe: writing must not block the process then
+        # One thread is enough: the content is not read.
         faulthandler.register(signal.SIGTERM, file=self._write_end, all_threads=False)
         return self
 

@@ -28,6 +28,7 @@ class FetchPool(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[Args, Result], /, *args: Args.args, **kwargs: Args.kwargs) -> Future[Result]:
         """Run a call in a thread; see `concurrent.futures.Executor.submit`."""
+        # `drive_many` waits in `Future.result`: measured there, it needs to know nothing of timers.
         timed: _TimedFuture[Result] = _TimedFuture(self._timer)
         super().submit(fn, *args, **kwargs).add_done_callback(partial(_hand_over, timed))
         return timed

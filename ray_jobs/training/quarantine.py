@@ -68,6 +68,7 @@ class Quarantine:
     """
 
     def __init__(self, num_slides: int, share: float, lost: Mapping[str, str] | None = None) -> None:
+        # One slide may always be lost: the share of a small cohort would allow none.
         self.budget = max(1, math.floor(num_slides * share))
         self.lost = dict(lost or {})
         """Reason by URI, in the order of discovery."""

@@ -124,6 +124,7 @@ class Recorder:
         for sentence in warnings:
             say(f"warning: {sentence}")
         say(f"epoch {epoch}/{self._task.settings.recipe.epochs}  {epoch_line(metrics)}")
+        # The x axis of these metrics is the epoch; the step is one of the metrics.
         self._tracker.metrics({**metrics, "step": step}, step=epoch)
 
     def keep(self) -> None:

@@ -58,18 +58,19 @@ def publish(
     """
     threshold = 0.5 if validation is None else validation.threshold
     saved = checkpoints.Saved(model, state.step, metrics, threshold)
-    # "looked" is the name of the viewed regions in the file.
+    # In the file the viewed regions are called "looked".
     rest = {"sums": state.sums, "lost": dict(state.lost), "looked": _to_tensors(state.viewed)}
     files = checkpoints.packed(learner.model, saved, learner.state_dict() | rest)
     if validation is not None:
         files[checkpoints.VALIDATION_FILE] = json.dumps(validation.to_dict()).encode()
+    # None without a validation, as within an epoch: such a checkpoint cannot be the best one.
     store.publish(files, state.step, metrics.get("val/selection"))
 
 
 def restore(store: CheckpointStore, learner: Learner, rank: int, num_workers: int) -> AttemptState | None:
     """Load the newest undamaged checkpoint into a learner.
 
-    The first worker selects the checkpoint for all: what lies in the store may differ between two looks at it.
+    The first worker selects the checkpoint for all: the content of the store may change between two reads.
 
     Args:
         store: holds the checkpoints.
@@ -89,7 +90,7 @@ def restore(store: CheckpointStore, learner: Learner, rank: int, num_workers: in
         newest = gather(newest, num_workers)[0]
         if newest is None:
             return None
-        if rank > 0:
+        if rank > 0:  # the first worker has the files: it had to read them to find an undamaged checkpoint
             store.fetch(newest, folder)
         checkpoints.load_weights(folder, learner.model)
         training = checkpoints.load_training(folder)

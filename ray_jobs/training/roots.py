@@ -1,4 +1,4 @@
-"""Root views of slides: reading them, and streaming a training's micro-batches from the worker's own process.
+"""Reads root views of slides, and streams the micro-batches of a training from the process of its worker.
 
 The regions below the root depend on the model and are requested during the step. A slide whose root view cannot be read
 comes with black windows and the reason.

@@ -44,7 +44,8 @@ class RunningStatistics:
         try:
             yield
             sums = self._sum_workers()
-            after = [layer.update(old, own) for layer, old, own in zip(self._layers, before, sums, strict=True)]
+            rows = zip(self._layers, before, sums, strict=True)
+            after = [layer.update(values, layer_sums) for layer, values, layer_sums in rows]
         finally:
             for layer, values in zip(self._layers, after, strict=True):
                 layer.end(values)

@@ -1,6 +1,6 @@
 """Seeds of a training's random numbers, as functions of the run's seed and the step.
 
-A step can thus be repeated from a checkpoint that holds no state of a random number generator.
+So a step can be repeated from a checkpoint that holds no state of a random number generator.
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ class Steps:
         """
         coming = next(micro_batches, None)
         for step in range(first_step, self.task.order.num_steps):
+            # Steps are counted and not read off the stream: a worker without a micro-batch takes part in each step too.
             inputs: list[StepInput] = []
             while coming is not None and coming.step == step:
                 inputs.extend(self._open(part, {}) for part in coming.split(self.micro_batch))
@@ -98,6 +99,7 @@ class Steps:
         while True:
             gone = lost.keys() | self.quarantine.lost.keys()
             readable = micro_batch.without({slide for slide in micro_batch.slides.tolist() if self.uris[slide] in gone})
+            # A reader opens a batch as a whole: after a loss all other slides are opened again.
             try:
                 with raise_lost([self.uris[slide] for slide in readable.slides]):
                     batch = self.reader.batch([self.uris[slide] for slide in readable.slides])
@@ -157,12 +159,12 @@ class Steps:
             assert failed.streamed is not None, "every input of this class was streamed"
             rest = self._open(failed.streamed, {**failed.lost, error.uri: error.reason})
             lost.update(rest.lost)
-            counters.extend(rest.counters)
+            counters.extend(rest.counters)  # in addition to those of the first opening, whose reads took time too
             return rest if rest.uris else None
 
         try:
             sums = self.learner.step(step, [step_input for step_input in inputs if step_input.uris], pool, retry)
-        except NotFiniteError as error:
+        except NotFiniteError as error:  # the learner does not know which slides it has
             raise NotFiniteError(f"{error}. {self._advice(step)}") from error
         return StepResult(add(sums, read_sums(counters), {"steps": 1}), lost)
 

@@ -44,8 +44,8 @@ def stream(
     if not share:
         return
     options = ray.data.DataContext.get_current()
-    options.execution_options.preserve_order = True
-    options.enable_progress_bars = False
+    options.execution_options.preserve_order = True  # blocks that finish early wait for their turn
+    options.enable_progress_bars = False  # they would hide the lines of the training
     throttle_datasets()
     read = functools.partial(_read_roots, uris=tuple(uris), order=order, zoom=zoom, share=share)
     num_blocks = -(-len(share) // MICRO_BATCHES_PER_BLOCK)

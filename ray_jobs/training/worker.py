@@ -56,7 +56,7 @@ def run_worker(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | 
         cause = root_error(error)
         if passes(cause):
             raise
-        traceback.print_exception(error)
+        traceback.print_exception(error)  # the reason that is returned has no traceback
         reason = str(cause) if isinstance(cause, MagnetError) else f"{PROGRAM_ERROR}{describe(cause)}"
         if ray.train.get_context().get_world_size() == 1:
             return reason
@@ -106,6 +106,7 @@ def run_attempt(config: dict[str, Any], network: type[MagNet] = MagNet) -> str |
         if tracker is not None:
             _resume_record(tracker, device, task.settings.compute.num_workers)
         uris, order, zoom = attempt.task.uris, attempt.task.order, attempt.task.settings.model.zoom
+        # Until the loop runs there is nothing to save, and SIGTERM may end the process.
         with notice:
             attempt.run(lambda step: stream(uris, order, zoom, first_step=step, rank=rank, num_workers=num_workers))
     except (NotFiniteError, QuarantineError, DoesNotFitError) as error:

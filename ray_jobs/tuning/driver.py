@@ -71,6 +71,7 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no event files: MLflow is the record
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it warns that there are none
     cluster.connect(command.worker_environment())
+    # A trial is one process that also reads for itself, see `trial`.
     compute = replace(base.compute, num_workers=1, readers=0)
     base = replace(base, compute=cluster.fitted(compute, extra_cpus=0, why="one trial at a time"))
     cluster.require_shared(storage=folder, MLFLOW_TRACKING_URI=uri)
@@ -78,7 +79,7 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     run_id, finished = mlflow_run.start_run(uri, experiment=base.experiment, name=name, storage=folder)
     print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
     if finished:
-        print("this search has finished; give a new one another --name")
+        print("this search has finished; to start a new one, give it another --name")
         return 0
     task = SearchTask(name, base, search, manifest, uri, run_id, folder)
     tracker = mlflow_run.Tracker(uri, run_id, storage.join(folder, name))
@@ -175,10 +176,11 @@ def _make_searcher(search: SearchSettings) -> Searcher | SearchAlgorithm:
 
 
 def _make_scheduler(search: SearchSettings, epochs: int) -> TrialScheduler:
-    """Return ASHA over epochs, which all depths have alike; the last report of a trial is one past them."""
+    """Return ASHA, which compares trials after the same number of epochs."""
     grace = min(search.grace_epochs, epochs)
     if search.reduction == 1:
         return FIFOScheduler()
+    # One past the epochs: a trial that completes them all must still report its best one, see `trial`.
     return ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=search.reduction)
 
 

@@ -72,7 +72,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def make_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """Return all trials, the best first; a column says which ones are on the front."""
+    """Return all trials, the best first; a column shows which of them are on the front."""
     on_front = {point.trial for point in pareto_front(make_points(outcomes))}
     frame = pd.DataFrame([asdict(outcome) | {"on_front": outcome.trial in on_front} for outcome in outcomes])
     return frame.sort_values("objective", ascending=False, na_position="last", ignore_index=True)

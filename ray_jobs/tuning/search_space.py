@@ -45,7 +45,7 @@ def select_schedules(
     """
     allowed, refused = [], []
     predictor = None if gpu_bytes is None else PeakPredictor(base)
-    max_patches = min(search.max_patches, MAX_PATCHES)
+    max_patches = min(search.max_patches, MAX_PATCHES)  # a model accepts no more, whatever the search allows
     for schedule in search.all_schedules():
         num_patches = int(np.prod(schedule))
         if num_patches > max_patches:
@@ -74,6 +74,7 @@ class PeakPredictor:
         peaks = [
             predict_memory(trial_settings(base, {"schedule": in_words(probe)}), cut).peak_bytes for probe in PROBES
         ]
+        # Three schedules determine the three weights of a linear function.
         self._weights = np.linalg.solve(np.array([_terms(probe) for probe in PROBES]), np.array(peaks, np.float64))
 
     def predict(self, schedule: Schedule) -> float:

@@ -70,6 +70,7 @@ def read_settings(task: SearchTask, trial: str) -> TrainSettings:
 
 def write_outcome(task: SearchTask, outcome: Outcome, values: Values) -> None:
     """Store how a trial ended, with its values."""
+    # In the files the values of a trial are called "chosen".
     content = {"chosen": values, "outcome": asdict(outcome)}
     uri = storage.join(task.folder(outcome.trial), OUTCOME_FILE)
     storage.write_bytes(uri, json.dumps(content, indent=2).encode())
@@ -106,7 +107,7 @@ def make_outcome(task: SearchTask, trial: str, settings: TrainSettings, status: 
     store = CheckpointStore(task.folder(trial))
     if (best := store.best()) is None or best.selection is None:
         return outcome
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name:  # only the description is read, not the weights
         store.fetch(best, Path(name), [checkpoints.SETTINGS_FILE])
         metrics = checkpoints.describe(Path(name)).metrics
     auroc, bytes_per_slide = metrics["val/auroc"], metrics["val/bytes_per_slide"]

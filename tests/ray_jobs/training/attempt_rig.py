@@ -34,7 +34,7 @@ EVERY_STEP = 1e-9
 
 @dataclass
 class FakeReader:
-    """Reads slides s0, s1, ... that are formulas; `fails` says which of them are unreadable at which layer."""
+    """Reads slides s0, s1, ... that are formulas; `fails` decides which of them are unreadable at which layer."""
 
     fails: Callable[[str, int], bool] = lambda uri, layer: False
     opened: list[str] = field(default_factory=list)
