@@ -22,7 +22,7 @@ import torch
 from magnet.fake_slide import formula_fetch, waves
 from magnet.plan import Cut
 from magnet.zoom import MagNet
-from ray_jobs.training.fit import batch_cuts, predict_memory
+from ray_jobs.training.fit import list_batch_cuts, predict_memory
 from ray_jobs.training.learner import Learner, TooLargeError
 from ray_jobs.training.micro_batch import StepInput
 from service.settings.train import TrainSettings, train_settings
@@ -88,7 +88,7 @@ def main() -> None:
     device = torch.device("cuda")
     about |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     rows = []
-    for cut in batch_cuts(settings):
+    for cut in list_batch_cuts(settings):
         rows.append(compare(settings, cut, device))
         if not args.json:
             print(rows[-1], flush=True)

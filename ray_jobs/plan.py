@@ -15,9 +15,9 @@ from magnet.plan import TileGuess, expected_reads, warnings
 from ray_jobs.command_line import command
 from ray_jobs.training.fit import (
     DoesNotFitError,
-    batch_cuts,
-    first_gpu_bytes,
     fits,
+    get_first_gpu_bytes,
+    list_batch_cuts,
     predict_memory,
     select_micro_batch,
 )
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if options.slides_per_second is not None and not options.slides_per_second > 0:
         raise UsageError(f"--slides-per-second {options.slides_per_second}: must be above 0")
     card_gb = settings.compute.gpu_memory_gb if options.gpu_memory is None else command.gigabytes(options.gpu_memory)
-    card_bytes = card_gb * 1e9 if card_gb else first_gpu_bytes()
+    card_bytes = card_gb * 1e9 if card_gb else get_first_gpu_bytes()
     _tell_tree(settings, options.config)
     if options.slides_per_second:
         hours = 1000 / options.slides_per_second / 3600
@@ -97,7 +97,7 @@ def _tell_memory(settings: TrainSettings, card_bytes: float | None) -> None:
     print(
         f"{'micro-batch':>11} {'a step':>6} " + " ".join(f"{name:>{_width(name)}}" for name in PARTS) + f" {'peak':>7}"
     )
-    for cut in batch_cuts(settings):
+    for cut in list_batch_cuts(settings):
         memory = predict_memory(settings, cut)
         numbers = " ".join(f"{memory.parts[name] / 1e9:>{_width(name)}.2f}" for name in PARTS)
         verdict = "" if card_bytes is None else "  fits" if fits(memory.peak_bytes, card_bytes) else "  too large"

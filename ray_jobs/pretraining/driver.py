@@ -33,7 +33,7 @@ from magnet.windows import WindowRequest, Windows
 from ray_jobs.models.network_check import network_errors
 from ray_jobs.training.learner import NotFiniteError, autocast
 from ray_jobs.training.progress import EVERY_S, say
-from ray_jobs.training.seeds import step_seed
+from ray_jobs.training.seeds import derive_step_seed
 from service import storage
 from service.cohort.manifest import Slide
 from service.errors import UsageError
@@ -173,7 +173,7 @@ def pretrain(
         progress = budget.progress(step, time.perf_counter() - began_s)
         if progress >= 1:
             break
-        generator = torch.Generator().manual_seed(step_seed(seed, step))
+        generator = torch.Generator().manual_seed(derive_step_seed(seed, step))
         # One generator for both views: they differ, and still follow from seed and step.
         first, second = (_random_view(region_N3, windows, zoom, generator, device) for _ in range(2))
         with autocast(settings.recipe.precision, device):

@@ -15,13 +15,13 @@ from magnet.health import Looked
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.training import resume
 from ray_jobs.training.agreement import GroupStatus, WorkerStatus
-from ray_jobs.training.deadline import store_deadline_s
-from ray_jobs.training.epoch_end import region_health, wait_warnings
-from ray_jobs.training.epoch_sums import Sums, add, add_workers, epoch_metrics
+from ray_jobs.training.deadline import get_store_deadline_s
+from ray_jobs.training.epoch_end import advise_on_waiting, measure_region_health
+from ray_jobs.training.epoch_sums import Sums, add, add_workers, compute_epoch_metrics
 from ray_jobs.training.evaluate import Evaluation, evaluate
 from ray_jobs.training.group import gather
 from ray_jobs.training.learner import Learner
-from ray_jobs.training.memory_use import peak_bytes, peak_memory
+from ray_jobs.training.memory_use import measure_peak_bytes, measure_peak_memory
 from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
 from ray_jobs.training.prefetch import FetchPool, prefetch
 from ray_jobs.training.progress import say
@@ -75,7 +75,7 @@ class Attempt:
         self.rank, self.num_workers = rank, num_workers
         self.report, self.predicted_bytes, self.notice = report, predicted_bytes, notice
         self.cold_reader = cold_reader or (lambda: nullcontext(reader))
-        self.store = CheckpointStore(task.folder, store_deadline_s())
+        self.store = CheckpointStore(task.folder, get_store_deadline_s())
         self.recorder = Recorder(task, tracker, monitor)
         self.quarantine = Quarantine(len(task.train) + len(task.val), task.settings.compute.quarantine_share)
         self.steps = Steps(task, learner, reader, self.quarantine, self.recorder)
@@ -169,16 +169,16 @@ class Attempt:
         """Compare the peak memory of the first steps with the prediction, if there is one."""
         if self.predicted_bytes is not None and self.recorder.active:
             micro_batch = self.task.settings.recipe.micro_batch
-            self.recorder.log_memory(micro_batch, self.predicted_bytes, peak_bytes(self.learner.model.device))
+            self.recorder.log_memory(micro_batch, self.predicted_bytes, measure_peak_bytes(self.learner.model.device))
 
     def _end_epoch(self) -> None:
         """Evaluate, log, save and report."""
         epoch, validation = self.order.epochs_done(self.step), self._evaluate()
         self._quarantine(validation.lost)
-        roi, collapsed = region_health(validation.viewed, self.viewed, self.task.settings.model)
-        metrics = epoch_metrics(add_workers(self.sums, self.num_workers), self.num_workers)
+        roi, collapsed = measure_region_health(validation.viewed, self.viewed, self.task.settings.model)
+        metrics = compute_epoch_metrics(add_workers(self.sums, self.num_workers), self.num_workers)
         metrics |= {"train/quarantined": float(len(self.quarantine.lost))} | validation.metrics("val") | roi
-        metrics |= peak_memory(self.learner.model.device, self.num_workers)
+        metrics |= measure_peak_memory(self.learner.model.device, self.num_workers)
         self.sums, self.viewed = {}, validation.viewed
         warnings = [f"{sentence}; see roi/ in MLflow" for sentence in collapsed] + self._wait_warnings(metrics)
         self.recorder.log_epoch(epoch, self.step, metrics, warnings)
@@ -199,7 +199,7 @@ class Attempt:
         """Return what to do about an epoch that waited for pixels."""
         micro_batch = self.steps.micro_batch  # by now it may be smaller than that of the settings
         per_worker = math.ceil(self.order.batch // micro_batch / self.num_workers)
-        return wait_warnings(metrics, self.task.settings.model.zoom.num_in_flight, micro_batch, per_worker)
+        return advise_on_waiting(metrics, self.task.settings.model.zoom.num_in_flight, micro_batch, per_worker)
 
     def _save(self, metrics: dict[str, float], validation: Evaluation | None) -> None:
         """Publish a checkpoint. A store that fails or is full costs this checkpoint, unless it is the last one."""

@@ -8,7 +8,7 @@ import torch
 
 from magnet.zoom import MagNet
 from ray_jobs.training.attempt import Attempt
-from ray_jobs.training.fit import fit_to_gpus, gpu_budget_bytes
+from ray_jobs.training.fit import fit_to_gpus, get_gpu_budget_bytes
 from ray_jobs.training.group import gather
 from ray_jobs.training.learner import Learner
 from ray_jobs.training.preemption import PreemptionNotice
@@ -49,7 +49,7 @@ def build_attempt(
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray's workers let every library log at INFO
     torch.set_num_threads(task.settings.compute.cpus_per_worker)
-    budgets_bytes = gather(gpu_budget_bytes(task.settings.compute, device), num_workers)
+    budgets_bytes = gather(get_gpu_budget_bytes(task.settings.compute, device), num_workers)
     task, predicted_bytes = fit_to_gpus(task, budgets_bytes, num_workers)
     torch.manual_seed(task.settings.recipe.seed)  # the same initial weights on all workers
     model = network(task.settings.model, fetch_bytes=storage.read_bytes).to(device)

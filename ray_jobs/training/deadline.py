@@ -8,6 +8,6 @@ STORE_DEADLINE_S = 300.0
 """Seconds until a training gives up a read or write: well below the 1800 s after which a collective times out."""
 
 
-def store_deadline_s() -> float:
+def get_store_deadline_s() -> float:
     """Return the seconds until a read or write is given up: the user's setting, where that is longer."""
     return max(STORE_DEADLINE_S, environment.storage_deadline_s())

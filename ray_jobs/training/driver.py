@@ -22,8 +22,8 @@ from ray_jobs.models import checkpoints, registry
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.models.network_check import require_network
 from ray_jobs.tracking import mlflow_run, provenance, rerun
-from ray_jobs.training.deadline import store_deadline_s
-from ray_jobs.training.figures import validation_figures
+from ray_jobs.training.deadline import get_store_deadline_s
+from ray_jobs.training.figures import draw_validation_figures
 from ray_jobs.training.task import Task
 from ray_jobs.training.worker import PROGRAM_ERROR, run_worker
 from service import environment
@@ -141,7 +141,7 @@ def run_workers(
     trainer = TorchTrainer(
         entry,  # type: ignore[arg-type]
         # As bytes: Ray's controller unpickles its arguments, and would import torch and all of this for them (9 s).
-        train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, store_deadline_s())}
+        train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, get_store_deadline_s())}
         | {"failure": join(task.folder, f"failures/{uuid.uuid4().hex}.txt")},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
@@ -190,7 +190,7 @@ def _deliver(
         store.fetch(best, folder, [name for name in best.sha256 if name != checkpoints.TRAINING_FILE])
         if (scores := folder / checkpoints.VALIDATION_FILE).exists():
             values = json.loads(scores.read_text())
-            drawn = validation_figures(values["label"], values["probability"], values["threshold"])
+            drawn = draw_validation_figures(values["label"], values["probability"], values["threshold"])
             for file, figure in drawn.items():
                 tracker.figure(figure, f"best_epoch/{file}")
         version = registry.register(

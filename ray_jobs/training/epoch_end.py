@@ -11,7 +11,7 @@ MAX_WAIT_SHARE = 0.05
 """Share of the steps' time without pixels above which there is a warning."""
 
 
-def region_health(
+def measure_region_health(
     viewed: Mapping[str, Looked], viewed_before: Mapping[str, Looked], model: ModelConfig
 ) -> tuple[dict[str, float], list[str]]:
     """Measure where the model looks.
@@ -32,7 +32,7 @@ def region_health(
     return {f"roi/{name}": value for name, value in metrics.items()}, warnings
 
 
-def wait_warnings(metrics: Mapping[str, float], in_flight: int, micro_batch: int, per_worker: int) -> list[str]:
+def advise_on_waiting(metrics: Mapping[str, float], in_flight: int, micro_batch: int, per_worker: int) -> list[str]:
     """Return what to do about steps that wait for pixels, where smaller micro-batches would hide it.
 
     Args:
@@ -52,7 +52,7 @@ def wait_warnings(metrics: Mapping[str, float], in_flight: int, micro_batch: int
     ]
 
 
-def epoch_line(metrics: Mapping[str, float]) -> str:
+def format_epoch(metrics: Mapping[str, float]) -> str:
     """Return the metrics of an epoch as a line of text."""
     auroc = "no validation AUROC (one class only)" if "val/loss" in metrics else "no validation"
     if "val/auroc" in metrics:

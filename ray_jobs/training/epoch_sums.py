@@ -24,7 +24,7 @@ def add_workers(sums: Mapping[str, float], num_workers: int) -> Sums:
     return add(*gather(sums, num_workers))
 
 
-def read_sums(counters: Sequence[ReadCounters]) -> Sums:
+def sum_reads(counters: Sequence[ReadCounters]) -> Sums:
     """Return what the reads of some slides took, in total; the names are those of the metrics' means."""
     return {
         "read_s_per_slide": sum(c.wait_s for c in counters),
@@ -37,7 +37,7 @@ def read_sums(counters: Sequence[ReadCounters]) -> Sums:
     }
 
 
-def epoch_metrics(total: Mapping[str, float], num_workers: int) -> dict[str, float]:
+def compute_epoch_metrics(total: Mapping[str, float], num_workers: int) -> dict[str, float]:
     """Return the metrics ``train/...`` of an epoch: means over its slides, and of gradient norms over its steps.
 
     Args:

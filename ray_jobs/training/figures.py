@@ -26,7 +26,7 @@ class Curves:
     """Share of the slides called positive that are positive; 1 where none is called positive."""
 
 
-def curves(labels: ArrayLike, probabilities: ArrayLike) -> Curves:
+def compute_curves(labels: ArrayLike, probabilities: ArrayLike) -> Curves:
     """Compute the curves of labels (N,), which must contain 0 and 1, and probabilities (N,)."""
     label, score = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     order = np.argsort(-score, kind="stable")
@@ -38,18 +38,18 @@ def curves(labels: ArrayLike, probabilities: ArrayLike) -> Curves:
     return Curves(misses / misses[-1], hits / hits[-1], precision)
 
 
-def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> NDArray[np.int64]:
+def count_confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> NDArray[np.int64]:
     """Count slides by label (row: negative, positive) and call (column: negative, positive); (2, 2)."""
     label, called = np.asarray(labels), np.asarray(probabilities) >= threshold
     return np.array([[int(((label == row) & (called == bool(call))).sum()) for call in (0, 1)] for row in (0, 1)])
 
 
-def validation_figures(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> dict[str, Figure]:
+def draw_validation_figures(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> dict[str, Figure]:
     """Draw ROC and precision-recall curves (if both classes occur) and the confusion matrix, by file name."""
-    result = {"confusion.png": _draw_confusion(confusion(labels, probabilities, threshold), threshold)}
+    result = {"confusion.png": _draw_confusion(count_confusion(labels, probabilities, threshold), threshold)}
     share = float(np.asarray(labels, dtype=np.float64).mean())
     if 0 < share < 1:
-        rates, area = curves(labels, probabilities), auroc(labels, probabilities)
+        rates, area = compute_curves(labels, probabilities), auroc(labels, probabilities)
         result["roc.png"] = _draw_curve(
             rates.false_rate, rates.recall, "false positive rate", "true positive rate", f"AUROC {area:.3f}"
         )

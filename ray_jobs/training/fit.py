@@ -20,12 +20,12 @@ class DoesNotFitError(UsageError):
     """A step needs more memory than a GPU has, even with one slide at a time. To act: the author of the settings."""
 
 
-def first_gpu_bytes() -> int | None:
+def get_first_gpu_bytes() -> int | None:
     """Return the memory of this machine's first GPU in bytes; None without a GPU."""
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-def gpu_budget_bytes(compute: ComputeSettings, device: torch.device) -> float | None:
+def get_gpu_budget_bytes(compute: ComputeSettings, device: torch.device) -> float | None:
     """Return the GPU memory that the micro-batch is chosen for, in bytes.
 
     Args:
@@ -46,7 +46,7 @@ def fit_to_gpus(task: Task, budgets_bytes: Sequence[float | None], num_workers: 
 
     Args:
         task: the training.
-        budgets_bytes: `gpu_budget_bytes` of each worker.
+        budgets_bytes: `get_gpu_budget_bytes` of each worker.
         num_workers: number of workers in the group.
 
     Returns:
@@ -76,14 +76,14 @@ def select_micro_batch(settings: TrainSettings, gpu_bytes: float) -> Memory:
     def cut_fits(cut: Cut) -> bool:
         return fits(predict_memory(settings, cut).peak_bytes, gpu_bytes)
 
-    options = batch_cuts(settings)
+    options = list_batch_cuts(settings)
     cut = largest_that_fits(options, cut_fits)
     if cut is None:
-        raise DoesNotFitError(refusal(settings, predict_memory(settings, options[-1]).peak_bytes, gpu_bytes))
+        raise DoesNotFitError(explain_refusal(settings, predict_memory(settings, options[-1]).peak_bytes, gpu_bytes))
     return predict_memory(settings, cut)
 
 
-def batch_cuts(settings: TrainSettings) -> list[Cut]:
+def list_batch_cuts(settings: TrainSettings) -> list[Cut]:
     """Return all ways to cut the batch into micro-batches, the largest first."""
     return cuts(settings.recipe.batch, settings.compute.num_workers)
 
@@ -108,7 +108,7 @@ def fits(peak_bytes: float, gpu_bytes: float) -> bool:
     return peak_bytes <= USABLE_SHARE * gpu_bytes
 
 
-def refusal(settings: TrainSettings, peak_bytes: float, gpu_bytes: float) -> str:
+def explain_refusal(settings: TrainSettings, peak_bytes: float, gpu_bytes: float) -> str:
     """Return the message that a schedule cannot be trained on a GPU, and what to do about it."""
     zoom, classifier = settings.model.zoom, settings.model.classifier
     return (

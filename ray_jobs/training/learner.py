@@ -25,7 +25,7 @@ from ray_jobs.training.group import gather
 from ray_jobs.training.micro_batch import StepInput
 from ray_jobs.training.quarantine import SlideLostError
 from ray_jobs.training.running_statistics import RunningStatistics
-from ray_jobs.training.seeds import micro_batch_seed, step_seed
+from ray_jobs.training.seeds import derive_micro_batch_seed, derive_step_seed
 from service.errors import StoppedError
 
 Retry = Callable[[StepInput, SlideLostError], StepInput | None]
@@ -77,7 +77,7 @@ class Learner:
         self.model.train()
         self._set_learning_rates(step / self.num_steps)
         # Nothing here draws from it; an encoder with dropout would, and must not depend on what was computed before.
-        torch.manual_seed(step_seed(self.recipe.seed, step))
+        torch.manual_seed(derive_step_seed(self.recipe.seed, step))
         sums: dict[str, float] = {"slides": 0.0}
         with self.statistics.track_step():
             patch_logits, too_large = self._accumulate(self._zoom_all(step, inputs, pool, retry), sums)
@@ -148,7 +148,7 @@ class Learner:
             step_input.side_px_B,
             explore=self.recipe.exploration(progress),
             theta_gradient=self.recipe.theta_gradient_on(progress),
-            generator=torch.Generator().manual_seed(micro_batch_seed(self.recipe.seed, step, step_input.index)),
+            generator=torch.Generator().manual_seed(derive_micro_batch_seed(self.recipe.seed, step, step_input.index)),
         )
 
     def _backward(self, zoomed: Zoomed, label_B: Tensor, sums: dict[str, float]) -> Tensor:

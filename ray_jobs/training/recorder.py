@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from ray_jobs.training.epoch_end import epoch_line
+from ray_jobs.training.epoch_end import format_epoch
 from ray_jobs.training.epoch_sums import Sums
 from ray_jobs.training.progress import Progress, say
 from ray_jobs.training.protocols import Monitor, NoMonitor, Tracker
@@ -123,7 +123,7 @@ class Recorder:
             return
         for sentence in warnings:
             say(f"warning: {sentence}")
-        say(f"epoch {epoch}/{self._task.settings.recipe.epochs}  {epoch_line(metrics)}")
+        say(f"epoch {epoch}/{self._task.settings.recipe.epochs}  {format_epoch(metrics)}")
         # The x axis of these metrics is the epoch; the step is one of the metrics.
         self._tracker.metrics({**metrics, "step": step}, step=epoch)
 

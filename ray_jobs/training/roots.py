@@ -19,7 +19,7 @@ from ray_jobs.training.quarantine import SlideLostError, raise_lost
 from service.slides.reader_protocol import Reader
 
 
-def root_request(num_slides: int, zoom: ZoomConfig) -> WindowRequest:
+def make_root_request(num_slides: int, zoom: ZoomConfig) -> WindowRequest:
     """Return the first request of a zoom into `num_slides` slides: their root views."""
     return WindowRequest(0, np.arange(num_slides), np.tile(ROOT, (num_slides, 1)), zoom.view_px, zoom.margin_px)
 
@@ -40,7 +40,7 @@ def read_roots(reader: Reader, uris: Sequence[str], zoom: ZoomConfig) -> tuple[W
         rows = [n for n, reason in enumerate(reasons) if not reason]
         try:
             with raise_lost(uris):
-                windows = reader.batch([uris[n] for n in rows]).fetch(root_request(len(rows), zoom))
+                windows = reader.batch([uris[n] for n in rows]).fetch(make_root_request(len(rows), zoom))
         except SlideLostError as error:  # the others are read again, now without this slide
             reasons = [error.reason if uri == error.uri else reason for uri, reason in zip(uris, reasons, strict=True)]
             continue
@@ -75,9 +75,11 @@ def stream_locally(
         positions = order.micro_batch_of(step, index)
         slides = order.slides(positions)
         roots, reasons = read_roots(reader, [uris[slide] for slide in slides], zoom)
-        yield MicroBatch(step, index, slides, order.frames(positions), roots, lost_slides(slides.tolist(), reasons))
+        yield MicroBatch(
+            step, index, slides, order.frames(positions), roots, select_lost_slides(slides.tolist(), reasons)
+        )
 
 
-def lost_slides(slides: Sequence[int], reasons: Sequence[str]) -> dict[int, str]:
+def select_lost_slides(slides: Sequence[int], reasons: Sequence[str]) -> dict[int, str]:
     """Return the reasons that are not empty, by slide."""
     return {slide: reason for slide, reason in zip(slides, reasons, strict=True) if reason}

@@ -6,7 +6,7 @@ So a step can be repeated from a checkpoint that holds no state of a random numb
 from __future__ import annotations
 
 
-def step_seed(seed: int, step: int) -> int:
+def derive_step_seed(seed: int, step: int) -> int:
     """Return the seed of an optimizer step.
 
     Steps of runs with different seeds share a seed only in trainings of more than a million steps.
@@ -18,7 +18,7 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def micro_batch_seed(seed: int, step: int, index: int) -> int:
+def derive_micro_batch_seed(seed: int, step: int, index: int) -> int:
     """Return the seed of a micro-batch: the same on whichever worker computes it, and in whichever order.
 
     Args:
@@ -26,4 +26,4 @@ def micro_batch_seed(seed: int, step: int, index: int) -> int:
         step: number of the step, from 0.
         index: number of the micro-batch within the step, from 0; below 1,009.
     """
-    return step_seed(seed, step) * 1_009 + index
+    return derive_step_seed(seed, step) * 1_009 + index

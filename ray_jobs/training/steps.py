@@ -10,7 +10,7 @@ import torch
 
 from magnet.plan import smaller
 from magnet.windows import WindowRequest, Windows, in_frames
-from ray_jobs.training.epoch_sums import Sums, add, read_sums
+from ray_jobs.training.epoch_sums import Sums, add, sum_reads
 from ray_jobs.training.fit import DoesNotFitError
 from ray_jobs.training.learner import Learner, NotFiniteError, TooLargeError
 from ray_jobs.training.micro_batch import MicroBatch, StepInput
@@ -166,7 +166,7 @@ class Steps:
             sums = self.learner.step(step, [step_input for step_input in inputs if step_input.uris], pool, retry)
         except NotFiniteError as error:  # the learner does not know which slides it has
             raise NotFiniteError(f"{error}. {self._advice(step)}") from error
-        return StepResult(add(sums, read_sums(counters), {"steps": 1}), lost)
+        return StepResult(add(sums, sum_reads(counters), {"steps": 1}), lost)
 
     def _advice(self, step: int) -> str:
         """Return the slides of the step, of all workers, and what to do about a loss that is not finite."""

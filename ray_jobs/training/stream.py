@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from magnet.config import ZoomConfig
 from magnet.windows import Windows
-from ray_jobs.training.deadline import store_deadline_s
+from ray_jobs.training.deadline import get_store_deadline_s
 from ray_jobs.training.micro_batch import MicroBatch
 from ray_jobs.training.order import Order
-from ray_jobs.training.roots import lost_slides, read_roots
+from ray_jobs.training.roots import read_roots, select_lost_slides
 from ray_jobs.training.throttle import throttle_datasets
 from service.slides.reader import RegionReader
 
@@ -58,7 +58,7 @@ def stream(
             raise RuntimeError(f"step {step}: the stream came out of order, at positions {positions}")
         roots = Windows(pixels=columns["pixels"], place=columns["place"], level=columns["level"])
         slides = order.slides(positions)
-        lost = lost_slides(slides.tolist(), columns["lost"].tolist())
+        lost = select_lost_slides(slides.tolist(), columns["lost"].tolist())
         yield MicroBatch(step, index, slides, order.frames(positions), roots, lost)
 
 
@@ -80,4 +80,4 @@ def _read_roots(
 @functools.cache
 def _reader() -> RegionReader:
     """Return the reader of this Ray worker process; it serves many tasks, so that headers stay parsed."""
-    return RegionReader(tile_cache_bytes=32 << 20, num_threads=8, deadline_s=store_deadline_s())
+    return RegionReader(tile_cache_bytes=32 << 20, num_threads=8, deadline_s=get_store_deadline_s())

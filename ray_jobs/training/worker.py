@@ -18,7 +18,7 @@ from ray_jobs.command_line.permanence import passes, root_error
 from ray_jobs.tracking.mlflow_run import SystemMetrics, Tracker
 from ray_jobs.tracking.provenance import hardware_tags
 from ray_jobs.training.build import build_attempt
-from ray_jobs.training.deadline import store_deadline_s
+from ray_jobs.training.deadline import get_store_deadline_s
 from ray_jobs.training.fit import DoesNotFitError
 from ray_jobs.training.learner import NotFiniteError
 from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
@@ -94,7 +94,7 @@ def run_attempt(config: dict[str, Any], network: type[MagNet] = MagNet) -> str |
         attempt = build_attempt(
             task,
             device,
-            reader_for(task.settings.compute, config["readers"], store_deadline_s()),
+            reader_for(task.settings.compute, config["readers"], get_store_deadline_s()),
             network=network,
             rank=rank,
             num_workers=num_workers,

@@ -25,7 +25,7 @@ from ray_jobs.command_line import command
 from ray_jobs.models import registry
 from ray_jobs.models.network_check import require_network
 from ray_jobs.tracking import mlflow_run
-from ray_jobs.training.fit import first_gpu_bytes
+from ray_jobs.training.fit import get_first_gpu_bytes
 from ray_jobs.tuning.pareto import Outcome, draw_front, make_table
 from ray_jobs.tuning.report_trials import TrialReporter
 from ray_jobs.tuning.search_space import RefusedSchedule, make_space, select_schedules
@@ -103,7 +103,7 @@ def _gpu_bytes(base: TrainSettings) -> float | None:
     if compute.gpu_memory_gb:
         return compute.gpu_memory_gb * 1e9
     # The driver's GPU stands for those of the trials, which have not started.
-    gpu_bytes = first_gpu_bytes()
+    gpu_bytes = get_first_gpu_bytes()
     return gpu_bytes * min(1.0, compute.gpus_per_worker) if gpu_bytes and compute.gpus_per_worker else None
 
 

@@ -11,7 +11,7 @@ from ray import tune
 
 from magnet.config import MAX_PATCHES
 from magnet.plan import Cut
-from ray_jobs.training.fit import fits, predict_memory, refusal
+from ray_jobs.training.fit import explain_refusal, fits, predict_memory
 from service.errors import UsageError
 from service.settings.train import TrainSettings
 from service.settings.tune import Schedule, SearchSettings, in_words, trial_settings
@@ -54,7 +54,7 @@ def select_schedules(
             predictor is not None and gpu_bytes is not None and not fits(peak := predictor.predict(schedule), gpu_bytes)
         ):
             settings = trial_settings(base, {"schedule": in_words(schedule)})
-            refused.append(RefusedSchedule(schedule, refusal(settings, peak, gpu_bytes)))
+            refused.append(RefusedSchedule(schedule, explain_refusal(settings, peak, gpu_bytes)))
         else:
             allowed.append(schedule)
     if not allowed:

@@ -16,7 +16,7 @@ from ray_jobs.command_line.permanence import passes, root_error
 from ray_jobs.tracking import mlflow_run
 from ray_jobs.tracking.provenance import hardware_tags
 from ray_jobs.training.build import build_attempt
-from ray_jobs.training.deadline import store_deadline_s
+from ray_jobs.training.deadline import get_store_deadline_s
 from ray_jobs.training.fit import DoesNotFitError
 from ray_jobs.training.learner import NotFiniteError
 from ray_jobs.training.quarantine import QuarantineError
@@ -92,14 +92,14 @@ def _train(search: SearchTask, trial: str, settings: TrainSettings, tracker: mlf
     def open_cold_reader() -> RegionReader:
         """Open a reader without cached bytes: those of another trial or epoch would make a schedule look cheap."""
         return RegionReader(
-            compute.tile_cache_mb << 20, compute.reader_threads, disk_cache_bytes=0, deadline_s=store_deadline_s()
+            compute.tile_cache_mb << 20, compute.reader_threads, disk_cache_bytes=0, deadline_s=get_store_deadline_s()
         )
 
     def report(metrics: dict[str, float]) -> None:
         objective = search.settings.objective(metrics["val/auroc"], metrics["val/bytes_per_slide"])
         tune.report({"epoch": task.order.epochs_done(attempt.step), "objective": objective})
 
-    with RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=store_deadline_s()) as reader:
+    with RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=get_store_deadline_s()) as reader:
         attempt = build_attempt(
             task,
             device,

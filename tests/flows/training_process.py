@@ -15,7 +15,7 @@ import torch
 
 from magnet.zoom import MagNet
 from ray_jobs.training.attempt import Attempt
-from ray_jobs.training.deadline import store_deadline_s
+from ray_jobs.training.deadline import get_store_deadline_s
 from ray_jobs.training.learner import Learner
 from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
 from ray_jobs.training.progress import say
@@ -52,7 +52,7 @@ def main() -> int:
     task = Task(settings, manifest.split("train"), manifest.split("val"), "", "", folder)
     torch.manual_seed(settings.recipe.seed)
     learner = Telling(MagNet(settings.model, to_be_loaded=True), settings.recipe, task.order.num_steps)
-    with PreemptionNotice() as notice, RegionReader(0, 4, deadline_s=store_deadline_s()) as reader:
+    with PreemptionNotice() as notice, RegionReader(0, 4, deadline_s=get_store_deadline_s()) as reader:
         attempt = Attempt(task, learner, reader, report=lambda metrics: say(json.dumps(metrics)), notice=notice)
         try:
             attempt.run(

@@ -21,7 +21,7 @@ def a_gigabyte_per_slide(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fit, "predict_memory", predict_memory)
     monkeypatch.setattr(plan, "predict_memory", predict_memory)
-    monkeypatch.setattr(plan, "first_gpu_bytes", lambda: None)
+    monkeypatch.setattr(plan, "get_first_gpu_bytes", lambda: None)
 
 
 SMALL = ["--set", "model.classifier.encoder=test_resnet"]

@@ -13,7 +13,7 @@ import torch
 from magnet.config import ClassifierConfig
 from magnet.memory import Memory
 from ray_jobs.training import fit
-from ray_jobs.training.fit import DoesNotFitError, fit_to_gpus, gpu_budget_bytes
+from ray_jobs.training.fit import DoesNotFitError, fit_to_gpus, get_gpu_budget_bytes
 from service.settings.train import TrainSettings
 from tests.ray_jobs.training import attempt_rig as attempts
 
@@ -45,7 +45,7 @@ def test_a_schedule_that_does_not_fit_with_one_slide_is_refused_with_both_sizes(
 
 def test_without_a_gpu_the_micro_batch_of_the_settings_is_used(tmp_path: Path) -> None:
     task = attempts.make_task(tmp_path)
-    assert gpu_budget_bytes(task.settings.compute, torch.device("cpu")) is None
+    assert get_gpu_budget_bytes(task.settings.compute, torch.device("cpu")) is None
     assert fit_to_gpus(task, [None, None], 2) == (task, None)
 
 
