@@ -1,10 +1,10 @@
-"""Which parts of the evidence recipe matter? Each taken away once, all else equal.
+"""Ablation of the evidence recipe: each part is removed once, with everything else unchanged.
 
     python benchmarks/ablate.py [--cohort DIR] [--seeds 0,1,2,3,4] [--steps 150] [--only NAME,NAME] [--out DIR]
 
-Trains a MagNet for each variant and seed as `learn.py` does and prints a table in Markdown: medians over seeds, the
-worst seed's AUROC in brackets. Every run's figures are kept in --out; the same command again goes on with what is
-missing.
+Trains a MagNet for each variant and seed as `learn.py` does, and prints a table in Markdown: medians over seeds, and
+the AUROC of the worst seed in brackets. The results of each run are written to --out; the same command continues with
+the runs that are missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from learn import TILE_CACHE_BYTES, say, settings_of
+from learn import TILE_CACHE_BYTES, make_settings, print_progress
 from learning import default_cohort, magnet_arm, open_world
 
 from service.slides.reader import RegionReader
@@ -49,33 +49,33 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown."""
+def make_table(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the results as a table in Markdown."""
     lines = ["| recipe | seeds | AUROC all (worst) | macro | micro | hit macro | hit micro | on candidates |"]
     lines.append("| --- " * 8 + "|")
-    for name, found in runs.items():
-        if not found:
+    for name, results in runs.items():
+        if not results:
             continue
-        auroc = {group: [one["auroc"][group] for one in found] for group in ("all", "macro", "micro")}
-        hits = {group: [one["hit_rate"][group] for one in found] for group in ("macro", "micro")}
-        cells = [name, str(len(found)), f"{median(auroc['all']):.3f} ({min(auroc['all']):.3f})"]
+        auroc = {group: [result["auroc"][group] for result in results] for group in ("all", "macro", "micro")}
+        hits = {group: [result["hit_rate"][group] for result in results] for group in ("macro", "micro")}
+        cells = [name, str(len(results)), f"{median(auroc['all']):.3f} ({min(auroc['all']):.3f})"]
         cells += [f"{median(auroc[group]):.3f}" for group in ("macro", "micro")]
         cells += [f"{median(hits[group]):.2f}" for group in ("macro", "micro")]
-        cells.append(f"{median(one['on_candidates'] for one in found):.2f}")
+        cells.append(f"{median(result['on_candidates'] for result in results):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Train what is missing, print the table."""
+    """Train the variants that are missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--cohort", type=Path, help="as of learn.py")
-    add("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0, 1, 2, 3, 4])
+    add("--cohort", type=Path, help="folder of the cohort, as for learn.py")
+    add("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2, 3, 4])
     add("--steps", type=int, default=150, help="optimizer steps of each training (150)")
     add("--schedule", default="3,2", help="P_l, comma-separated (3,2)")
-    add("--only", type=lambda text: text.split(","), default=list(VARIANTS), help="variants, by their names")
-    add("--out", type=Path, default=Path("build/ablate"), help="where figures go (build/ablate)")
+    add("--only", type=lambda text: text.split(","), default=list(VARIANTS), help="names of variants, comma-separated")
+    add("--out", type=Path, default=Path("build/ablate"), help="folder for results (build/ablate)")
     args = parser.parse_args()
     if unknown := set(args.only) - set(VARIANTS):
         parser.error(f"--only {', '.join(sorted(unknown))}: known are {', '.join(VARIANTS)}")
@@ -88,15 +88,15 @@ def main() -> None:
         world = open_world(folder, reader)
         for seed in args.seeds:
             for name, changes in VARIANTS.items():
-                kept = args.out / f"{re.sub(r'[^a-z]+', '-', name.lower()).strip('-')}_seed{seed}.json"
-                if name in args.only and not kept.exists():
+                file = args.out / f"{re.sub(r'[^a-z]+', '-', name.lower()).strip('-')}_seed{seed}.json"
+                if name in args.only and not file.exists():
                     args.set = list(changes)
-                    _, judged = magnet_arm(settings_of(args, seed), world, args.steps)
-                    say(f"{name}, seed {seed}: {judged.report()}")
-                    kept.write_text(json.dumps({"name": name, **judged.report()}))
-                if kept.exists():
-                    runs[name].append(json.loads(kept.read_text()))
-    print(table(runs))
+                    _, result = magnet_arm(make_settings(args, seed), world, args.steps)
+                    print_progress(f"{name}, seed {seed}: {result.report()}")
+                    file.write_text(json.dumps({"name": name, **result.report()}))
+                if file.exists():
+                    runs[name].append(json.loads(file.read_text()))
+    print(make_table(runs))
 
 
 if __name__ == "__main__":

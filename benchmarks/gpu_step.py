@@ -1,13 +1,13 @@
-"""What a training step takes on a GPU: slides/s, peak memory against the planner's, and time part by part.
+"""Measures a training step on a GPU: slides/s, peak memory compared with the prediction, and the time of each part.
 
     python benchmarks/gpu_step.py [--config C] [--batch 8] [--steps 10] [--compile both] [--json]
 
-Runs on torch, timm and numpy alone. Windows are generated and wait in memory: reading is not part of it. A case is a
-schedule in fp32 or bf16, with the encoder compiled or not; weights are random. A step is zoom, losses, backward and
-Adam on one micro-batch of `--batch` slides; the fastest of `--steps` is told, after two that are not counted. A case
-that runs out of memory is a row that says so.
+Runs on torch, timm and numpy alone. Windows are generated in memory, so that reading is not measured. A case is a
+schedule in fp32 or bf16, with the encoder compiled or not; weights are random. A step is zoom, losses, backward pass
+and Adam on one micro-batch of `--batch` slides; the result is the fastest of `--steps`, after two that are not counted.
+A case that runs out of memory has a row that says so.
 
-Without a GPU it runs with a tiny network, to show that it does; the JSON then says `"tiny": true`, and its figures mean
+Without a GPU it runs a tiny network, to show that it works; the JSON then contains `"tiny": true`, and the values mean
 nothing for a GPU.
 """
 
@@ -34,16 +34,16 @@ SCHEDULES = ((3, 2, 3), (3, 2, 3, 2), (3, 2, 3, 3))
 WARM_UP = 2
 
 
-def tiny(config: ModelConfig) -> ModelConfig:
-    """The same network with few pixels and a small encoder."""
+def make_tiny(config: ModelConfig) -> ModelConfig:
+    """Return the configuration with few pixels and a small encoder."""
     zoom = replace(config.zoom, map_px=14, view_px=28, patch_px=32)
     classifier = replace(config.classifier, encoder="test_resnet")
     auxiliary = replace(config.auxiliary, encoder=config.auxiliary.encoder and "test_resnet")
     return replace(config, zoom=zoom, classifier=classifier, auxiliary=auxiliary)
 
 
-def seconds(device: torch.device, run: Callable[[], object]) -> float:
-    """Of a run, to the end of what it started on the device."""
+def measure_s(device: torch.device, run: Callable[[], object]) -> float:
+    """Return the seconds of a call, including the work that it started on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -53,16 +53,16 @@ def seconds(device: torch.device, run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measured(
+def measure_case(
     config: ModelConfig, recipe: RecipeConfig, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """A case's figures."""
+    """Measure a case; return its values by name."""
     torch.manual_seed(0)
     model = MagNet(config).to(device).train()
     step = Step(model, recipe, args.batch)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
 
-    def whole() -> None:
+    def take_step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss = step.whole()[0]
         loss.backward()
@@ -70,10 +70,10 @@ def measured(
         optimizer.zero_grad(set_to_none=True)
 
     for _ in range(WARM_UP):
-        whole()
+        take_step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    fastest = min(seconds(device, whole) for _ in range(args.steps))
+    fastest = min(measure_s(device, take_step) for _ in range(args.steps))
     result = {"slides_per_s": round(args.batch / fastest, 3), "step_s": round(fastest, 4)}
     predicted = step_memory(config, recipe, args.batch, in_flight=1, accumulated=False).peak_bytes / 1e9
     result |= {"peak_gb": None, "predicted_gb": round(predicted, 3), "predicted_to_peak": None}
@@ -87,10 +87,10 @@ def measured(
     }
 
 
-def case(
+def run_case(
     schedule: tuple[int, ...], precision: str, compiled: bool, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """One case; out of memory is a result too."""
+    """Measure a case; running out of memory is a result too."""
     config, recipe = settings_of(args.config)
     config = replace(
         config,
@@ -100,13 +100,13 @@ def case(
     recipe = replace(recipe, precision=precision, batch=args.batch, micro_batch=args.batch)
     about = {"schedule": list(schedule), "precision": precision, "compiled": compiled, "batch": args.batch}
     try:
-        return about | measured(tiny(config) if args.tiny else config, recipe, args, device)
+        return about | measure_case(make_tiny(config) if args.tiny else config, recipe, args, device)
     except torch.OutOfMemoryError:
         return about | {"out_of_memory": True}
 
 
-def line(row: dict[str, Any]) -> str:
-    """A case in words."""
+def format_row(row: dict[str, Any]) -> str:
+    """Return the values of a case as a line of text."""
     name = (
         f"{','.join(map(str, row['schedule'])):>9} {row['precision']} {'compiled' if row['compiled'] else 'eager':>8}"
     )
@@ -129,16 +129,16 @@ def main() -> None:
     parser.add_argument("--tiny", action=argparse.BooleanOptionalAction, default=not on_gpu, help="a tiny network")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     args = parser.parse_args()
-    logging.getLogger("magnet").setLevel(logging.ERROR)  # random weights are meant
+    logging.getLogger("magnet").setLevel(logging.ERROR)  # it warns of random weights, which are meant here
     device = torch.device(args.device)
     compiled = {"on": (True,), "off": (False,), "both": (False, True)}[args.compile]
     rows = []
-    for one in product(SCHEDULES, ("fp32", "bf16"), compiled):
-        rows.append(case(*one, args, device))
+    for case in product(SCHEDULES, ("fp32", "bf16"), compiled):
+        rows.append(run_case(*case, args, device))
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if not args.json:
-            print(line(rows[-1]), flush=True)
+            print(format_row(rows[-1]), flush=True)
     if args.json:
         name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
         about = {

@@ -1,12 +1,12 @@
-"""Seconds, parameters and memory of a training step's forward and backward pass, part by part.
+"""Measures time, parameters and memory of the forward and backward pass of a training step, part by part.
 
     python benchmarks/model_cost.py [--config configs/paper-3layer.yaml] [--batch 1] [--threads T]
                                     [--device cpu|cuda] [--repeats 3] [--json]
 
-Runs on torch, timm and numpy alone. Slides are formulas; painting their windows is not counted. Weights are random. A
-whole step (zoom, losses, backward) is measured first, with its peak memory; then each part by itself, on the inputs
-that it had in that step. Times are the fastest of the repeats, after one run that is not counted: on a GPU by the
-clock, on the CPU in seconds of CPU time (all threads), which other processes of the machine disturb less.
+Runs on torch, timm and numpy alone. Slides are formulas, and drawing their windows is not counted. Weights are random.
+A whole step (zoom, losses, backward pass) is measured first, with its peak memory; then each part separately, on the
+inputs that it had in that step. Times are the fastest of the repeats, after one run that is not counted: wall time on a
+GPU, CPU time of all threads on the CPU, which other processes of the machine disturb less.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ Leaves = list[Tensor]
 
 
 def settings_of(path: Path | None) -> tuple[ModelConfig, RecipeConfig]:
-    """Model and recipe of a config file on its preset, with random weights."""
+    """Return model and recipe of a config file and its preset, with random weights."""
     written = yaml.safe_load(path.read_text()) if path else {}
     random = {"model": {"classifier": {"weights": None}, "auxiliary": {"weights": None}}}
-    values = merged(merged(PRESETS[written.get("preset", "evidence")], written), random)
-    return built(ModelConfig, values["model"]), built(RecipeConfig, values.get("recipe", {}))
+    values = merge(merge(PRESETS[written.get("preset", "evidence")], written), random)
+    return build(ModelConfig, values["model"]), build(RecipeConfig, values.get("recipe", {}))
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, mapping by mapping."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over`, also within nested mappings."""
     result = deepcopy(dict(base))
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
+        result[key] = merge(result[key], value) if both else value
     return result
 
 
-def built(kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass, with those inside it, from plain values."""
+def build(kind: type, values: Mapping[str, Any]) -> Any:
+    """Build a dataclass and those nested in it from plain values."""
     kinds = get_type_hints(kind)
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return kind(**{name: built(kinds[name], v) if is_dataclass(kinds[name]) else v for name, v in plain.items()})
+    return kind(**{name: build(kinds[name], v) if is_dataclass(kinds[name]) else v for name, v in plain.items()})
 
 
-class Given(nn.Module):
-    """Stands in for a layer's conv stacks: the same maps for every view."""
+class FixedMaps(nn.Module):
+    """Replaces the conv stacks of a layer: returns the same maps for every view."""
 
     def __init__(self, map_BNPHW: Tensor) -> None:
         super().__init__()
@@ -80,20 +80,20 @@ class Given(nn.Module):
 
 @dataclass
 class Clock:
-    """Runs things and says how long they took."""
+    """Measures the time of calls."""
 
     device: torch.device
     precision: str
     repeats: int
 
     def cost(self, forward: Callable[[], Iterable[Tensor]], leaves: Leaves) -> tuple[float, float]:
-        """Seconds of a forward pass and of the backward pass from all its outputs to the leaves."""
+        """Return the seconds of a forward pass, and of the backward pass from all its outputs to the leaves."""
         seconds: list[tuple[float, float]] = []
         for _ in range(self.repeats + 1):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-                outputs, forward_s = self._timed(forward)
+                outputs, forward_s = self._measure(forward)
             total = [out.float().sum() for out in outputs if out.requires_grad]
-            _, backward_s = self._timed(partial(self._backward, total, leaves))
+            _, backward_s = self._measure(partial(self._backward, total, leaves))
             seconds.append((forward_s, backward_s))
         forwards, backwards = zip(*seconds[1:], strict=True)
         return min(forwards), min(backwards)
@@ -103,7 +103,7 @@ class Clock:
         if total and leaves:
             torch.autograd.grad(total, leaves, allow_unused=True)
 
-    def _timed(self, run: Callable[[], Any]) -> tuple[Any, float]:
+    def _measure(self, run: Callable[[], Any]) -> tuple[Any, float]:
         if self.device.type == "cpu":
             began = time.process_time()
             return run(), time.process_time() - began
@@ -115,7 +115,7 @@ class Clock:
 
 
 class Step:
-    """A training step whose windows are known after its first run, and the inputs of its parts."""
+    """A training step whose windows are recorded in a first run, and the inputs of its parts."""
 
     def __init__(self, model: MagNet, recipe: RecipeConfig, batch: int) -> None:
         self.model, self.recipe, self.batch = model, recipe, batch
@@ -149,15 +149,15 @@ class Step:
         return self.windows[ask.layer]
 
     def whole(self) -> list[Tensor]:
-        """Zoom and losses."""
+        """Compute zoom and losses."""
         return [self.losses(self.zoom(self.answer))]
 
     def losses(self, zoomed: Zoomed) -> Tensor:
-        """The loss of the step; the value loss as if a negative slide had been seen."""
+        """Return the loss of the step, with the value loss, which needs a threshold from negative slides."""
         return objective(zoomed, self.label_B, self.recipe, self.model.config.zoom, threshold=0.0)[0].mean()
 
     def region(self, layer: int) -> Tensor:
-        """Regions (B, N, 3) of a layer, with gradient where the step has one."""
+        """Return the regions (B, N, 3) of a layer, with gradient where the step has one."""
         region = torch.from_numpy(self.asks[layer].region).to(self.model.device).unflatten(0, (self.batch, -1))
         return region.requires_grad_(self.theta_gradient and layer > 0)
 
@@ -173,12 +173,12 @@ class Step:
         raise AssertionError("a layer asks once")
 
     def small(self, view_BNCHW: Tensor) -> Tensor:
-        """I from I'."""
+        """Return the small views I from the views I'."""
         return area_pool(view_BNCHW.flatten(0, 1), self.model.config.zoom.map_px).unflatten(0, view_BNCHW.shape[:2])
 
 
 class Parts:
-    """A step's parts, each with the inputs that it had there; tensors that a gradient reached are leaves."""
+    """The parts of a step with their inputs; tensors that a gradient reaches are leaves."""
 
     def __init__(self, step: Step) -> None:
         self.step, self.model = step, step.model
@@ -200,68 +200,68 @@ class Parts:
         self.helpers = [(helper, self.views[layer]) for helper, layer in pairs if helper is not None]
 
     def all(self) -> dict[str, tuple[Callable[[], Iterable[Tensor]], Leaves]]:
-        """By name: the forward pass, and what the backward pass leads to."""
+        """Return the forward pass of each part, and the leaves of its backward pass, by name."""
         model, last = self.model, self.views[-1]
-        helped = [leaf for helper, view in self.helpers for leaf in (*trained(helper), *asked(view))]
+        helped = [leaf for helper, view in self.helpers for leaf in (*trainable(helper), *with_gradient(view))]
         return {
-            "windows to views": (self.look, asked(*self.regions)),
-            "conv stacks": (self.locate, [*trained(model.layers), *asked(*self.smalls)]),
+            "windows to views": (self.look, with_gradient(*self.regions)),
+            "conv stacks": (self.locate, [*trainable(model.layers), *with_gradient(*self.smalls)]),
             "sparsemax, moments": (self.place, self.maps),
-            "encoder": (self.encode, [*trained(model.encoder), *asked(last)]),
-            "head": (lambda: [model._logits(self.feature_BND)[0]], [*trained(model.head), self.feature_BND]),
+            "encoder": (self.encode, [*trainable(model.encoder), *with_gradient(last)]),
+            "head": (lambda: [model._logits(self.feature_BND)[0]], [*trainable(model.head), self.feature_BND]),
             "auxiliary classifiers": (lambda: [helper(view) for helper, view in self.helpers], helped),
             "losses": (lambda: [self.step.losses(self.zoomed)], logits_of(self.zoomed)),
         }
 
     def look(self) -> list[Tensor]:
-        """Views of all layers."""
+        """Compute the views of all layers."""
         views = [self.step.look(layer, region) for layer, region in enumerate(self.regions)]
         for view in views[:-1]:
             self.tissue(self.step.small(view))
         return views
 
     def locate(self) -> list[Tensor]:
-        """Maps of all layers."""
+        """Compute the maps of all layers."""
         return [layer.locator(small) for layer, small in zip(self.layers, self.smalls, strict=True)]
 
     def place(self) -> list[Tensor]:
-        """Children of all layers, from maps that are there."""
+        """Compute the children of all layers from their maps."""
         placed = []
         for layer, small, map_BNPHW in zip(self.layers, self.smalls, self.maps, strict=True):
-            kept, layer.locator = layer.locator, cast(Locator, Given(map_BNPHW))
-            found = layer(small, self.tissue(small), self.explore, torch.Generator().manual_seed(0))
-            layer.locator = kept
-            placed += [found.theta_BNP3, found.value_BNP]
+            locator, layer.locator = layer.locator, cast(Locator, FixedMaps(map_BNPHW))
+            children = layer(small, self.tissue(small), self.explore, torch.Generator().manual_seed(0))
+            layer.locator = locator
+            placed += [children.theta_BNP3, children.value_BNP]
         return placed
 
     def encode(self) -> list[Tensor]:
-        """Features of the last patches."""
+        """Compute the features of the last patches."""
         return [self.model.encoder(self.views[-1].flatten(0, 1))]
 
     @staticmethod
     def tissue(small_BNCHW: Tensor) -> Tensor:
-        """Where tissue lies."""
+        """Return the tissue masks of small views."""
         return tissue_mask(small_BNCHW.detach().flatten(0, 1)).unflatten(0, small_BNCHW.shape[:2])
 
 
 def logits_of(zoomed: Zoomed) -> Leaves:
-    """What the losses are made from."""
-    made = [zoomed.logit_B, zoomed.patch_BN, zoomed.early_B, zoomed.late_B, *zoomed.value_BN]
-    return [tensor for tensor in made if tensor is not None]
+    """Return the tensors that the losses are computed from."""
+    outputs = [zoomed.logit_B, zoomed.patch_BN, zoomed.early_B, zoomed.late_B, *zoomed.value_BN]
+    return [tensor for tensor in outputs if tensor is not None]
 
 
-def asked(*tensors: Tensor) -> Leaves:
-    """Those that a gradient is wanted for."""
+def with_gradient(*tensors: Tensor) -> Leaves:
+    """Return the tensors that require a gradient."""
     return [tensor for tensor in tensors if tensor.requires_grad]
 
 
-def trained(module: nn.Module) -> Leaves:
-    """Parameters that a training changes."""
-    return asked(*module.parameters())
+def trainable(module: nn.Module) -> Leaves:
+    """Return the parameters that a training changes."""
+    return with_gradient(*module.parameters())
 
 
-def parameters_of(model: MagNet) -> dict[str, int]:
-    """Parameters by part."""
+def count_parameters(model: MagNet) -> dict[str, int]:
+    """Return the number of parameters by part."""
     helpers = nn.ModuleList(m for m in (model.early, model.late) if m is not None)
     parts = {"conv stacks": model.layers, "encoder": model.encoder, "head": model.head}
     parts["auxiliary classifiers"] = helpers
@@ -269,14 +269,14 @@ def parameters_of(model: MagNet) -> dict[str, int]:
 
 
 def peak_mb(device: torch.device) -> float:
-    """Largest memory so far: of the process, or what was allocated on the GPU."""
+    """Return the peak memory in MiB so far: of the process, or of the allocations on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
+    """Measure everything; return the values by name."""
     device = torch.device(args.device)
     model_config, recipe = settings_of(args.config)
     torch.manual_seed(0)
@@ -284,7 +284,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     step = Step(model, recipe, args.batch)
     before_mb = peak_mb(device)
     clock = Clock(device, recipe.precision, args.repeats)
-    whole = clock.cost(step.whole, trained(model))
+    whole = clock.cost(step.whole, trainable(model))
     result: dict[str, Any] = {
         "config": str(args.config or "evidence preset"),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -297,15 +297,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "parts": {},
     }
     costs = {name: clock.cost(*part) for name, part in Parts(step).all().items()} | {"whole step": whole}
-    parameters = parameters_of(model) | {"whole step": sum(p.numel() for p in model.parameters())}
+    parameters = count_parameters(model) | {"whole step": sum(p.numel() for p in model.parameters())}
     for name, (forward_s, backward_s) in costs.items():
         times = {"forward_s": round(forward_s, 4), "backward_s": round(backward_s, 4)}
         result["parts"][name] = times | {"parameters": parameters.get(name, 0)}
     return result
 
 
-def table(result: dict[str, Any]) -> str:
-    """The figures as lines."""
+def format_table(result: dict[str, Any]) -> str:
+    """Return the values as lines of text."""
     head = [f"{key} {value}" for key, value in result.items() if key != "parts"]
     rows = [f"{'part':>22} {'forward s':>10} {'backward s':>10} {'parameters':>12}"]
     rows += [
@@ -320,16 +320,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="YAML file; without one the evidence preset")
     parser.add_argument("--batch", type=int, default=1, help="slides of a micro-batch (1)")
-    parser.add_argument("--threads", type=int, help="of torch (all cores)")
+    parser.add_argument("--threads", type=int, help="number of threads of torch (all cores)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     args = parser.parse_args()
-    logging.getLogger("magnet").setLevel(logging.ERROR)  # random weights are meant
+    logging.getLogger("magnet").setLevel(logging.ERROR)  # it warns of random weights, which are meant here
     if args.threads:
         torch.set_num_threads(args.threads)
     result = measure(args)
-    print(json.dumps(result) if args.json else table(result))
+    print(json.dumps(result) if args.json else format_table(result))
 
 
 if __name__ == "__main__":

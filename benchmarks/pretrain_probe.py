@@ -1,16 +1,17 @@
-"""What an encoder's features know of tumour: a linear probe on labelled tiles, train and test from other slides.
+"""Measures how well the features of an encoder separate tumour: a linear probe on labelled tiles of other slides.
 
     python benchmarks/pretrain_probe.py TILES --weights pretrained=encoder.safetensors
 
-TILES holds tiles.csv (file, label: normal or tumor, slide, x, y) and 256 px tiles. Each tile is cut into crops, the
-encoder (frozen, in evaluation mode) gives their features, logistic regression learns tumour against normal, and a
-tile's score is the mean over its crops. Compared are encoders of random weights, the weights files given, and an
-encoder trained with the labels of the training tiles. Tiles of slides in which only one label occurs tell it by their
-stain: with `--colours matched` (default) every tile has the same mean and spread per channel of optical density.
+TILES contains tiles.csv (file, label: normal or tumor, slide, x, y) and 256 px tiles. Each tile is cut into crops, the
+encoder (frozen, in evaluation mode) computes their features, a logistic regression learns to separate tumour from
+normal tissue, and the score of a tile is the mean over its crops. Compared are encoders with random weights, with the
+given weights files, and encoders trained with the labels of the training tiles. In slides with only one label, the
+stain of a tile reveals its label: with `--colours matched` (default) all tiles have the same mean and standard
+deviation of optical density per channel.
 
-Folds: each of two groups of slides against the other (`--groups`), and five folds in which overlapping tiles stay
-together but slides do not, which flatters whatever tells slides apart. A cell: AUROC by tile, median over the seeds of
-the encoder, (95 % interval of the middle seed), [range over the seeds].
+Folds: each of two groups of slides against the other one (`--groups`), and five folds in which overlapping tiles stay
+together but slides do not, which favours features that identify slides. A cell contains: AUROC by tile, median over the
+seeds of the encoder, (95 % interval of the middle seed), [range over the seeds].
 """
 
 from __future__ import annotations
@@ -55,20 +56,20 @@ class Tiles:
         self.corner = np.array([[int(row["x"]), int(row["y"])] for row in rows])
         images = [np.asarray(Image.open(folder / row["file"]).convert("RGB"), np.float32) for row in rows]
         rgb: Floats = np.stack(images) / np.float32(255)
-        image = torch.from_numpy(_matched(rgb) if matched else rgb).permute(0, 3, 1, 2)
+        image = torch.from_numpy(_match_colours(rgb) if matched else rgb).permute(0, 3, 1, 2)
         small = functional.avg_pool2d(image, px_per_px)
         crops = small.unfold(2, patch_px, patch_px).unfold(3, patch_px, patch_px)  # (T, C, rows, columns, H, W)
         self.crop_TNCHW = crops.flatten(2, 3).transpose(1, 2).contiguous()
 
     def components(self) -> NDArray[np.int64]:
-        """Tiles that overlap, straight or through others, share a number."""
+        """Return a number for each tile; tiles that overlap, directly or through others, have the same one."""
         apart = np.abs(self.corner[:, None] - self.corner[None]).max(axis=-1)
         touching = (apart < TILE_PX) & (self.slide[:, None] == self.slide[None])
         reach = np.linalg.matrix_power(touching.astype(float), len(touching)) > 0
         return reach.argmax(axis=1)
 
     def folds(self, group: set[str]) -> dict[str, list[Fold]]:
-        """Training and test tiles of each comparison."""
+        """Return the training and test tiles of each comparison, by its name."""
         inside = np.isin(self.slide, sorted(group))
         within, beyond = np.flatnonzero(inside), np.flatnonzero(~inside)
         components = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
@@ -79,15 +80,15 @@ class Tiles:
         }
 
 
-def _matched(rgb: Floats) -> Floats:
-    """Tiles of one mean and spread per channel of optical density, those of the average tile."""
+def _match_colours(rgb: Floats) -> Floats:
+    """Give all tiles the mean and standard deviation of the average tile, per channel of optical density."""
     density = -np.log(np.clip(rgb, 1 / 256, 1))
     mean, spread = density.mean((1, 2), keepdims=True), density.std((1, 2), keepdims=True)
     return np.exp(-np.clip((density - mean) / spread * spread.mean(0) + mean.mean(0), 0, None)).astype(np.float32)
 
 
 def probe(feature_TND: Floats, tiles: Tiles, folds: list[Fold]) -> tuple[list[int], list[float]]:
-    """Labels and scores of the test tiles of all folds."""
+    """Train the probe on each fold; return labels and scores of the test tiles of all folds."""
     labels: list[int] = []
     scores: list[float] = []
     num_crops = feature_TND.shape[1]
@@ -101,19 +102,19 @@ def probe(feature_TND: Floats, tiles: Tiles, folds: list[Fold]) -> tuple[list[in
 
 
 @torch.inference_mode()
-def features(encoder: Encoder, crop_TNCHW: Tensor) -> Floats:
-    """(T, N, D), from an encoder in evaluation mode."""
+def compute_features(encoder: Encoder, crop_TNCHW: Tensor) -> Floats:
+    """Return the features (T tiles, N crops, D) of an encoder in evaluation mode."""
     encoder.eval()
     return np.stack([encoder(crop_NCHW).numpy() for crop_NCHW in crop_TNCHW])
 
 
-def supervised(encoder: Encoder, tiles: Tiles, train: NDArray[np.int64], steps: int, seed: int) -> Encoder:
-    """The encoder after training with labels on crops of the training tiles, augmented as in pretraining."""
+def train_supervised(encoder: Encoder, tiles: Tiles, train: NDArray[np.int64], steps: int, seed: int) -> Encoder:
+    """Train an encoder with labels on crops of the training tiles, augmented as in pretraining; return it."""
     generator = torch.Generator().manual_seed(seed)
     head = Linear(encoder.num_features, 1)
     optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=LEARNING_RATE)
     label = torch.from_numpy(tiles.label).float()
-    weight = torch.tensor([(label[train] == value).float().mean() for value in (1, 0)])  # the rarer counts more
+    weight = torch.tensor([(label[train] == value).float().mean() for value in (1, 0)])  # the rarer label counts more
     encoder.train()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
@@ -129,7 +130,7 @@ def supervised(encoder: Encoder, tiles: Tiles, train: NDArray[np.int64], steps: 
 
 
 def main() -> None:
-    """Probe each encoder, print a table."""
+    """Probe each encoder, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("tiles", type=Path, metavar="TILES", help="folder of labelled tiles")
@@ -138,7 +139,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="of pretrained encoders; a name's are pooled",
+        help="weights of pretrained encoders; files of one name are pooled",
     )
     add("--encoder", default="test_resnet", help="any timm model (test_resnet)")
     add("--patch-px", type=int, default=64, help="side of a crop as the encoder sees it (64)")
@@ -154,61 +155,65 @@ def main() -> None:
     comparisons = tiles.folds(set(args.groups.split(",")))
     print(f"{len(tiles.label)} tiles, {tiles.label.sum()} tumour; {len(np.unique(tiles.components()))} components")
     print(f"| {'encoder':24} | " + " | ".join(f"{name:26}" for name in comparisons) + " |")
-    for name, results in _results(args, tiles, comparisons):
-        cells = [_cell([one[comparison] for one in results]) for comparison in comparisons]
+    for name, results in _probe_all(args, tiles, comparisons):
+        cells = [_format_cell([result[comparison] for result in results]) for comparison in comparisons]
         print(f"| {name:24} | " + " | ".join(f"{cell:26}" for cell in cells) + " |", flush=True)
 
 
-Judged = dict[str, tuple[list[int], list[float]]]
+ProbeResult = dict[str, tuple[list[int], list[float]]]
+"""Labels and scores by comparison."""
 
 
-def _results(
+def _probe_all(
     args: argparse.Namespace, tiles: Tiles, comparisons: dict[str, list[Fold]]
-) -> Iterator[tuple[str, list[Judged]]]:
-    """By the name of an encoder: labels and scores for each of its seeds and each comparison."""
+) -> Iterator[tuple[str, list[ProbeResult]]]:
+    """Yield the name of each encoder, and its results by seed."""
 
-    def judged(encoder: Encoder) -> Judged:
-        feature_TND = features(encoder, tiles.crop_TNCHW)
+    def probe_encoder(encoder: Encoder) -> ProbeResult:
+        feature_TND = compute_features(encoder, tiles.crop_TNCHW)
         return {name: probe(feature_TND, tiles, folds) for name, folds in comparisons.items()}
 
-    def fresh(seed: int) -> Encoder:
+    def make_random(seed: int) -> Encoder:
         torch.manual_seed(seed)
         return make_encoder(args.encoder, in_px=args.patch_px)
 
-    yield "random weights", [judged(fresh(seed)) for seed in range(args.seeds)]
+    yield "random weights", [probe_encoder(make_random(seed)) for seed in range(args.seeds)]
     files: dict[str, list[str]] = {}
-    for word in args.weights:
-        name, _, file = word.partition("=")
+    for argument in args.weights:
+        name, _, file = argument.partition("=")
         files.setdefault(name, []).append(file)
     for name, paths in files.items():
-        yield name, [judged(make_encoder(args.encoder, path, in_px=args.patch_px)) for path in paths]
+        yield name, [probe_encoder(make_encoder(args.encoder, path, in_px=args.patch_px)) for path in paths]
     if args.supervised_steps:
-        yield "trained with labels", [_supervised(fresh, args, tiles, comparisons, seed) for seed in range(args.seeds)]
+        yield (
+            "trained with labels",
+            [_probe_supervised(make_random, args, tiles, comparisons, seed) for seed in range(args.seeds)],
+        )
 
 
-def _supervised(
-    fresh: Callable[[int], Encoder],
+def _probe_supervised(
+    make_random: Callable[[int], Encoder],
     args: argparse.Namespace,
     tiles: Tiles,
     comparisons: dict[str, list[Fold]],
     seed: int,
-) -> Judged:
-    """As for the others, but a new encoder is trained on each fold's training tiles, and probed on its features."""
-    result: Judged = {}
+) -> ProbeResult:
+    """Train a new encoder on the training tiles of each fold, and probe it; return labels and scores by comparison."""
+    result: ProbeResult = {}
     for name, folds in comparisons.items():
         labels: list[int] = []
         scores: list[float] = []
         for train, test in folds:
-            encoder = supervised(fresh(seed), tiles, train, args.supervised_steps, seed)
-            found = probe(features(encoder, tiles.crop_TNCHW), tiles, [(train, test)])
-            labels, scores = labels + found[0], scores + found[1]
+            encoder = train_supervised(make_random(seed), tiles, train, args.supervised_steps, seed)
+            fold_labels, fold_scores = probe(compute_features(encoder, tiles.crop_TNCHW), tiles, [(train, test)])
+            labels, scores = labels + fold_labels, scores + fold_scores
         result[name] = labels, scores
     return result
 
 
-def _cell(results: list[tuple[list[int], list[float]]]) -> str:
-    """Median AUROC over seeds with the interval of that seed, and the range of the seeds."""
-    values = [auroc(*one) for one in results]
+def _format_cell(results: list[tuple[list[int], list[float]]]) -> str:
+    """Return the median AUROC over seeds with the interval of that seed, and the range of the seeds."""
+    values = [auroc(*result) for result in results]
     middle = results[int(np.argsort(values)[(len(values) - 1) // 2])]
     low, high = auroc_interval(*middle)
     return f"{median(values):.2f} ({low:.2f}-{high:.2f}) [{min(values):.2f}-{max(values):.2f}]"

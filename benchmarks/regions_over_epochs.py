@@ -1,4 +1,4 @@
-"""A picture of where a MagNet looks on the same slides, from the start of its training to the end."""
+"""A figure of the regions that a MagNet looks at on the same slides, from the start of its training to the end."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ from ray_jobs.training.evaluate import zooms_of
 from service.cohort.manifest import Slide
 from service.results.pictures import LAYER_COLOURS
 
-NUM_MOMENTS, CELL_PX, GAP_PX, HEAD_PX = 6, 220, 6, 24
+NUM_SNAPSHOTS, CELL_PX, GAP_PX, HEAD_PX = 6, 220, 6, 24
 LESION = "#d03b3b"
 
 
 @dataclass
-class Diary:
-    """Where the model looks at `NUM_MOMENTS` moments of its training, on a macro, a micro and a negative slide."""
+class RegionHistory:
+    """Regions on a macro, a micro and a negative slide, at `NUM_SNAPSHOTS` steps of a training."""
 
     world: World
     num_steps: int
-    moments: list[tuple[int, list[list[NDArray[np.float64]]]]] = field(default_factory=list)
+    """Number of steps of the training."""
+    snapshots: list[tuple[int, list[list[NDArray[np.float64]]]]] = field(default_factory=list)
+    """Step, and boxes (N, 3) in level-0 pixels by slide and layer."""
 
     @property
     def slides(self) -> list[Slide]:
-        """The first held-out slide of each kind."""
+        """First held-out slide of each stratum."""
         kinds = {slide.stratum: slide for slide in reversed(self.world.test)}
         return [kinds[name] for name in ("macro", "micro", "negative") if name in kinds]
 
-    def note(self, step: int, model: MagNet) -> None:
-        """Look now, if it is time."""
-        if step * NUM_MOMENTS // self.num_steps == (step - 1) * NUM_MOMENTS // self.num_steps and step != 1:
+    def record(self, step: int, model: MagNet) -> None:
+        """Take a snapshot after a step, if it is one of those to show."""
+        if step * NUM_SNAPSHOTS // self.num_steps == (step - 1) * NUM_SNAPSHOTS // self.num_steps and step != 1:
             return
-        seen = []
+        boxes_by_slide = []
         for _, batch, zoomed in zooms_of(model, self.slides, self.world.reader, "fp32"):
-            seen.append([to_level0(layer[0], batch.info[0].size_px) for layer in zoomed.trace.regions])
-        model.train()
-        self.moments.append((step, seen))
+            boxes_by_slide.append([to_level0(layer[0], batch.info[0].size_px) for layer in zoomed.trace.regions])
+        model.train()  # the zooms put it into evaluation mode
+        self.snapshots.append((step, boxes_by_slide))
 
     def draw(self, path: Path) -> None:
-        """Rows: slides; columns: moments."""
-        rows, columns = len(self.slides), len(self.moments)
+        """Draw the snapshots; rows are slides, columns are steps."""
+        rows, columns = len(self.slides), len(self.snapshots)
         canvas = Image.new("RGB", (columns * (CELL_PX + GAP_PX), HEAD_PX + rows * (CELL_PX + GAP_PX)), "white")
         draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
-        for column, (step, seen) in enumerate(self.moments):
+        for column, (step, boxes_by_slide) in enumerate(self.snapshots):
             left = column * (CELL_PX + GAP_PX)
             draw.text((left + 4, 4), f"step {step}", fill="#0b0b0b", font=font)
             for row, slide in enumerate(self.slides):
-                self._cell(canvas, draw, slide, seen[row], left, HEAD_PX + row * (CELL_PX + GAP_PX))
+                self._draw_cell(canvas, draw, slide, boxes_by_slide[row], left, HEAD_PX + row * (CELL_PX + GAP_PX))
         canvas.save(path)
 
-    def _cell(
+    def _draw_cell(
         self,
         canvas: Image.Image,
         draw: ImageDraw.ImageDraw,
@@ -66,6 +68,7 @@ class Diary:
         left: int,
         top: int,
     ) -> None:
+        """Draw a slide's thumbnail with its lesions and boxes at a corner (left, top), in pixels of the figure."""
         thumbnail = self.world.reader.thumbnail(slide.uri, CELL_PX)
         scale = thumbnail.shape[1] / self.world.reader.info(slide.uri).size_px[0]
         canvas.paste(Image.fromarray(thumbnail), (left, top))

@@ -1,17 +1,17 @@
-"""What the training service costs beside the bare loop: the same steps with and without Ray, near and far storage.
+"""The cost of the training service: the same steps with Ray and in a bare loop, with fast and slow storage.
 
     python benchmarks/train_step.py [--num-slides 32] [--ms-per-slide 60] [--latency-ms 0 30] [--workers 1 2] [--json]
 
-Generated slides lie in an object store on this machine that answers each request `--latency-ms` late. Compute is paced:
-a tiny network, and at the end of each zoom a sleep of `--ms-per-slide` for each of its slides, as a GPU of that speed
-would leave the CPU idle. Order, learner and reader are the same; through Ray come Ray Data's stream, Ray Train, MLflow
-(SQLite) and checkpoints. The last epoch's steps are timed, so that imports, headers and the first filling of caches are
-left out.
+An object store on this machine serves generated slides and delays each answer by `--latency-ms`. A sleep stands for the
+GPU: the network is tiny, and at the end of each zoom it sleeps `--ms-per-slide` for each of its slides, which leaves
+the CPU idle as a GPU of that speed would. Order, learner and reader are the same in both; with Ray there are also the
+stream of Ray Data, Ray Train, MLflow (SQLite) and checkpoints. Only the steps of the last epoch are timed, without
+imports, headers and empty caches.
 
-`ratio_ray_to_bare` is slides/s through Ray over the bare loop's, per worker; `wait_share` the share of the steps in
-which Ray's worker had neither pixels nor anything else to do. Reach: 0.95 and 0.05 at 30 ms and 60 ms per slide. Two
-workers, the reads of Ray Data and the store share this machine's cores; with fewer cores than that they disturb each
-other, and the figure is a lower bound.
+`ratio_ray_to_bare` is slides/s with Ray, per worker, divided by slides/s of the bare loop; `wait_share` is the share of
+the time of steps in which a worker waited for pixels. Targets: 0.95 and 0.05 at 30 ms and 60 ms per slide. Two workers,
+the reads of Ray Data and the store share the cores of this machine; with fewer cores than processes they disturb each
+other, and the ratio is a lower bound.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ from ray_jobs.cluster.processes import free_port, started
 from ray_jobs.models import checkpoints
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.tracking import mlflow_run
-from ray_jobs.training import bare_loop, worker
-from ray_jobs.training import driver as training
+from ray_jobs.training import bare_loop
+from ray_jobs.training.driver import run_workers
+from ray_jobs.training.task import Task
+from ray_jobs.training.worker import run_worker
 from service import storage
 from service.cohort.manifest import Manifest, load_manifest
 from service.settings.train import TrainSettings, train_settings
@@ -58,18 +60,19 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Case:
-    """What is common to the runs that are compared."""
+    """What the compared runs have in common."""
 
     settings: TrainSettings
     manifest: Manifest
     ms_per_slide: float
+    """Milliseconds that the simulated GPU computes a slide."""
 
 
-def paced(ms_per_slide: float) -> type[MagNet]:
-    """A network that takes as long as on a GPU of that speed."""
+def make_paced_network(ms_per_slide: float) -> type[MagNet]:
+    """Return a network class that takes as long as on a GPU of that speed."""
 
     class Paced(MagNet):
-        """Sleeps when a zoom is complete, while others in flight read."""
+        """Sleeps at the end of each zoom, while other zooms read."""
 
         def zoom(self, side_px_B: NDArray[np.float64], **options: Any) -> Generator[WindowRequest, Windows, Zoomed]:
             """See `MagNet.zoom`."""
@@ -80,15 +83,15 @@ def paced(ms_per_slide: float) -> type[MagNet]:
     return Paced
 
 
-def bare(case: Case) -> float:
-    """Slides/s of the bare loop in the last epoch."""
+def measure_bare(case: Case) -> float:
+    """Return slides/s of the bare loop in the last epoch."""
     settings = case.settings
     steps_per_epoch = len(case.manifest.slides) // settings.recipe.batch
     ends: list[float] = []
     torch.manual_seed(0)
     with RegionReader(settings.compute.tile_cache_mb << 20, settings.compute.reader_threads) as reader:
-        bare_loop.train(
-            paced(case.ms_per_slide)(settings.model, to_be_loaded=True),
+        bare_loop.train_bare(
+            make_paced_network(case.ms_per_slide)(settings.model, to_be_loaded=True),
             settings.recipe,
             case.manifest.slides,
             reader,
@@ -98,17 +101,17 @@ def bare(case: Case) -> float:
     return steps_per_epoch * settings.recipe.batch / (ends[-1] - ends[-1 - steps_per_epoch])
 
 
-def through_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
-    """Slides/s and share of waiting in the last epoch of a training job."""
+def measure_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
+    """Return the metrics of the last epoch of a training job."""
     settings = replace(
         case.settings, compute=replace(case.settings.compute, num_workers=num_workers, gpus_per_worker=0)
     )
     uri, name = mlflow_run.tracking_uri(str(folder)), "run"
     run_id, _ = mlflow_run.start_run(uri, experiment="benchmark", name=name, storage=str(folder))
     job = storage.join(str(folder), name)
-    task = worker.Task(settings, case.manifest.slides, (), uri, run_id, job)
-    # a job without its checks and registry
-    training.fit(task, name, str(folder), partial(worker.train, network=paced(case.ms_per_slide)))
+    task = Task(settings, case.manifest.slides, (), uri, run_id, job)
+    # without the checks and the model registry of a whole job, which are no part of a step
+    run_workers(task, name, str(folder), partial(run_worker, network=make_paced_network(case.ms_per_slide)))
     store = CheckpointStore(job)
     last = store.published()[-1]
     with tempfile.TemporaryDirectory() as place:
@@ -118,25 +121,17 @@ def through_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
 
 @contextmanager
 def object_store(folder: Path, latency_ms: float) -> Iterator[str]:
-    """An object store over a folder, in a process of its own; the URI of the folder."""
+    """Run an object store over a folder in a separate process; yield the URI of the folder."""
     port = free_port()
-    words = [
-        "python",
-        "-m",
-        "service.testing.fake_store",
-        str(folder),
-        "--port",
-        str(port),
-        "--latency-ms",
-        str(latency_ms),
-    ]
-    with started(words, log=None):
-        time.sleep(2)
+    argv = ["python", "-m", "service.testing.fake_store", str(folder)]
+    argv += ["--port", str(port), "--latency-ms", str(latency_ms)]
+    with started(argv, log=None):
+        time.sleep(2)  # until it listens
         yield f"http://127.0.0.1:{port}/bucket"
 
 
 def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """All cases."""
+    """Measure all cases."""
     make_cohort(folder / "cohort", CohortSettings(num_slides=args.num_slides, side_px=args.side_px, seed=1))
     batch = f"recipe={{epochs: {args.epochs}, batch: {args.batch}, micro_batch: {args.micro_batch}, seed: 1}}"
     settings = train_settings(None, [*SETTINGS, batch])
@@ -145,16 +140,16 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         with object_store(folder / "cohort", latency_ms) as uri:
             manifest = load_manifest(f"{uri}/manifest.csv", need_labels=True)
             case = Case(settings, manifest, args.ms_per_slide)
-            alone = bare(case)
+            bare_rate = measure_bare(case)
             for workers in args.workers:
-                metrics = through_ray(case, workers, Path(tempfile.mkdtemp(dir=folder)))
+                metrics = measure_ray(case, workers, Path(tempfile.mkdtemp(dir=folder)))
                 cases.append(
                     {
                         "latency_ms": latency_ms,
                         "workers": workers,
-                        "bare_slides_per_s": round(alone, 3),
+                        "bare_slides_per_s": round(bare_rate, 3),
                         "ray_slides_per_s": round(metrics["train/slides_per_s"], 3),
-                        "ratio_ray_to_bare": round(metrics["train/slides_per_s"] / alone / workers, 3),
+                        "ratio_ray_to_bare": round(metrics["train/slides_per_s"] / bare_rate / workers, 3),
                         "wait_share": round(metrics["train/wait_share"], 3),
                     }
                 )
@@ -171,14 +166,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--micro-batch", type=int, default=4)
-    parser.add_argument("--ms-per-slide", type=float, default=60.0, help="compute of the GPU that is played")
+    parser.add_argument("--ms-per-slide", type=float, default=60.0, help="computing time of the simulated GPU")
     parser.add_argument("--latency-ms", type=float, nargs="+", default=[0.0, 30.0])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    # More CPUs than there may be: the workers sleep most of the time, and Ray Data's reads must find one.
+    # Maybe more CPUs than there are: the workers sleep most of the time, and the reads of Ray Data need one too.
     ray.init(
         address="local",
         num_cpus=max(args.workers) + 1,

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from ray_jobs.command_line import arguments, command
+from ray_jobs.training.fit import get_first_gpu_bytes
 from ray_jobs.training.plan_report import print_plan
 from service.errors import UsageError
 from service.settings.train import train_settings
@@ -26,14 +25,9 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--slides-per-second {options.slides_per_second}: must be above 0")
     given = options.gpu_memory
     gpu_gb = settings.compute.gpu_memory_gb if given is None else arguments.parse_gigabytes(given)
-    gpu_bytes = gpu_gb * 1e9 if gpu_gb else own_card_bytes()
+    gpu_bytes = gpu_gb * 1e9 if gpu_gb else get_first_gpu_bytes()
     print_plan(settings, options.config or "the evidence preset", gpu_bytes, options.slides_per_second)
     return 0
-
-
-def own_card_bytes() -> int | None:
-    """Memory of this machine's first GPU."""
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _make_parser() -> argparse.ArgumentParser:

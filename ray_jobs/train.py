@@ -29,22 +29,22 @@ def main(argv: list[str]) -> int:
     settings = train_settings(options.config, overrides)
     manifest = manifests.load_for_training(options.manifest, settings)
     # Importing torch and Ray takes seconds; wrong input is reported before.
-    from ray_jobs.training.driver import train  # noqa: PLC0415
+    from ray_jobs.training.driver import run_training  # noqa: PLC0415
 
-    return train(settings, manifest, name=name, storage=storage)
+    return run_training(settings, manifest, name=name, storage=storage)
 
 
 def _rerun(options: argparse.Namespace, overrides: list[str], name: str, storage: str) -> int:
     """Repeat a run with the settings and the manifest that MLflow holds."""
     from ray_jobs.tracking import mlflow_run, rerun  # noqa: PLC0415  (as above)
-    from ray_jobs.training.driver import train  # noqa: PLC0415  (as above)
+    from ray_jobs.training.driver import run_training  # noqa: PLC0415  (as above)
 
     if options.config:
         raise UsageError("--rerun takes the settings of the run; leave out --config")
     run = rerun.read_run(mlflow_run.tracking_uri(storage), options.rerun, overrides)
     manifest = manifests.load_for_training(options.manifest or run.manifest, run.settings)
     run.require_same_manifest(manifest.uri, manifest.sha256)
-    return train(run.settings, manifest, name=name, storage=storage, tags={"rerun_of": options.rerun})
+    return run_training(run.settings, manifest, name=name, storage=storage, tags={"rerun_of": options.rerun})
 
 
 def _make_parser() -> argparse.ArgumentParser:

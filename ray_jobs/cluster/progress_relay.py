@@ -43,6 +43,6 @@ def start_relay() -> ActorHandle[Any] | None:
     return actor.remote(file)
 
 
-def recorder(relay: ActorHandle[Any] | None) -> Callable[[Progress], object] | None:
+def make_progress_sink(relay: ActorHandle[Any] | None) -> Callable[[Progress], object] | None:
     """Return what a worker calls to record its progress; it neither waits nor raises. None without a relay."""
     return None if relay is None else relay.append.remote

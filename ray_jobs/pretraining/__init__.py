@@ -1,1 +1,1 @@
-"""Self-supervised pretraining of the patch encoder."""
+"""Self-supervised pretraining of the patch encoder, in one process."""

@@ -1,7 +1,9 @@
-"""The loop of a label-free pretraining: regions of random tissue, two views of each, one optimizer step; again.
+"""The loop of a pretraining without labels: random regions of tissue, two views of each, one optimizer step.
 
-Regions and views are a function of (seed, step), whatever the number of threads. A process of its own, with or without
-a cluster around it: a small encoder takes minutes on one core.
+Regions and views are a function of (seed, step) and do not depend on the number of threads. It runs in one process,
+with or without a cluster: a small encoder takes minutes on one core.
+
+Shapes: N regions of a step, C H W pixels.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from magnet.windows import WindowRequest, Windows
 from ray_jobs.models.network_check import network_errors
 from ray_jobs.training.learner import NotFiniteError, autocast
 from ray_jobs.training.progress import EVERY_S, say
+from ray_jobs.training.seeds import derive_step_seed
 from service import storage
 from service.cohort.manifest import Slide
 from service.errors import UsageError
@@ -38,38 +41,44 @@ from service.settings.train import TrainSettings
 from service.slides.reader import RegionReader, SlideBatch
 
 LEARNING_RATE = 1e-3
-"""Of Adam, decayed to zero on a cosine."""
+"""Initial learning rate of Adam; it decreases to zero on a cosine."""
 SLIDES_PER_STEP = 16
-"""Regions come from so many slides at most: few enough that their stain tells no region from its neighbours'."""
+"""Most slides that the regions of a step come from: few, so that the stain does not identify the partner of a view."""
 READ_AHEAD = 2
-"""Batches whose windows are read while an earlier one is trained on."""
+"""Steps whose windows are read while an earlier one is computed."""
 
 AfterStep = Callable[[int, float, float], None]
-"""Is called with the number of steps done, the last loss and the share of partners found."""
+"""Is called with the number of steps done, the loss of the last step and the share of partners found in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a pretraining takes: a number of steps, which repeats exactly, or a time."""
+    """The length of a pretraining: a number of steps, which can be repeated exactly, or a time."""
 
     steps: int | None = None
+    """Number of steps; None: the time counts."""
     minutes: float = 5.0
-    """Wall time; counts where there are no `steps`."""
+    """Wall time in minutes; not used if there are `steps`."""
 
     def progress(self, step: int, elapsed_s: float) -> float:
-        """Share done, 1 or more at the end."""
+        """Return the share done, 0 to 1; above 1 where the time has passed.
+
+        Args:
+            step: number of steps done.
+            elapsed_s: seconds since the start.
+        """
         return elapsed_s / (60 * self.minutes) if self.steps is None else step / self.steps
 
 
 class TissueRegions:
-    """Regions at random on the tissue of a cohort, as windows of pixels.
+    """Random regions on the tissue of a cohort, as windows of pixels.
 
     Args:
-        slides: of the cohort; their labels are not looked at.
-        reader: of their pixels.
-        config: of the network, whose last patches the regions resemble.
+        slides: slides of the cohort; their labels are not used.
+        reader: reads their pixels.
+        config: configuration of the network; the regions are as large as its last patches.
         batch: regions per step.
-        seed: of the draw.
+        seed: seed of the random regions.
     """
 
     def __init__(
@@ -80,23 +89,29 @@ class TissueRegions:
         self._tissue: dict[str, NDArray[np.bool_]] = {}
 
     def read(self, step: int) -> tuple[Floats, Windows]:
-        """The regions (N, 3) of a step and their windows.
+        """Read the regions of a step.
+
+        Args:
+            step: number of the step, from 0.
+
+        Returns:
+            Regions (N, 3) in root coordinates, and their windows.
 
         Raises:
-            UsageError: none of the slides drawn shows tissue.
+            UsageError: no slide of the step shows tissue.
             MagnetError: a slide cannot be read.
         """
         rng = np.random.default_rng([self._seed, step])
         drawn = rng.choice(len(self._uris), min(SLIDES_PER_STEP, len(self._uris)), replace=False)
         opened = self._reader.batch([self._uris[n] for n in drawn])
         tissue = self._tissue_of(opened)
-        filled = [b for b, mask in enumerate(tissue) if mask.any()]
-        if not filled:
+        with_tissue = [b for b, mask in enumerate(tissue) if mask.any()]
+        if not with_tissue:
             raise UsageError(
                 f"no tissue on any of {len(tissue)} slides, such as {opened.info[0].uri}; look at their thumbnails: "
-                "tissue is what is coloured and darker than glass"
+                "tissue must be coloured and darker than glass"
             )
-        slide = np.sort(np.resize(filled, self._batch))
+        slide = np.sort(np.resize(with_tissue, self._batch))  # sorted, since regions are drawn slide by slide
         region = np.concatenate(
             [
                 draw_regions(tissue[b], patch_scales(self._config, opened.side_px[b]), int((slide == b).sum()), rng)
@@ -107,7 +122,7 @@ class TissueRegions:
         return region, opened.fetch(WindowRequest(zoom.num_layers, slide, region, zoom.patch_px, MARGIN_PX["bilinear"]))
 
     def _tissue_of(self, opened: SlideBatch) -> list[NDArray[np.bool_]]:
-        """Where the root views show tissue; each slide's is read once."""
+        """Return the tissue masks of the root views; each slide is read once and then kept."""
         uris = [info.uri for info in opened.info]
         new = [b for b, uri in enumerate(uris) if uri not in self._tissue]
         if new:
@@ -129,36 +144,43 @@ def pretrain(
     batch: int,
     after_step: AfterStep | None = None,
 ) -> Encoder:
-    """Train the encoder that a training with these settings would start with.
+    """Pretrain the encoder of a training with these settings.
 
     Args:
-        settings: `model` says which encoder, its first weights, and how patches look; `recipe` seed and precision.
-        slides: whose tissue is looked at.
-        reader: of their pixels.
-        budget: when to end.
+        settings: settings of the training; used are the encoder, its initial weights and the patches of `model`, and
+            seed and precision of `recipe`.
+        slides: slides whose tissue is used.
+        reader: reads their pixels.
+        budget: length of the pretraining.
         batch: regions per step.
-        after_step: told of each.
+        after_step: called after each step.
+
+    Returns:
+        The encoder, in training mode.
 
     Raises:
-        NotFiniteError: the loss is not a number.
+        NotFiniteError: the loss is not finite.
     """
     seed, zoom = settings.recipe.seed, settings.model.zoom
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = _encoder(settings.model).to(device).train()
+    encoder = _make_encoder(settings.model).to(device).train()
     project = make_projection(encoder.num_features).to(device).train()
     optimizer = torch.optim.Adam([*encoder.parameters(), *project.parameters()], lr=LEARNING_RATE)
     regions = TissueRegions(slides, reader, settings.model, batch=batch, seed=seed)
     began_s = time.perf_counter()
-    for step, (region_N3, windows) in enumerate(_ahead(regions.read)):
+    for step, (region_N3, windows) in enumerate(_read_ahead(regions.read)):
         progress = budget.progress(step, time.perf_counter() - began_s)
         if progress >= 1:
             break
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        first, second = (_view(region_N3, windows, zoom, generator, device) for _ in range(2))
+        generator = torch.Generator().manual_seed(derive_step_seed(seed, step))
+        # One generator for both views: they differ, and still follow from seed and step.
+        first, second = (_random_view(region_N3, windows, zoom, generator, device) for _ in range(2))
         with autocast(settings.recipe.precision, device):
+            # In one pass, so that batch normalisation sees both views of all regions.
             projected = project(encoder(torch.cat([first, second])))
         result = contrast(*projected.chunk(2))
+        # Before the backward pass, so that the weights stay as they were before the step.
         if not math.isfinite(loss := result.loss.item()):
             raise NotFiniteError(f"step {step}: loss {loss}; the weights are as before this step")
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * progress)) / 2
@@ -171,11 +193,14 @@ def pretrain(
 
 
 def save_weights(encoder: Encoder, out: str) -> str:
-    """Write what `model.classifier.weights` loads for this encoder; the file's SHA-256.
+    """Write a file that `model.classifier.weights` can name.
 
     Args:
-        encoder: without the projection.
+        encoder: encoder, without the projection.
         out: path or URI ending in ``.safetensors``.
+
+    Returns:
+        SHA-256 of the file.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.backbone.state_dict().items()}
     content = safetensors.torch.save(state)
@@ -184,35 +209,42 @@ def save_weights(encoder: Encoder, out: str) -> str:
 
 
 class Report:
-    """Says how a pretraining goes, now and then: an `AfterStep`.
+    """Prints the progress of a pretraining at intervals; an `AfterStep`.
 
     Args:
-        budget: when it ends.
+        budget: length of the pretraining.
         batch: regions per step.
     """
 
     def __init__(self, budget: Budget, batch: int) -> None:
         self._budget, self._batch = budget, batch
-        self._began_s = self._told_s = time.perf_counter()
+        self._began_s = self._printed_s = time.perf_counter()
         self._since: list[tuple[float, float]] = []
 
-    def __call__(self, step: int, loss: float, found: float) -> None:
-        """Print the means over the steps since the last line, at the end of the budget too."""
-        self._since.append((loss, found))
+    def __call__(self, step: int, loss: float, share_found: float) -> None:
+        """Print the means over the steps since the last line, if it is time to, and at the end.
+
+        Args:
+            step: number of steps done.
+            loss: loss of the last step.
+            share_found: share of partners found in it, 0 to 1.
+        """
+        self._since.append((loss, share_found))
         now_s = time.perf_counter()
         share = self._budget.progress(step, now_s - self._began_s)
-        if share < 1 and now_s - self._told_s < EVERY_S:
+        if share < 1 and now_s - self._printed_s < EVERY_S:
             return
         mean_loss, mean_found = np.mean(self._since, axis=0)
-        rate = self._batch * len(self._since) / (now_s - self._told_s)
+        rate = self._batch * len(self._since) / (now_s - self._printed_s)
         say(
             f"step {step}  {min(share, 1):.0%} done  loss {mean_loss:.3f} (chance {math.log(2 * self._batch - 1):.3f})"
             f"  partners found {mean_found:.1%}  {rate:.0f} regions/s"
         )
-        self._told_s, self._since = now_s, []
+        self._printed_s, self._since = now_s, []
 
 
-def _encoder(model: ModelConfig) -> Encoder:
+def _make_encoder(model: ModelConfig) -> Encoder:
+    """Return the encoder of a training, with its initial weights."""
     parts = model.classifier
     with network_errors():
         return make_encoder(
@@ -224,14 +256,14 @@ def _encoder(model: ModelConfig) -> Encoder:
             checkpointing=parts.checkpointing,
             channels_last=parts.channels_last,
             compile=parts.compile,
-            to_be_loaded=parts.weights is None,  # this very job brings them: nothing to warn about
+            to_be_loaded=parts.weights is None,  # random weights are meant here: no warning
         )
 
 
-def _view(
+def _random_view(
     region_N3: Floats, windows: Windows, zoom: ZoomConfig, generator: torch.Generator, device: torch.device
 ) -> Tensor:
-    """One random view (N, C, H, W) of each region, as the network's patches look on another slide."""
+    """Return a random view (N, C, H, W) in [0, 1] of each region, as a patch might look on another slide."""
     place_N4 = torch.from_numpy(windows.place).to(device)
     crop_N3 = crop(torch.from_numpy(region_N3), generator).to(device)
     view = sample(_pixels(windows).to(device), place_N4, crop_N3, zoom.patch_px)
@@ -240,12 +272,12 @@ def _view(
 
 
 def _pixels(windows: Windows) -> Tensor:
-    """Windows (N, C, H, W) in [0, 1]."""
+    """Return the pixels of windows (N, C, H, W) in [0, 1]."""
     return torch.from_numpy(windows.pixels).permute(0, 3, 1, 2).float() / 255
 
 
-def _ahead(read: Callable[[int], tuple[Floats, Windows]]) -> Iterator[tuple[Floats, Windows]]:
-    """What `read` gives for 0, 1, 2, ..., without end, some of it read ahead."""
+def _read_ahead(read: Callable[[int], tuple[Floats, Windows]]) -> Iterator[tuple[Floats, Windows]]:
+    """Yield the results of `read` for 0, 1, 2, ..., without end; threads call it in advance."""
     with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="regions") as pool:
         coming = deque(pool.submit(read, step) for step in range(READ_AHEAD))
         for step in count(READ_AHEAD):

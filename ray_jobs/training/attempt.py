@@ -1,77 +1,60 @@
-"""One worker's attempt at a training: from the newest checkpoint on, step by step, to the end or to the next fault.
+"""The training loop: one worker's attempt, from the newest checkpoint to the last step or to an error.
 
-What a step does follows from the seed, the step's number, the weights and the list of lost slides alone, so an attempt
-that starts from a checkpoint repeats what the one before would have done. Nothing here knows Ray: micro-batches come
-from a callable, and epochs are reported to one.
+What a step does follows from the seed, the number of the step, the weights and the list of lost slides alone. So an
+attempt that starts from a checkpoint repeats what the one before would have done.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 from magnet.health import Looked
 from ray_jobs.models.checkpoint_store import CheckpointStore
-from ray_jobs.tracking.mlflow_run import SystemMetrics, Tracker
 from ray_jobs.training import resume
-from ray_jobs.training.epoch_end import line, roi_health, waiting
-from ray_jobs.training.epoch_sums import Sums, added, epoch_metrics, of_all_workers
+from ray_jobs.training.agreement import GroupStatus, WorkerStatus
+from ray_jobs.training.deadline import get_store_deadline_s
+from ray_jobs.training.epoch_end import advise_on_waiting, measure_region_health
+from ray_jobs.training.epoch_sums import Sums, add, add_workers, compute_epoch_metrics
 from ray_jobs.training.evaluate import Evaluation, evaluate
-from ray_jobs.training.group import gathered
+from ray_jobs.training.group import gather
 from ray_jobs.training.learner import Learner
-from ray_jobs.training.memory_use import compare_with_plan, peak_memory
-from ray_jobs.training.preemption import Notice, PreemptedError
-from ray_jobs.training.prefetch import FetchPool, WaitClock, ahead
-from ray_jobs.training.progress import ProgressReporter, say
+from ray_jobs.training.memory_use import measure_peak_bytes, measure_peak_memory
+from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
+from ray_jobs.training.prefetch import FetchPool, prefetch
+from ray_jobs.training.progress import say
+from ray_jobs.training.protocols import Monitor, ProgressSink, ReaderOpener, Reporter, Stream, Tracker
 from ray_jobs.training.quarantine import Quarantine
-from ray_jobs.training.steps import Steps
-from ray_jobs.training.stream import MicroBatch, store_patience_s
+from ray_jobs.training.recorder import Recorder
+from ray_jobs.training.steps import StepResult, Steps
 from ray_jobs.training.task import Task
+from ray_jobs.training.timer import StepTimer
 from service.errors import MagnetError
-from service.progress.record import Progress
-from service.results.spreadsheet import safe_cell
 from service.slides.reader_protocol import Reader
 
 STEPS_TO_PEAK = 2
-"""Steps after which a training has had its fullest moment: the optimizer's state is there from the second on."""
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What the workers tell each other after a step."""
-
-    loss: float
-    slides: float
-    lost: dict[str, str]
-    checkpoint: bool
-    """Whether it is time for one; the first worker's clock decides."""
-    ask: bool
-    """Whether it is time to ask the cluster if a machine is about to go; the first worker's clock decides."""
-    leave: bool
-    """Whether this worker's machine is about to go."""
+"""Steps after which the memory has been at its peak: the optimizer has its state from the second step on."""
 
 
 class Attempt:
-    """One worker's part.
+    """One worker's attempt at a training.
 
     Args:
         task: the training.
-        learner: its model as configured; it is brought to the newest checkpoint.
-        reader: of regions.
-        rank: of this worker; the first writes checkpoints and MLflow's record.
-        num_workers: of the group.
-        tracker: the first worker's.
-        report: is told each epoch's metrics, on every worker.
-        predicted_bytes: peak memory of a step, by the planner; compared with what the first steps take.
-        notice: that a machine is about to go; None: nobody gives any.
-        cold_reader: opens a reader that has nothing at hand, for each validation, whose bytes then are those of a slide
-            never seen; None: validation reads through `reader`.
-        record_progress: takes the job's progress from the first worker; None: nobody reads it.
+        learner: model and optimizer; they are set to the newest checkpoint.
+        reader: reads regions.
+        rank: rank of this worker; the first writes checkpoints and the record.
+        num_workers: number of workers in the group.
+        tracker: takes the record; None on all workers but the first.
+        monitor: logs the load of this machine; None: nothing does.
+        report: receives the metrics of each epoch, on every worker.
+        predicted_bytes: predicted peak memory of a step, to be compared with the first steps; None: not predicted.
+        notice: notice that a worker's machine is about to be taken away; None: there is never any.
+        cold_reader: opens a reader without cached bytes for each validation, so that the bytes of a slide count as if
+            it had never been read; None: validation uses `reader`.
+        record_progress: takes the progress of the job from the first worker; None: nobody reads it.
     """
 
     def __init__(
@@ -83,168 +66,160 @@ class Attempt:
         rank: int = 0,
         num_workers: int = 1,
         tracker: Tracker | None = None,
-        report: Callable[[dict[str, float]], None] | None = None,
+        monitor: Monitor | None = None,
+        report: Reporter | None = None,
         predicted_bytes: int | None = None,
-        notice: Notice | None = None,
-        cold_reader: Callable[[], AbstractContextManager[Reader]] | None = None,
-        record_progress: Callable[[Progress], object] | None = None,
+        notice: PreemptionNotice | None = None,
+        cold_reader: ReaderOpener | None = None,
+        record_progress: ProgressSink | None = None,
     ) -> None:
-        self.task, self.learner, self.reader, self.order = task, learner, reader, task.order
+        self.task, self.learner, self.order = task, learner, task.order
         self.rank, self.num_workers = rank, num_workers
-        self.tracker, self.report, self.predicted_bytes = tracker, report, predicted_bytes
-        self.notice = notice
-        self.record_progress = record_progress
+        self.report, self.predicted_bytes, self.notice = report, predicted_bytes, notice
         self.cold_reader = cold_reader or (lambda: nullcontext(reader))
-        self.store = CheckpointStore(task.folder, store_patience_s())
-        self.step = 0
-        self.sums: Sums = {}
-        self.looked: Mapping[str, Looked] = {}
+        self.store = CheckpointStore(task.folder, get_store_deadline_s())
+        self.recorder = Recorder(task, tracker, monitor, record_progress)
         self.quarantine = Quarantine(len(task.train) + len(task.val), task.settings.compute.quarantine_share)
-        self._clock = WaitClock()
-        self._lap_s = self._saved_s = time.perf_counter()
+        self.steps = Steps(task, learner, reader, self.quarantine, self.recorder)
+        self.step = 0
+        """Number of steps done."""
+        self.sums: Sums = {}
+        """Sums over this worker's part of the epoch so far."""
+        self.viewed: Mapping[str, Looked] = {}
+        """Regions viewed on the validation slides at the end of the last epoch, by slide_id."""
+        self._timer = StepTimer()
+        self._saved_s = time.perf_counter()
 
-    def run(self, stream: Callable[[int], Iterator[MicroBatch]]) -> None:
-        """Train to the end.
+    def run(self, stream: Stream) -> None:
+        """Train to the last step.
 
         Args:
-            stream: this worker's micro-batches from a step on.
+            stream: yields this worker's micro-batches from a step on.
 
         Raises:
-            NotFiniteError, QuarantineError, DoesNotFitError: on all workers alike; trying again would end alike.
-            PreemptedError: on all workers alike, after a checkpoint; the next attempt goes on from there.
+            NotFiniteError, QuarantineError, DoesNotFitError: on all workers; a retry would end in the same way.
+            PreemptedError: on all workers, after a checkpoint from which the next attempt continues.
         """
         self._restore()
-        first, progress = self.step, ProgressReporter(self.step, self.order.num_steps, self.record_progress)
-        steps = Steps(self.task, self.learner, self.reader, self.quarantine, self.tracker)
+        first_step, recorder = self.step, self.recorder
+        recorder.start(first_step)
         num_threads = self.task.settings.model.zoom.num_in_flight
-        with FetchPool(num_threads, self._clock) as pool, SystemMetrics(self.tracker) as load:
-            for work in ahead(steps.opened(stream(first), first), self._clock):
-                if self.step == first:  # until now the stream came up: no share of a step
-                    self._begin_lap()
-                done, lost = steps.take(self.step, work, pool)
+        with FetchPool(num_threads, self._timer.wait) as pool, recorder.monitor:
+            for inputs in prefetch(self.steps.open_ahead(stream(first_step), first_step), self._timer.wait):
+                if self.step == first_step:  # until now the stream started up, which is no part of a step
+                    self._timer.start()
+
+                # Forward pass, backward pass and optimizer; a slide that is lost meanwhile leaves its place empty.
+                result = self.steps.take(self.step, inputs, pool)
                 self.step += 1
-                self.sums = added(self.sums, done, self._lap())
-                news = self._tell(done, lost)
-                if self.tracker is not None:
-                    progress.report(self.step, self.sums)
-                    if self.step == first + STEPS_TO_PEAK:
-                        self._compare_memory(self.tracker)
+                self.sums = add(self.sums, result.sums, self._timer.lap())
+
+                # From here on all workers know the same: each branch below has collectives, for all workers or none.
+                group = GroupStatus.exchange(self._status(result), self.num_workers)
+                recorder.log_loss(self.step, group.mean_loss)
+                self._quarantine(group.lost)  # after the loss, since it may end the training
+                preempted = self._poll_cluster(group) or group.preempted
+                recorder.log_progress(self.step, self.sums)
+                if self.step == first_step + STEPS_TO_PEAK:
+                    self._compare_memory()
+
                 if self.order.epochs_done(self.step) > self.order.epochs_done(self.step - 1):
-                    self._end_epoch(steps.micro_batch)
-                elif news.checkpoint or news.leave:
+                    self._end_epoch()
+                elif group.checkpoint_due or preempted:
                     self._save({}, None)
                 else:
                     continue
-                if news.leave and self.step < self.order.num_steps:
+                if preempted and self.step < self.order.num_steps:
                     self._leave()
-                if self.tracker is not None and self.tracker.recovered():
-                    load.renew()
-                self._begin_lap()
+                recorder.renew_monitor()
+                self._timer.start()  # evaluation and checkpoint are no part of a step
 
-    def _tell(self, done: Sums, lost: dict[str, str]) -> News:
-        """Tell the others of a step, and MLflow; the first worker's news, and whether any worker must leave."""
+    def _restore(self) -> None:
+        """Load the newest undamaged checkpoint of the job, if there is one."""
+        state = resume.restore(self.store, self.learner, self.rank, self.num_workers)
+        if state is None:
+            return
+        self.step, self.viewed = state.step, state.viewed
+        self.sums = state.sums if self.rank == 0 else {}  # they are sums over all workers: only one may count them
+        self.quarantine.lost = dict(state.lost)
+        if self.rank == 0:
+            say(f"continuing from the checkpoint after step {self.step}")
+
+    def _status(self, result: StepResult) -> WorkerStatus:
+        """Return what this worker reports to the others after a step."""
         minutes = (time.perf_counter() - self._saved_s) / 60
-        due = minutes >= self.task.settings.compute.checkpoint_minutes
-        ask, leave = (False, False) if self.notice is None else (self.notice.due(), self.notice.given())
-        mine = News(done.get("loss", 0.0), done["slides"], lost, checkpoint=due, ask=ask, leave=leave)
-        everyone = gathered(mine, self.num_workers)
-        slides = sum(news.slides for news in everyone)
-        if self.tracker is not None and slides:
-            self.tracker.metrics({"train/step_loss": sum(news.loss for news in everyone) / slides}, step=self.step)
-            self.tracker.send()
-        self._admit({uri: reason for news in everyone for uri, reason in news.lost.items()})
-        announced = self.notice is not None and everyone[0].ask and self.notice.announced()
-        return replace(everyone[0], leave=announced or any(news.leave for news in everyone))
+        return WorkerStatus(
+            loss=result.sums.get("loss", 0.0),
+            num_slides=result.sums["slides"],
+            lost=result.lost,
+            checkpoint_due=minutes >= self.task.settings.compute.checkpoint_minutes,
+            poll_due=self.notice is not None and self.notice.poll_due(),
+            preempted=self.notice is not None and self.notice.signalled(),
+        )
 
-    def _leave(self) -> None:
-        """End the attempt, once the checkpoint is written: when one worker ends, Ray stops the others."""
-        gathered(None, self.num_workers)
-        raise PreemptedError(f"a worker's machine is about to be taken away; saved after step {self.step}")
-
-    def _admit(self, lost: dict[str, str]) -> None:
-        """Leave lost slides out from now on, and name them in MLflow."""
+    def _quarantine(self, lost: Mapping[str, str]) -> None:
+        """Leave out lost slides from now on; raises `QuarantineError` if they are too many."""
         new = self.quarantine.admit(lost, self.step)
-        if new and self.tracker is not None:
-            for uri in new:
-                say(f"warning: {uri} is left out from now on: {self.quarantine.lost[uri]}")
-            ids = {slide.uri: slide.slide_id for slide in (*self.task.train, *self.task.val)}
-            table = io.StringIO()
-            rows = [(ids[uri], uri, reason) for uri, reason in self.quarantine.lost.items()]
-            csv.writer(table).writerows([("slide_id", "uri", "reason"), *(map(safe_cell, row) for row in rows)])
-            self.tracker.note_text(table.getvalue(), "quarantine.csv")
-            self.tracker.note_tags({"quarantined": ", ".join(ids[uri] for uri in self.quarantine.lost)[:5000]})
-            self.tracker.keep()
+        self.recorder.log_lost_slides(new, self.quarantine.lost)
         self.quarantine.check()
 
-    def _begin_lap(self) -> None:
-        self._lap_s = time.perf_counter()
-        self._clock.take()
+    def _poll_cluster(self, group: GroupStatus) -> bool:
+        """Ask the cluster for an announced preemption, if it is time to; all workers do it together."""
+        return self.notice is not None and group.poll_due and self.notice.poll()
 
-    def _lap(self) -> Sums:
-        """Seconds since the last lap, and those of them that passed without pixels."""
-        now_s = time.perf_counter()
-        lap = {"step_s": now_s - self._lap_s, "wait_s": self._clock.take()}
-        self._lap_s = now_s
-        return lap
+    def _compare_memory(self) -> None:
+        """Compare the peak memory of the first steps with the prediction, if there is one."""
+        if self.predicted_bytes is not None and self.recorder.active:
+            micro_batch = self.task.settings.recipe.micro_batch
+            self.recorder.log_memory(micro_batch, self.predicted_bytes, measure_peak_bytes(self.learner.model.device))
 
-    def _compare_memory(self, tracker: Tracker) -> None:
-        """Of the first steps, with what was predicted for them."""
-        if self.predicted_bytes is not None:
-            size = self.task.settings.recipe.micro_batch
-            compare_with_plan(tracker, self.learner.model.device, size, self.predicted_bytes)
-
-    def _end_epoch(self, micro_batch: int) -> None:
-        """Evaluate, log and publish a checkpoint.
-
-        Args:
-            micro_batch: slides that are computed at once by now.
-        """
-        task, epoch = self.task, self.order.epochs_done(self.step)
-        mine = [slide for slide in task.val[self.rank :: self.num_workers] if slide.uri not in self.quarantine.lost]
-        precision = task.settings.recipe.precision
-        with self.cold_reader() as reader:
-            validation = evaluate(self.learner.model, mine, reader, precision, self.num_workers)
-        self._admit(dict(validation.lost))
-        roi, collapsed = roi_health(validation.looked, self.looked, task.settings.model)
-        metrics = epoch_metrics(of_all_workers(self.sums, self.num_workers), self.num_workers)
+    def _end_epoch(self) -> None:
+        """Evaluate, log, save and report."""
+        epoch, validation = self.order.epochs_done(self.step), self._evaluate()
+        self._quarantine(validation.lost)
+        roi, collapsed = measure_region_health(validation.viewed, self.viewed, self.task.settings.model)
+        metrics = compute_epoch_metrics(add_workers(self.sums, self.num_workers), self.num_workers)
         metrics |= {"train/quarantined": float(len(self.quarantine.lost))} | validation.metrics("val") | roi
-        metrics |= peak_memory(self.learner.model.device, self.num_workers)
-        self.sums, self.looked = {}, validation.looked
-        if self.tracker is not None:
-            for sentence in collapsed:
-                say(f"warning: {sentence}; see roi/ in MLflow")
-            in_flight = task.settings.model.zoom.num_in_flight
-            per_worker = math.ceil(self.order.batch // micro_batch / self.num_workers)
-            for sentence in waiting(metrics, in_flight, micro_batch, per_worker):
-                say(f"warning: {sentence}")
-            say(f"epoch {epoch}/{task.settings.recipe.epochs}  {line(metrics)}")
-            self.tracker.metrics(metrics | {"step": self.step}, step=epoch)
+        metrics |= measure_peak_memory(self.learner.model.device, self.num_workers)
+        self.sums, self.viewed = {}, validation.viewed
+        warnings = [f"{sentence}; see roi/ in MLflow" for sentence in collapsed] + self._wait_warnings(metrics)
+        self.recorder.log_epoch(epoch, self.step, metrics, warnings)
         self._save(metrics, validation)
+        # Ray Tune may stop the process in its report: the checkpoint must exist by then.
         if self.report is not None:
             self.report(metrics)
 
+    def _evaluate(self) -> Evaluation:
+        """Score the validation slides, shared among the workers."""
+        share = self.task.val[self.rank :: self.num_workers]
+        slides = [slide for slide in share if slide.uri not in self.quarantine.lost]
+        precision = self.task.settings.recipe.precision
+        with self.cold_reader() as reader:
+            return evaluate(self.learner.model, slides, reader, precision, self.num_workers)
+
+    def _wait_warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """Return what to do about an epoch that waited for pixels."""
+        micro_batch = self.steps.micro_batch  # by now it may be smaller than that of the settings
+        per_worker = math.ceil(self.order.batch // micro_batch / self.num_workers)
+        return advise_on_waiting(metrics, self.task.settings.model.zoom.num_in_flight, micro_batch, per_worker)
+
     def _save(self, metrics: dict[str, float], validation: Evaluation | None) -> None:
-        """Publish a checkpoint. A store that fails or is full costs this one, unless it is the last."""
-        state = resume.State(self.step, of_all_workers(self.sums, self.num_workers), self.looked, self.quarantine.lost)
+        """Publish a checkpoint. A store that fails or is full costs this checkpoint, unless it is the last one."""
+        sums = add_workers(self.sums, self.num_workers)  # a collective: before the other workers return
+        state = resume.AttemptState(self.step, sums, self.viewed, self.quarantine.lost)
+        # Set even if the store fails below: the next attempt to save is then an interval away and not one step.
         self._saved_s = time.perf_counter()
         if self.rank > 0:
             return
-        if self.tracker is not None:
-            self.tracker.keep()
+        self.recorder.keep()
         try:
             resume.publish(self.store, self.learner, self.task.settings.model, state, metrics, validation)
         except MagnetError as error:
             if self.step == self.order.num_steps:
                 raise
-            say(f"warning: no checkpoint after step {self.step}, training goes on and tries again later: {error}")
+            say(f"warning: no checkpoint after step {self.step}, training continues and tries again later: {error}")
 
-    def _restore(self) -> None:
-        """Go on from the newest whole checkpoint of this job, if there is any."""
-        state = resume.restore(self.store, self.learner, self.rank, self.num_workers)
-        if state is None:
-            return
-        self.step, self.looked = state.step, state.looked
-        self.sums = state.sums if self.rank == 0 else {}
-        self.quarantine.lost = dict(state.lost)
-        if self.rank == 0:
-            say(f"going on from the checkpoint after step {self.step}")
+    def _leave(self) -> None:
+        """End the attempt, once the checkpoint is written: when one worker ends, Ray stops the others."""
+        gather(None, self.num_workers)
+        raise PreemptedError(f"a worker's machine is about to be taken away; saved after step {self.step}")

@@ -1,6 +1,6 @@
-"""A training without Ray, MLflow or checkpoints: the same order, learner and reader in one loop.
+"""A training without Ray, MLflow or checkpoints: the order, learner and reader of a real one in one loop.
 
-For benchmarks, which measure the training service against it, and for tests and notebooks.
+For benchmarks, which compare the training service with it, and for tests and notebooks.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from magnet.config import RecipeConfig
 from magnet.windows import Fetch, WindowRequest, Windows, in_frames
 from magnet.zoom import MagNet
 from ray_jobs.training.learner import Learner
+from ray_jobs.training.micro_batch import StepInput
 from ray_jobs.training.order import Order
 from service.cohort.manifest import Slide
 from service.slides.reader_protocol import Batch, Reader
 
 AfterStep = Callable[[int, dict[str, float]], None]
-"""Is called with the number of steps done and the last step's sums."""
+"""Is called with the number of steps done and the sums of the last step."""
 
 
-def train(
+def train_bare(
     model: MagNet,
     recipe: RecipeConfig,
     slides: Sequence[Slide],
@@ -32,15 +33,18 @@ def train(
     num_steps: int,
     after_step: AfterStep | None = None,
 ) -> Learner:
-    """Train for a number of steps, whatever `recipe.epochs` says; learning rate and exploration follow them.
+    """Train for a number of steps, which learning rate and exploration follow; `recipe.epochs` is not used.
 
     Args:
-        model: is changed.
-        recipe: how.
-        slides: labelled.
-        reader: of their regions.
-        num_steps: optimizer steps.
-        after_step: told of each.
+        model: network to train.
+        recipe: how it is trained.
+        slides: labelled slides.
+        reader: reads their regions.
+        num_steps: number of optimizer steps.
+        after_step: called after each step.
+
+    Returns:
+        The learner with the trained model.
     """
     order = Order(
         num_slides=len(slides),
@@ -50,50 +54,61 @@ def train(
         seed=recipe.seed,
         augment=recipe.augment,
     )
-    learner, roots = Learner(model, recipe, num_steps), _Roots()
+    # One thread per zoom in flight, as in a real training.
+    learner, roots = Learner(model, recipe, num_steps), _RootCache()
     with ThreadPoolExecutor(model.config.zoom.num_in_flight, thread_name_prefix="fetch") as pool:
         for step in range(num_steps):
-            micro_batches = []
+            inputs = []
             for index in range(order.micro_batches_per_step):
                 positions = order.micro_batch_of(step, index)
-                chosen = [slides[i] for i in order.slides(positions)]
-                batch = reader.batch([slide.uri for slide in chosen])
-                fetch = in_frames(roots.first(batch), order.frames(positions))
-                label_B = torch.tensor([float(slide.label or 0) for slide in chosen])
-                micro_batches.append((index, batch.side_px, fetch, label_B))
-            sums = learner.step(step, micro_batches, pool)
+                members = [slides[i] for i in order.slides(positions)]
+                batch = reader.batch([slide.uri for slide in members])
+                fetch = in_frames(roots.fetch_from(batch), order.frames(positions))
+                label_B = torch.tensor([float(slide.label or 0) for slide in members])
+                inputs.append(StepInput(index=index, side_px_B=batch.side_px, fetch=fetch, label_B=label_B))
+            sums = learner.step(step, inputs, pool)
             if after_step is not None:
                 after_step(step + 1, sums)
     return learner
 
 
-class _Roots:
-    """The root windows of a cohort, each read once and kept: what Ray Data streams ahead in a real training."""
+class _RootCache:
+    """The root windows of a cohort, each read once and kept.
+
+    In a real training Ray Data streams them in advance; here they must not count as reads during the steps either.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, int], Windows] = {}
+        self._windows: dict[tuple[str, int], Windows] = {}
+        """Window by URI and side in output pixels."""
 
-    def first(self, batch: Batch) -> Fetch:
-        """A fetch that answers layer 0 from memory."""
+    def fetch_from(self, batch: Batch) -> Fetch:
+        """Return a fetch of open slides that answers layer 0 from the cache."""
 
-        def fetch(ask: WindowRequest) -> Windows:
-            if ask.layer > 0:
-                return batch.fetch(ask)
-            keys = [(batch.info[b].uri, ask.out_px) for b in ask.slide]
-            missing = [n for n, key in enumerate(keys) if key not in self._kept]
+        def fetch(request: WindowRequest) -> Windows:
+            if request.layer > 0:
+                return batch.fetch(request)
+            keys = [(batch.info[b].uri, request.out_px) for b in request.slide]
+            missing = [n for n, key in enumerate(keys) if key not in self._windows]
             if missing:
-                part = WindowRequest(0, ask.slide[missing], ask.region[missing], ask.out_px, ask.margin_px)
-                read = batch.fetch(part)
-                for n, at in enumerate(missing):
-                    one = Windows(
-                        pixels=read.pixels[n : n + 1].copy(), place=read.place[n : n + 1], level=read.level[n : n + 1]
-                    )
-                    self._kept[keys[at]] = one
-            found = [self._kept[key] for key in keys]
-            return Windows(
-                pixels=np.concatenate([one.pixels for one in found]),
-                place=np.concatenate([one.place for one in found]),
-                level=np.concatenate([one.level for one in found]),
-            )
+                self._add(batch, request, missing, [keys[n] for n in missing])
+            return _concatenate([self._windows[key] for key in keys])
 
         return fetch
+
+    def _add(self, batch: Batch, request: WindowRequest, rows: Sequence[int], keys: Sequence[tuple[str, int]]) -> None:
+        """Read some rows of a request into the cache."""
+        part = WindowRequest(0, request.slide[rows], request.region[rows], request.out_px, request.margin_px)
+        windows = batch.fetch(part)
+        for n, key in enumerate(keys):
+            # A copy: a view would keep the pixels of the whole request alive.
+            pixels = windows.pixels[n : n + 1].copy()
+            self._windows[key] = Windows(pixels=pixels, place=windows.place[n : n + 1], level=windows.level[n : n + 1])
+
+
+def _concatenate(windows: Sequence[Windows]) -> Windows:
+    return Windows(
+        pixels=np.concatenate([window.pixels for window in windows]),
+        place=np.concatenate([window.place for window in windows]),
+        level=np.concatenate([window.level for window in windows]),
+    )

@@ -1,4 +1,4 @@
-"""A training job from its checked settings to the registered model."""
+"""The driver of a training job: from checked settings to the registered model, on the head of the cluster."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from ray_jobs.models import checkpoints, registry
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.models.network_check import require_network
 from ray_jobs.tracking import mlflow_run, provenance, rerun
-from ray_jobs.training import worker
-from ray_jobs.training.figures import figures
-from ray_jobs.training.stream import store_patience_s
+from ray_jobs.training.deadline import get_store_deadline_s
+from ray_jobs.training.figures import draw_validation_figures
+from ray_jobs.training.task import Task
+from ray_jobs.training.worker import PROGRAM_ERROR, run_worker
 from service import environment
 from service.cohort.label_policy import slide_counts
 from service.cohort.manifest import Manifest
@@ -36,35 +37,38 @@ from service.settings.train import TrainSettings, changed, flat, to_dict
 from service.storage import join
 
 MLFLOW_PATIENCE_S = 120.0
-"""Seconds that a complete training waits for MLflow."""
+"""Seconds that a complete training waits for MLflow, which must register its model."""
 
 
 class TrainingStoppedError(StoppedError):
-    """A training came to a point from which it cannot go on: a loss that is no number, or too many lost slides.
+    """A training cannot continue: a loss is not finite, too many slides are lost, or a step does not fit the GPU.
 
-    To act: the user, as the message says. A retry under the same name comes to the same point.
+    To act: the user, as the message says. A retry under the same name ends in the same way.
     """
 
 
-def train(
+def run_training(
     settings: TrainSettings, manifest: Manifest, *, name: str, storage: str, tags: Mapping[str, str] | None = None
 ) -> int:
-    """Train on the cluster, record it, register the best model; an exit status.
+    """Train on the cluster, record it in MLflow, and register the best model.
 
     Args:
-        settings: of the training.
-        manifest: checked, with splits.
-        name: of the job; one that was begun before goes on.
+        settings: settings of the training.
+        manifest: checked slides, with splits.
+        name: name of the job; the job of an earlier attempt with this name continues.
         storage: folder of the runs, a path or URI.
-        tags: for the run, beside its own.
+        tags: additional tags of the run.
+
+    Returns:
+        Exit status.
 
     Raises:
         UsageError: an encoder is unknown, or its weights are missing or wrong.
-        TrainingStoppedError: the training cannot go on.
-        ProgramError: a worker failed by an error of this program.
+        TrainingStoppedError: the training cannot continue.
+        ProgramError: a worker failed because of an error of this program.
         RecordError: MLflow is unavailable at the beginning or the end.
     """
-    require_network(settings.model)  # wrong weights must not hold the cluster until each worker has failed on them
+    require_network(settings.model)  # wrong weights must not occupy the cluster until each worker has failed on them
     uri = mlflow_run.tracking_uri(storage)
     cluster.connect(command.worker_environment())
     why = f"{settings.compute.num_workers} training worker(s), and one CPU that reads slides ahead of them"
@@ -76,17 +80,17 @@ def train(
     print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
     append_progress(Progress(mlflow_run=run_id, activity="starting workers"))
     if finished:
-        print("this job is finished already; give a new job a --name of its own")
+        print("this job has finished; to start a new one, give it another --name")
         return 0
     tracker.params(flat(to_dict(settings)) | {"manifest": manifest.uri, "manifest_sha256": manifest.sha256})
     tracker.begin()
     status = "FAILED"
     try:
         _record(tracker, settings, manifest, storage, tags or {})
-        task = worker.Task(settings, manifest.split("train"), manifest.split("val"), uri, run_id, folder)
+        task = Task(settings, manifest.split("train"), manifest.split("val"), uri, run_id, folder)
         store = CheckpointStore(folder)
-        if not _trained(store, task):
-            fit(task, name, storage)
+        if not _is_complete(store, task):
+            run_workers(task, name, storage)
         metrics, version = _deliver(tracker, store, task, name)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit) as stop:  # Ray makes a SystemExit of Ctrl-C while it trains, and of SIGTERM
@@ -94,14 +98,14 @@ def train(
         raise KeyboardInterrupt from stop
     finally:
         tracker.end(status)
-    _tell(settings, metrics, version)
+    _print_result(settings, metrics, version)
     return 0
 
 
 def _record(
     tracker: mlflow_run.Tracker, settings: TrainSettings, manifest: Manifest, storage: str, tags: Mapping[str, str]
 ) -> None:
-    """Preset, manifest, packages and config file into the run."""
+    """Write preset, manifest, packages and config file into the run."""
     overrides = json.dumps(changed(settings), sort_keys=True)
     tracker.tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage, **tags})
     tracker.tags({f"slides.{name.replace(' ', '_')}": count for name, count in slide_counts(manifest).items()})
@@ -115,33 +119,33 @@ def _record(
         tracker.file(packages)
 
 
-def _trained(store: CheckpointStore, task: worker.Task) -> bool:
-    """Whether an earlier attempt took the last step, and only the record was not made."""
+def _is_complete(store: CheckpointStore, task: Task) -> bool:
+    """Return whether an earlier attempt took the last step, so that only the record is missing."""
     published = store.published()
     return bool(published) and published[-1].step == task.order.num_steps
 
 
-def fit(
-    task: worker.Task, name: str, storage: str, entry: Callable[[dict[str, Any]], str | None] = worker.train
+def run_workers(
+    task: Task, name: str, storage: str, entry: Callable[[dict[str, Any]], str | None] = run_worker
 ) -> None:
-    """Take all steps on the cluster; their checkpoints lie in the job's folder.
+    """Take all steps on the cluster; checkpoints are written to the job's folder.
 
     Args:
         task: the training.
-        name: of the job.
+        name: name of the job.
         storage: folder of the runs, a path or URI.
-        entry: what each worker runs.
+        entry: function that each worker runs.
 
     Raises:
-        TrainingStoppedError: the training cannot go on.
-        ProgramError: a worker failed by an error of this program.
+        TrainingStoppedError: the training cannot continue.
+        ProgramError: a worker failed because of an error of this program.
     """
     compute = task.settings.compute
     # Ray's annotations are still those of Train V1, which knows neither what a loop returns nor preemptions.
     trainer = TorchTrainer(
         entry,  # type: ignore[arg-type]
-        # As bytes: Ray's controller unpickles what it is given and would import torch and all of this for it (9 s).
-        train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, store_patience_s())}
+        # As bytes: Ray's controller unpickles its arguments, and would import torch and all of this for them (9 s).
+        train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, get_store_deadline_s())}
         | {"failure": join(task.folder, f"failures/{uuid.uuid4().hex}.txt"), "progress_relay": start_relay()},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
@@ -159,24 +163,28 @@ def fit(
         ),
     )
     if (reason := trainer.fit().return_value) is not None:  # type: ignore[attr-defined]
-        raise ProgramError(reason) if reason.startswith(worker.OF_PROGRAM) else TrainingStoppedError(reason)
+        raise ProgramError(reason) if reason.startswith(PROGRAM_ERROR) else TrainingStoppedError(reason)
 
 
 def _deliver(
-    tracker: mlflow_run.Tracker, store: CheckpointStore, task: worker.Task, name: str
+    tracker: mlflow_run.Tracker, store: CheckpointStore, task: Task, name: str
 ) -> tuple[dict[str, float], str]:
-    """The best checkpoint into MLflow, as figures and as a registered model; its metrics, and the model's version.
+    """Send the best checkpoint to MLflow, as figures and as a registered model.
 
-    Without validation slides (`fit_on: train+val`) the last epoch's counts as the best.
+    Without validation slides (`fit_on: train+val`) the last epoch counts as the best.
+
+    Returns:
+        Metrics of the best epoch, and the version of the model.
 
     Raises:
-        RecordError: MLflow is away; the message says what brings the rest when it is back.
+        RecordError: MLflow is unavailable; the message says how to complete the record later.
     """
     tracker.resume()
     if not tracker.flush_patiently(MLFLOW_PATIENCE_S):
         raise mlflow_run.RecordError(
-            f"the training is complete and its checkpoints lie in {task.folder}, but MLflow at {tracker.uri} is away. "
-            f"When it is back, this sends what it lacks and registers the model: {command.again(name)}"
+            f"the training is complete and its checkpoints are in {task.folder}, but MLflow at {tracker.uri} is "
+            f"unavailable. When it is available again, this completes the run and registers the model: "
+            f"{command.again(name)}"
         )
     best = store.best()
     assert best is not None  # every epoch publishes one
@@ -185,8 +193,9 @@ def _deliver(
         folder = Path(place)
         store.fetch(best, folder, [name for name in best.sha256 if name != checkpoints.TRAINING_FILE])
         if (scores := folder / checkpoints.VALIDATION_FILE).exists():
-            found = json.loads(scores.read_text())
-            for file, figure in figures(found["label"], found["probability"], found["threshold"]).items():
+            values = json.loads(scores.read_text())
+            drawn = draw_validation_figures(values["label"], values["probability"], values["threshold"])
+            for file, figure in drawn.items():
                 tracker.figure(figure, f"best_epoch/{file}")
         version = registry.register(
             tracker.uri, tracker.run_id, folder, name=settings.registered_model, alias=settings.alias
@@ -194,14 +203,15 @@ def _deliver(
         return checkpoints.describe(folder).metrics, version
 
 
-def _tell(settings: TrainSettings, metrics: Mapping[str, float], version: str) -> None:
+def _print_result(settings: TrainSettings, metrics: Mapping[str, float], version: str) -> None:
+    """Print the score of the best epoch, and how to use the model."""
     name = f"models:/{settings.registered_model}@{settings.alias}"
     if "val/auroc" in metrics:
         low, high = metrics["val/auroc_low"], metrics["val/auroc_high"]
         print(f"best epoch: validation AUROC {metrics['val/auroc']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
     if settings.fit_on == "train+val":
-        print("trained on train and val: the last epoch is taken, and no score is known before the test split's")
+        print("trained on train and val: the last epoch is used, and only the test split can give a score")
     print(f"registered as {name} (version {version})")
-    in_service = environment.rights_text() is not None  # the service tells its jobs
+    in_service = environment.rights_text() is not None  # the service sets it for its jobs
     score = "magnet submit score" if in_service else "python ray_jobs/score.py --out FOLDER"
     print(f"score slides with: {score} --manifest NEW.csv --model {name}", flush=True)

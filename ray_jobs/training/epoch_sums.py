@@ -1,31 +1,31 @@
-"""What an epoch sums up step by step, and the metrics that are made of it at its end.
+"""Sums over the steps of an epoch, and the metrics that are computed from them at its end.
 
-Sums and not means, so that an attempt that goes on in the midst of an epoch adds to what the one before it had.
+Sums and not means, so that an attempt that continues in the middle of an epoch adds to those of the one before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ray_jobs.training.group import gathered
-from service.slides.reader_protocol import Batch
+from ray_jobs.training.group import gather
+from service.storage.counters import ReadCounters
 
 Sums = dict[str, float]
+"""Sums by name, over slides or steps."""
 
 
-def added(*parts: Mapping[str, float]) -> Sums:
-    """The sum of several sums, name by name."""
+def add(*parts: Mapping[str, float]) -> Sums:
+    """Return the sum of several sums, name by name."""
     return {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
 
 
-def of_all_workers(mine: Mapping[str, float], num_workers: int) -> Sums:
-    """The sum over the workers, the same on each."""
-    return added(*gathered(mine, num_workers))
+def add_workers(sums: Mapping[str, float], num_workers: int) -> Sums:
+    """Return the sum over the workers, the same on each; every worker must call this equally often."""
+    return add(*gather(sums, num_workers))
 
 
-def read_sums(batches: Sequence[Batch]) -> Sums:
-    """What reading these slides took."""
-    counters = [c for batch in batches for c in batch.counters]
+def sum_reads(counters: Sequence[ReadCounters]) -> Sums:
+    """Return what the reads of some slides took, in total; the names are those of the metrics' means."""
     return {
         "read_s_per_slide": sum(c.wait_s for c in counters),
         "bytes_per_slide": sum(c.bytes for c in counters),
@@ -37,18 +37,20 @@ def read_sums(batches: Sequence[Batch]) -> Sums:
     }
 
 
-def epoch_metrics(total: Mapping[str, float], num_workers: int) -> Sums:
-    """What an epoch logs, as ``train/...``: means over its slides, of gradient norms over its steps.
+def compute_epoch_metrics(total: Mapping[str, float], num_workers: int) -> dict[str, float]:
+    """Return the metrics ``train/...`` of an epoch: means over its slides, and of gradient norms over its steps.
 
     Args:
-        total: `of_all_workers`: `slides`, `steps` (each counted by each worker), `step_s` and `wait_s` (seconds of the
-            steps and of those the seconds without pixels), and what else there is.
-        num_workers: among whom the time went.
+        total: sums over all workers (`add_workers`): `slides`, `steps` (each step counts once per worker), `step_s` and
+            `wait_s` (seconds of the steps, and those of them without pixels), and the sums that become means.
+        num_workers: number of workers over which times were summed.
     """
     rest = dict(total)
     slides, steps, step_s, wait_s = (rest.pop(name, 0.0) for name in ("slides", "steps", "step_s", "wait_s"))
     result = {
-        f"train/{name}": value / (steps if "norm" in name else max(slides, 1)) for name, value in sorted(rest.items())
+        # A gradient norm is one number per step and not a sum over slides.
+        f"train/{name}": value / (steps if "norm" in name else max(slides, 1))
+        for name, value in sorted(rest.items())
     }
     return result | {
         "train/slides_per_s": slides * num_workers / step_s,

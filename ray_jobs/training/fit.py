@@ -1,68 +1,119 @@
-"""Fits a training's batch to a card: which micro-batches, with how much memory."""
+"""Fits the batch of a training to the memory of the GPUs: how large a micro-batch may be, and what it then takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+
+import torch
 
 from magnet.config import ModelConfig, RecipeConfig
 from magnet.memory import Memory, step_memory
 from magnet.plan import USABLE_SHARE, Cut, cuts, largest_that_fits
+from ray_jobs.training.task import Task
 from service.errors import UsageError
-from service.settings.train import TrainSettings
+from service.settings.train import ComputeSettings, TrainSettings
 
 
 class DoesNotFitError(UsageError):
-    """A schedule needs more memory than the card has, slide by slide. To act: whoever wrote the settings."""
+    """A step needs more memory than a GPU has, even with one slide at a time. To act: the author of the settings."""
 
 
-def predicted(settings: TrainSettings, cut: Cut) -> Memory:
-    """Peak memory of a worker's step whose batch is cut this way."""
-    # What decides over the schedule of the training decides nothing here: one measurement serves all such trials.
-    recipe = replace(settings.recipe, seed=0, epochs=1, learning_rate=1.0, locator_learning_rate=None)
-    in_flight = min(cut.per_worker, settings.model.zoom.num_in_flight)
-    return _predicted(settings.model, recipe, cut.micro_batch, in_flight, cut.per_worker > 1)
+def get_first_gpu_bytes() -> int | None:
+    """Return the memory of this machine's first GPU in bytes; None without a GPU."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-@cache
-def _predicted(model: ModelConfig, recipe: RecipeConfig, micro_batch: int, in_flight: int, more: bool) -> Memory:
-    return step_memory(model, recipe, micro_batch, in_flight=in_flight, accumulated=more)
+def get_gpu_budget_bytes(compute: ComputeSettings, device: torch.device) -> float | None:
+    """Return the GPU memory that the micro-batch is chosen for, in bytes.
+
+    Args:
+        compute: settings; a worker may have a share of a GPU, and `gpu_memory_gb` overrides its real memory.
+        device: device of the worker.
+
+    Returns:
+        None where the micro-batch of the settings is used: without a GPU, and with `gpu_memory_gb` 0.
+    """
+    if device.type != "cuda" or compute.gpu_memory_gb == 0:
+        return None
+    share_bytes = torch.cuda.get_device_properties(device).total_memory * min(1.0, compute.gpus_per_worker or 1.0)
+    return share_bytes if compute.gpu_memory_gb is None else compute.gpu_memory_gb * 1e9
 
 
-def ways(settings: TrainSettings) -> list[Cut]:
-    """All ways to cut the batch, the largest micro-batches first."""
+def fit_to_gpus(task: Task, budgets_bytes: Sequence[float | None], num_workers: int) -> tuple[Task, int | None]:
+    """Choose the micro-batch of a training for the smallest GPU of its workers.
+
+    Args:
+        task: the training.
+        budgets_bytes: `get_gpu_budget_bytes` of each worker.
+        num_workers: number of workers in the group.
+
+    Returns:
+        The training with that micro-batch, and the predicted peak memory of its steps in bytes; None without a GPU.
+
+    Raises:
+        DoesNotFitError: one slide at a time needs too much memory.
+    """
+    known = [budget for budget in budgets_bytes if budget is not None]
+    if not known:
+        return task, None
+    settings = task.settings
+    compute = replace(settings.compute, num_workers=num_workers)  # it decides how many micro-batches a worker has
+    # The smallest GPU decides: micro-batches are the same on all workers, whichever computes them.
+    memory = select_micro_batch(replace(settings, compute=compute), min(known))
+    recipe = replace(settings.recipe, micro_batch=memory.micro_batch)
+    return replace(task, settings=replace(settings, recipe=recipe)), memory.peak_bytes
+
+
+def select_micro_batch(settings: TrainSettings, gpu_bytes: float) -> Memory:
+    """Return the micro-batch for GPUs of this size, with its predicted memory.
+
+    Raises:
+        DoesNotFitError: one slide at a time needs too much memory.
+    """
+
+    def cut_fits(cut: Cut) -> bool:
+        return fits(predict_memory(settings, cut).peak_bytes, gpu_bytes)
+
+    options = list_batch_cuts(settings)
+    cut = largest_that_fits(options, cut_fits)
+    if cut is None:
+        raise DoesNotFitError(explain_refusal(settings, predict_memory(settings, options[-1]).peak_bytes, gpu_bytes))
+    return predict_memory(settings, cut)
+
+
+def list_batch_cuts(settings: TrainSettings) -> list[Cut]:
+    """Return all ways to cut the batch into micro-batches, the largest first."""
     return cuts(settings.recipe.batch, settings.compute.num_workers)
 
 
-def fits(peak_bytes: float, card_bytes: float) -> bool:
-    """Whether a step leaves the card what it needs for itself."""
-    return peak_bytes <= USABLE_SHARE * card_bytes
+def predict_memory(settings: TrainSettings, cut: Cut) -> Memory:
+    """Predict the peak memory of a worker's step whose batch is cut this way."""
+    # These settings do not change the memory: with fixed values, all trials of a search share one measurement.
+    recipe = replace(settings.recipe, seed=0, epochs=1, learning_rate=1.0, locator_learning_rate=None)
+    in_flight = min(cut.per_worker, settings.model.zoom.num_in_flight)
+    return _predict_memory(settings.model, recipe, cut.micro_batch, in_flight, cut.per_worker > 1)
 
 
-def chosen(settings: TrainSettings, card_bytes: float) -> Memory:
-    """The micro-batch for a card, with its prediction.
-
-    Raises:
-        DoesNotFitError: one slide at a time is too much.
-    """
-
-    def fitting(cut: Cut) -> bool:
-        return fits(predicted(settings, cut).peak_bytes, card_bytes)
-
-    options = ways(settings)
-    cut = largest_that_fits(options, fitting)
-    if cut is None:
-        raise DoesNotFitError(refusal(settings, predicted(settings, options[-1]).peak_bytes, card_bytes))
-    return predicted(settings, cut)
+@cache
+def _predict_memory(
+    model: ModelConfig, recipe: RecipeConfig, micro_batch: int, in_flight: int, accumulated: bool
+) -> Memory:
+    return step_memory(model, recipe, micro_batch, in_flight=in_flight, accumulated=accumulated)
 
 
-def refusal(settings: TrainSettings, peak_bytes: float, card_bytes: float) -> str:
-    """Why a schedule cannot be trained on a card, and what to do."""
+def fits(peak_bytes: float, gpu_bytes: float) -> bool:
+    """Return whether a step with this peak leaves a GPU the memory that CUDA itself needs."""
+    return peak_bytes <= USABLE_SHARE * gpu_bytes
+
+
+def explain_refusal(settings: TrainSettings, peak_bytes: float, gpu_bytes: float) -> str:
+    """Return the message that a schedule cannot be trained on a GPU, and what to do about it."""
     zoom, classifier = settings.model.zoom, settings.model.classifier
     return (
         f"schedule {','.join(map(str, zoom.schedule))} does not fit: one slide at a time needs {peak_bytes / 1e9:.1f} "
-        f"GB, a card of {card_bytes / 1e9:.1f} GB has {USABLE_SHARE * card_bytes / 1e9:.1f} GB to use. "
+        f"GB, a GPU of {gpu_bytes / 1e9:.1f} GB has {USABLE_SHARE * gpu_bytes / 1e9:.1f} GB to use. "
         + " ".join(_advice(settings.recipe.precision, classifier.checkpointing))
     )
 

@@ -1,4 +1,4 @@
-"""The workers of a training as a group: what each of them has, known to all."""
+"""Exchange between the workers of a training."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
-Thing = TypeVar("Thing")
+Value = TypeVar("Value")
 
 
-def gathered(mine: Thing, num_workers: int) -> list[Thing]:
-    """What every worker has, by rank. Every worker must come here equally often; one alone needs no process group."""
+def gather(value: Value, num_workers: int) -> list[Value]:
+    """Return every worker's value, by rank.
+
+    Every worker must call this equally often, else the group waits until its timeout. A single worker needs no process
+    group.
+
+    Args:
+        value: this worker's value; it must be picklable.
+        num_workers: number of workers in the group.
+    """
     if num_workers == 1:
-        return [mine]
-    everyone: list[Any] = [None] * num_workers
-    distributed.all_gather_object(everyone, mine)
-    return everyone
+        return [value]
+    values: list[Any] = [None] * num_workers
+    distributed.all_gather_object(values, value)
+    return values

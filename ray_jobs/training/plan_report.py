@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from magnet.memory import PARTS, num_parameters
 from magnet.plan import TileGuess, expected_reads, warnings
-from ray_jobs.training.fit import DoesNotFitError, chosen, fits, predicted, ways
+from ray_jobs.training.fit import DoesNotFitError, fits, list_batch_cuts, predict_memory, select_micro_batch
 from service.settings.train import TrainSettings
 
 SLIDES_PER_EPOCH = 1000
@@ -61,8 +61,8 @@ def _print_memory(settings: TrainSettings, gpu_bytes: float | None) -> None:
     )
     head = " ".join(f"{name:>{_column_width(name)}}" for name in PARTS)
     print(f"{'micro-batch':>11} {'a step':>6} {head} {'peak':>7}")
-    for cut in ways(settings):
-        memory = predicted(settings, cut)
+    for cut in list_batch_cuts(settings):
+        memory = predict_memory(settings, cut)
         numbers = " ".join(f"{memory.parts[name] / 1e9:>{_column_width(name)}.2f}" for name in PARTS)
         verdict = "" if gpu_bytes is None else "  fits" if fits(memory.peak_bytes, gpu_bytes) else "  too large"
         print(
@@ -73,7 +73,7 @@ def _print_memory(settings: TrainSettings, gpu_bytes: float | None) -> None:
 def _print_choice(settings: TrainSettings, gpu_bytes: float) -> None:
     recipe = settings.recipe
     try:
-        memory = chosen(settings, gpu_bytes)
+        memory = select_micro_batch(settings, gpu_bytes)
     except DoesNotFitError as error:
         print(f"GPU of {gpu_bytes / 1e9:.1f} GB: {error}")
         return

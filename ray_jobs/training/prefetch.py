@@ -1,70 +1,53 @@
-"""How long a training waits for pixels, and what keeps that short: threads that fetch, and the next step read ahead."""
+"""Reads that overlap with computation: threads that fetch, and the next step's micro-batches opened in advance."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
+
+from ray_jobs.training.timer import WaitTimer
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 Args = ParamSpec("Args")
 
 
-class WaitClock:
-    """Adds up the seconds that the training thread does nothing but wait for pixels."""
-
-    def __init__(self) -> None:
-        self._waited_s = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Context in which the thread waits."""
-        began_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._waited_s += time.perf_counter() - began_s
-
-    def take(self) -> float:
-        """Seconds since this was asked last."""
-        waited_s, self._waited_s = self._waited_s, 0.0
-        return waited_s
-
-
 class FetchPool(ThreadPoolExecutor):
-    """Threads that fetch. Whoever waits for one of their results is timed.
+    """Threads that fetch windows; the time that the training thread waits for their results is measured.
 
     Args:
-        num_threads: that fetch at once.
-        clock: of the one thread that asks for results.
+        num_threads: number of fetches at once.
+        timer: timer of the one thread that waits for results.
     """
 
-    def __init__(self, num_threads: int, clock: WaitClock) -> None:
+    def __init__(self, num_threads: int, timer: WaitTimer) -> None:
         super().__init__(num_threads, thread_name_prefix="fetch")
-        self._clock = clock
+        self._timer = timer
 
     def submit(self, fn: Callable[Args, Result], /, *args: Args.args, **kwargs: Args.kwargs) -> Future[Result]:
-        """See `concurrent.futures.Executor.submit`."""
-        timed: _TimedFuture[Result] = _TimedFuture(self._clock)
+        """Run a call in a thread; see `concurrent.futures.Executor.submit`."""
+        # `drive_many` waits in `Future.result`: measured there, it needs to know nothing of timers.
+        timed: _TimedFuture[Result] = _TimedFuture(self._timer)
         super().submit(fn, *args, **kwargs).add_done_callback(partial(_hand_over, timed))
         return timed
 
 
 class _TimedFuture(Future[Result]):
-    def __init__(self, clock: WaitClock) -> None:
+    """A future that measures how long its result is waited for."""
+
+    def __init__(self, timer: WaitTimer) -> None:
         super().__init__()
-        self._clock = clock
+        self._timer = timer
 
     def result(self, timeout: float | None = None) -> Result:
-        with self._clock.running():
+        with self._timer.waiting():
             return super().result(timeout)
 
 
 def _hand_over(timed: Future[Any], done: Future[Any]) -> None:
+    """Give a timed future the outcome of the one that the pool made."""
     if done.cancelled():
         timed.cancel()
     elif (error := done.exception()) is not None:
@@ -73,26 +56,27 @@ def _hand_over(timed: Future[Any], done: Future[Any]) -> None:
         timed.set_result(done.result())
 
 
-def ahead(items: Iterator[Item], clock: WaitClock) -> Iterator[Item]:
-    """Items in their order, each made in a thread of its own while the one before is being used.
+def prefetch(items: Iterator[Item], timer: WaitTimer) -> Iterator[Item]:
+    """Yield items in their order; a thread makes the next one while the current one is used.
 
     Args:
-        items: made one at a time.
-        clock: runs while the next item is not there yet.
+        items: iterator whose items are made one at a time.
+        timer: measures how long the next item is waited for.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+    # One item and no more: each holds the pixels of a whole step.
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         coming = thread.submit(_next_of, items)
         while True:
-            with clock.running():
-                found = coming.result()
-            if not found:
+            with timer.waiting():
+                item = coming.result()
+            if not item:
                 return
             coming = thread.submit(_next_of, items)
-            yield found[0]
+            yield item[0]
 
 
 def _next_of(items: Iterator[Item]) -> list[Item]:
-    """The next item, or nothing at the end: StopIteration cannot cross a future."""
+    """Return the next item in a list, empty at the end: StopIteration cannot cross a future."""
     for item in items:
         return [item]
     return []

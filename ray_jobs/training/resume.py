@@ -1,4 +1,4 @@
-"""What an attempt hands to the next one: a checkpoint of all from which the training goes on."""
+"""What an attempt leaves for the next one: a checkpoint of all that the training continues from."""
 
 from __future__ import annotations
 
@@ -17,83 +17,98 @@ from ray_jobs.models import checkpoints
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.training.epoch_sums import Sums
 from ray_jobs.training.evaluate import Evaluation
-from ray_jobs.training.group import gathered
+from ray_jobs.training.group import gather
 from ray_jobs.training.learner import Learner
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """How far a training is, beside what its learner knows."""
+class AttemptState:
+    """The state of a training apart from that of its learner."""
 
     step: int
-    """Steps done."""
+    """Number of steps done."""
     sums: Sums
-    """Of the epoch so far, over all workers."""
-    looked: Mapping[str, Looked]
-    """Where the model looked on the validation slides at the end of the last epoch, by slide_id."""
+    """Sums over the epoch so far and over all workers."""
+    viewed: Mapping[str, Looked]
+    """Regions viewed on the validation slides at the end of the last epoch, by slide_id."""
     lost: Mapping[str, str]
-    """Why slides are left out, by URI."""
+    """Reason by URI of each slide in quarantine."""
 
 
 def publish(
     store: CheckpointStore,
     learner: Learner,
     model: ModelConfig,
-    state: State,
+    state: AttemptState,
     metrics: dict[str, float],
     validation: Evaluation | None,
 ) -> None:
     """Publish a checkpoint.
 
     Args:
-        store: takes it.
+        store: receives it.
         learner: model and optimizer.
-        model: what the model is built from.
-        state: the rest.
-        metrics: of the epoch that ends here; empty within one.
-        validation: at its end; None within one.
+        model: configuration of the model.
+        state: the rest of the state.
+        metrics: metrics of the epoch that ends here; empty within an epoch.
+        validation: scores at the end of the epoch; None within an epoch.
 
     Raises:
         StorageError: the store failed or is full.
     """
     threshold = 0.5 if validation is None else validation.threshold
     saved = checkpoints.Saved(model, state.step, metrics, threshold)
-    rest = {"sums": state.sums, "lost": dict(state.lost), "looked": _as_tensors(state.looked)}
+    # In the file the viewed regions are called "looked".
+    rest = {"sums": state.sums, "lost": dict(state.lost), "looked": _to_tensors(state.viewed)}
     files = checkpoints.packed(learner.model, saved, learner.state_dict() | rest)
     if validation is not None:
         files[checkpoints.VALIDATION_FILE] = json.dumps(validation.to_dict()).encode()
+    # None without a validation, as within an epoch: such a checkpoint cannot be the best one.
     store.publish(files, state.step, metrics.get("val/selection"))
 
 
-def restore(store: CheckpointStore, learner: Learner, rank: int, num_workers: int) -> State | None:
-    """Bring a learner to the newest whole checkpoint, which the first worker chooses; None: there never was any.
+def restore(store: CheckpointStore, learner: Learner, rank: int, num_workers: int) -> AttemptState | None:
+    """Load the newest undamaged checkpoint into a learner.
+
+    The first worker selects the checkpoint for all: the content of the store may change between two reads.
+
+    Args:
+        store: holds the checkpoints.
+        learner: receives weights and optimizer state.
+        rank: rank of this worker.
+        num_workers: number of workers in the group.
+
+    Returns:
+        The rest of the state; None if the job has no checkpoint.
 
     Raises:
-        CheckpointError: there are some, and all are damaged.
+        CheckpointError: there are checkpoints, and all are damaged.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         newest = store.fetch_newest(folder) if rank == 0 else None
-        newest = gathered(newest, num_workers)[0]
+        newest = gather(newest, num_workers)[0]
         if newest is None:
             return None
-        if rank > 0:
+        if rank > 0:  # the first worker has the files: it had to read them to find an undamaged checkpoint
             store.fetch(newest, folder)
         checkpoints.load_weights(folder, learner.model)
         training = checkpoints.load_training(folder)
     learner.load_state_dict(training)
-    return State(newest.step, training["sums"], _as_looked(training["looked"]), training["lost"])
+    return AttemptState(newest.step, training["sums"], _from_tensors(training["looked"]), training["lost"])
 
 
-def _as_tensors(looked: Mapping[str, Looked]) -> dict[str, list[list[torch.Tensor]]]:
-    """As a checkpoint holds it."""
+def _to_tensors(viewed: Mapping[str, Looked]) -> dict[str, list[list[torch.Tensor]]]:
+    """Convert viewed regions to what a checkpoint can hold: it is read as tensors and plain values only."""
     return {
-        name: [[torch.from_numpy(layer) for layer in part] for part in (one.regions, one.tissue)]
-        for name, one in looked.items()
+        slide_id: [[torch.from_numpy(layer) for layer in part] for part in (slide.regions, slide.tissue)]
+        for slide_id, slide in viewed.items()
     }
 
 
-def _as_looked(tensors: Mapping[str, Any]) -> dict[str, Looked]:
+def _from_tensors(tensors: Mapping[str, Any]) -> dict[str, Looked]:
+    """Convert back what `_to_tensors` made."""
     return {
-        name: Looked(*(tuple(layer.numpy() for layer in part) for part in parts)) for name, parts in tensors.items()
+        slide_id: Looked(*(tuple(layer.numpy() for layer in part) for part in parts))
+        for slide_id, parts in tensors.items()
     }

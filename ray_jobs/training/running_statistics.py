@@ -1,7 +1,7 @@
 """Running statistics of normalisation layers that do not depend on how many workers share a step.
 
-Left to itself a layer moves them with each forward pass: on each worker with its own micro-batches, the later ones
-weighing more. Validation would then see another model with two workers than with one.
+A layer by itself updates them with each forward pass: on each worker from its own micro-batches, with more weight for
+the later ones. Validation would then see another model with two workers than with one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class RunningStatistics:
-    """Those of a model's batch normalisation, moved once in each optimizer step.
+    """The running statistics of a model's batch normalisation, updated once in each optimizer step.
 
-    Of the step's n micro-batches, whoever computed them, the mean of all means and variances is taken in with momentum
-    1 - (1 - m)^n: as far as n forward passes move them one after the other.
+    Mean and variance are averaged over the n micro-batches of the step, of all workers, and taken in with momentum
+    1 - (1 - m)^n: as far as n forward passes, one after the other, would move them.
 
     Args:
-        model: on its device. Each of its layers keeps a hook.
-        num_workers: of the process group; 1 needs none.
+        model: network, on its device. Each of its layers keeps a hook.
+        num_workers: number of workers in the process group; 1 needs no group.
     """
 
     def __init__(self, model: nn.Module, num_workers: int = 1) -> None:
@@ -34,8 +34,8 @@ class RunningStatistics:
         ]
 
     @contextmanager
-    def of_one_step(self) -> Iterator[None]:
-        """Around all forward passes of a step; all workers leave it alike.
+    def track_step(self) -> Iterator[None]:
+        """Update the statistics by the forward passes of the context, the same on all workers.
 
         After an error the statistics are as they were before the step.
         """
@@ -43,58 +43,64 @@ class RunningStatistics:
         after = before
         try:
             yield
-            after = [
-                layer.moved(was, seen) for layer, was, seen in zip(self._layers, before, self._seen(), strict=True)
-            ]
+            sums = self._sum_workers()
+            rows = zip(self._layers, before, sums, strict=True)
+            after = [layer.update(values, layer_sums) for layer, values, layer_sums in rows]
         finally:
             for layer, values in zip(self._layers, after, strict=True):
                 layer.end(values)
 
-    def _seen(self) -> list[Tensor]:
-        """What all workers saw, by layer."""
-        mine = [layer.seen for layer in self._layers]
-        if self._num_workers == 1 or not mine:
-            return mine
-        flat = torch.cat(mine)
+    def _sum_workers(self) -> list[Tensor]:
+        """Return the sums of each layer over all workers."""
+        sums = [layer.sums for layer in self._layers]
+        if self._num_workers == 1 or not sums:
+            return sums
+        flat = torch.cat(sums)  # one collective for all layers
         distributed.all_reduce(flat)
-        return list(flat.split([len(seen) for seen in mine]))
+        return list(flat.split([len(layer_sums) for layer_sums in sums]))
 
 
 class _Layer:
-    """A layer, and what it saw in this step: number of micro-batches, sums of their means and of their variances."""
+    """A normalisation layer with its sums over a step.
+
+    `sums` is flat: number of micro-batches, sum of their means by channel, sum of their variances by channel.
+    """
 
     def __init__(self, norm: _BatchNorm, momentum: float) -> None:
         self.norm, self.momentum = norm, momentum
-        self.seen = torch.cat([torch.zeros_like(self._values()[:1]), torch.zeros_like(self._values())])
-        norm.register_forward_hook(self._note)
+        self.sums = torch.cat([torch.zeros_like(self._values()[:1]), torch.zeros_like(self._values())])
+        norm.register_forward_hook(self._add)
 
     def begin(self) -> Tensor:
-        """Start a step; means and variances before it."""
-        self.seen.zero_()
+        """Start a step; return means and variances before it."""
+        self.sums.zero_()
         self.norm.momentum = 1.0  # so that a forward pass leaves the statistics of its own micro-batch
         return self._values()
 
-    def moved(self, before: Tensor, seen: Tensor) -> Tensor:
-        """Means and variances after the step. Of a layer that saw nothing, or is frozen, the same."""
-        num, sums = seen[0], seen[1:]
-        return before + (1 - (1 - self.momentum) ** num) * (sums / num.clamp(min=1) - before)
+    def update(self, before: Tensor, sums: Tensor) -> Tensor:
+        """Return means and variances after the step; unchanged where the layer saw no micro-batch or is frozen."""
+        num, total = sums[0], sums[1:]
+        return before + (1 - (1 - self.momentum) ** num) * (total / num.clamp(min=1) - before)
 
     def end(self, values: Tensor) -> None:
-        """Give the layer back with these means and variances."""
+        """Set means and variances, and restore the momentum of the layer."""
         self.norm.momentum = self.momentum
         for running, part in zip(self._running(), values.chunk(2), strict=True):
             running.copy_(part)
 
-    def _note(self, norm: nn.Module, *_: object) -> None:
-        # momentum 0: activation checkpointing repeats a forward pass that was counted already
+    def _add(self, norm: nn.Module, *_: object) -> None:
+        """Add a forward pass to the sums; a hook."""
+        # momentum 0: activation checkpointing repeats a forward pass that was counted before
         if norm.training and self.norm.momentum:
-            self.seen[0] += 1
-            self.seen[1:] += self._values()
+            self.sums[0] += 1
+            self.sums[1:] += self._values()
 
     def _values(self) -> Tensor:
+        """Return means and variances by channel, one after the other."""
         return torch.cat(self._running())
 
     def _running(self) -> tuple[Tensor, Tensor]:
+        """Return the layer's own buffers of means and variances."""
         mean, var = self.norm.running_mean, self.norm.running_var
         assert mean is not None, "the layer tracks its statistics"
         assert var is not None, "the layer tracks its statistics"

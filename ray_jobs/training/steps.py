@@ -1,152 +1,179 @@
-"""One worker's part of each step: slides opened ahead, left out once lost, cut smaller when memory runs out."""
+"""One worker's part of each step: slides are opened in advance, left out once lost, and computed in parts that fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from magnet.plan import smaller
 from magnet.windows import WindowRequest, Windows, in_frames
-from ray_jobs.tracking.mlflow_run import Tracker
-from ray_jobs.training.epoch_sums import Sums, added, read_sums
+from ray_jobs.training.epoch_sums import Sums, add, sum_reads
 from ray_jobs.training.fit import DoesNotFitError
-from ray_jobs.training.learner import Learner, NotFiniteError, Portion, TooLargeError
-from ray_jobs.training.progress import say
-from ray_jobs.training.quarantine import Quarantine, SlideLostError, losses_of, watched
-from ray_jobs.training.stream import MicroBatch
+from ray_jobs.training.learner import Learner, NotFiniteError, TooLargeError
+from ray_jobs.training.micro_batch import MicroBatch, StepInput
+from ray_jobs.training.quarantine import Quarantine, SlideLostError, fetch_or_lose, raise_lost
+from ray_jobs.training.recorder import Recorder
 from ray_jobs.training.task import Task
 from service.slides.reader_protocol import Batch, Reader
 
 
-@dataclass(slots=True)
-class Opened:
-    """A micro-batch with its slides open."""
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """This worker's part of a step that was taken."""
 
-    micro: MicroBatch
-    batch: Batch
-    whole: MicroBatch
-    """As it was streamed."""
-    lost: dict[str, str] = field(default_factory=dict)
-    """Slides that could not be read any more and are not in it, and why, by URI."""
+    sums: Sums
+    """Sums over its slides, gradient norms, and what reading took."""
+    lost: dict[str, str]
+    """Reason by URI of each slide that it lost."""
 
 
 class Steps:
-    """Takes steps, one at a time.
+    """Takes the steps of a training, one at a time.
 
     Args:
         task: the training.
-        learner: takes them.
-        reader: of regions.
-        quarantine: slides that are lost; only read here.
-        tracker: the first worker's.
+        learner: takes the optimizer steps.
+        reader: reads regions.
+        quarantine: slides that are lost; steps leave them out and do not change it.
+        recorder: prints and tracks that micro-batches became smaller.
     """
 
     def __init__(
-        self, task: Task, learner: Learner, reader: Reader, quarantine: Quarantine, tracker: Tracker | None
+        self, task: Task, learner: Learner, reader: Reader, quarantine: Quarantine, recorder: Recorder
     ) -> None:
         self.task, self.learner, self.reader = task, learner, reader
-        self.quarantine, self.tracker = quarantine, tracker
+        self.quarantine, self.recorder = quarantine, recorder
         self.uris = task.uris
         self.micro_batch = task.settings.recipe.micro_batch
-        """Slides that are computed at once: fewer than are streamed together once these ran out of memory."""
+        """Slides that are computed at once; fewer than are streamed together, once those exceeded the memory."""
 
-    def opened(self, batches: Iterator[MicroBatch], first: int) -> Iterator[list[Opened]]:
-        """This worker's micro-batches, step by step. Steps are counted: each has its turn, also one without any."""
-        coming = next(batches, None)
-        for step in range(first, self.task.order.num_steps):
-            mine: list[Opened] = []
+    def open_ahead(self, micro_batches: Iterator[MicroBatch], first_step: int) -> Iterator[list[StepInput]]:
+        """Open this worker's micro-batches and yield them step by step, with an empty list for a step without any.
+
+        Args:
+            micro_batches: stream of this worker, from `first_step` on.
+            first_step: step to start at.
+        """
+        coming = next(micro_batches, None)
+        for step in range(first_step, self.task.order.num_steps):
+            # Steps are counted and not read off the stream: a worker without a micro-batch takes part in each step too.
+            inputs: list[StepInput] = []
             while coming is not None and coming.step == step:
-                mine.extend(self._open(piece) for piece in coming.pieces(self.micro_batch))
-                coming = next(batches, None)
-            yield mine
+                inputs.extend(self._open(part, {}) for part in coming.split(self.micro_batch))
+                coming = next(micro_batches, None)
+            yield inputs
 
-    def take(self, step: int, work: list[Opened], pool: Executor) -> tuple[Sums, dict[str, str]]:
-        """One step, in as small micro-batches as it takes; this worker's sums, and the slides that it lost."""
+    def take(self, step: int, inputs: Sequence[StepInput], pool: Executor) -> StepResult:
+        """Take one step, in micro-batches as small as the memory requires.
+
+        Args:
+            step: number of the step, from 0.
+            inputs: this worker's micro-batches.
+            pool: threads that fetch.
+
+        Raises:
+            NotFiniteError: the loss is not finite; the message names the slides of the step.
+            DoesNotFitError: one slide at a time exceeds the memory.
+        """
         while True:
-            work = [small for one in work for small in self._cut(one)]
+            # Opened ahead: since then slides may have been lost, and the micro-batch may have become smaller.
+            inputs = [part for step_input in inputs for part in self._renew(step_input)]
             try:
-                return self._try(step, work, pool)
+                return self._take(step, inputs, pool)
             except TooLargeError as error:
-                self._make_smaller(error)
+                self._halve(error)
 
-    def _open(self, micro: MicroBatch) -> Opened:
-        """Open the slides of a micro-batch, but for those that are lost or turn out to be."""
-        whole = micro
-        lost = {self.uris[i]: reason for i, reason in micro.lost.items()}
+    def _open(self, micro_batch: MicroBatch, lost_since: Mapping[str, str]) -> StepInput:
+        """Open the slides of a micro-batch, except those that are lost or cannot be opened.
+
+        Args:
+            micro_batch: as it was streamed.
+            lost_since: reason by URI of slides, also of others, that were lost since.
+        """
+        uris = {self.uris[slide] for slide in micro_batch.slides}
+        lost = {self.uris[slide]: reason for slide, reason in micro_batch.lost.items()}
+        lost |= {uri: reason for uri, reason in lost_since.items() if uri in uris}
         while True:
             gone = lost.keys() | self.quarantine.lost.keys()
-            micro = micro.without({i for i in micro.slides.tolist() if self.uris[i] in gone})
-            uris = [self.uris[i] for i in micro.slides]
+            readable = micro_batch.without({slide for slide in micro_batch.slides.tolist() if self.uris[slide] in gone})
+            # A reader opens a batch as a whole: after a loss all other slides are opened again.
             try:
-                with losses_of(uris):
-                    return Opened(micro, self.reader.batch(uris), whole, lost)
+                with raise_lost([self.uris[slide] for slide in readable.slides]):
+                    batch = self.reader.batch([self.uris[slide] for slide in readable.slides])
             except SlideLostError as error:
                 lost[error.uri] = error.reason
+                continue
+            return self._step_input(micro_batch, readable, batch, lost)
 
-    def _cut(self, one: Opened) -> list[Opened]:
-        """A micro-batch that was opened ahead, in pieces that fit, without the slides that were lost since."""
-        if len(one.whole.slides) > self.micro_batch:
-            return [self._open(piece) for piece in one.whole.pieces(self.micro_batch)]
-        if any(self.uris[i] in self.quarantine.lost for i in one.micro.slides):
-            return [self._open(one.micro)]
-        return [one]
+    def _step_input(
+        self, streamed: MicroBatch, readable: MicroBatch, batch: Batch, lost: Mapping[str, str]
+    ) -> StepInput:
+        """Describe an open micro-batch to the learner."""
+        uris = [self.uris[slide] for slide in readable.slides]
 
-    def _make_smaller(self, error: TooLargeError) -> None:
-        """Halve the micro-batch, for good. Batch, learning rate and order of the slides stay as they are."""
+        def fetch(request: WindowRequest) -> Windows:
+            # The root views came with the stream; all other regions are read now.
+            return readable.roots if request.layer == 0 else batch.fetch(request)
+
+        return StepInput(
+            index=readable.index,
+            side_px_B=batch.side_px,
+            fetch=in_frames(fetch_or_lose(fetch, uris), readable.frames),
+            label_B=torch.tensor([float(self.task.train[slide].label or 0) for slide in readable.slides]),
+            uris=uris,
+            counters=batch.counters,
+            lost=lost,
+            streamed=streamed,
+        )
+
+    def _renew(self, step_input: StepInput) -> list[StepInput]:
+        """Open a micro-batch again, in parts that fit and without slides lost since, if that changes anything."""
+        streamed = step_input.streamed
+        assert streamed is not None, "every input of this class was streamed"
+        if len(streamed.slides) > self.micro_batch:
+            return [self._open(part, step_input.lost) for part in streamed.split(self.micro_batch)]
+        if any(uri in self.quarantine.lost for uri in step_input.uris):
+            return [self._open(streamed, step_input.lost)]
+        return [step_input]
+
+    def _halve(self, error: TooLargeError) -> None:
+        """Make micro-batches smaller from now on. Batch, learning rate and order of the slides stay the same."""
         size = smaller(self.micro_batch)
         if size is None:
             raise DoesNotFitError(
                 f"{error}, although it has one slide. Take fewer regions per parent (model.zoom.schedule), a smaller "
                 f"encoder, model.classifier.checkpointing=true or recipe.precision=bf16"
             ) from error
-        if self.tracker is not None:
-            say(f"warning: {error}: micro-batches of {size} slides from now on instead of {self.micro_batch}")
-            self.tracker.note_tags({"memory.micro_batch": f"{size}, out of memory with {self.micro_batch}"})
+        self.recorder.log_smaller_micro_batch(str(error), self.micro_batch, size)
         self.micro_batch = size
 
-    def _try(self, step: int, work: list[Opened], pool: Executor) -> tuple[Sums, dict[str, str]]:
-        """The step as it is cut now."""
-        opened = {one.micro.index: one for one in work}
-        batches = [one.batch for one in opened.values()]
-        lost = {uri: reason for one in work for uri, reason in one.lost.items()}
+    def _take(self, step: int, inputs: Sequence[StepInput], pool: Executor) -> StepResult:
+        """Take a step with the micro-batches as they are."""
+        counters = [count for step_input in inputs for count in step_input.counters]
+        lost = {uri: reason for step_input in inputs for uri, reason in step_input.lost.items()}
 
-        def mend(index: int, error: SlideLostError) -> Portion | None:
-            lost[error.uri] = error.reason
-            rest = {i for i in opened[index].micro.slides.tolist() if self.uris[i] == error.uri}
-            opened[index] = self._open(opened[index].micro.without(rest))
-            lost.update(opened[index].lost)
-            batches.append(opened[index].batch)
-            return self._portion(opened[index])
+        def retry(failed: StepInput, error: SlideLostError) -> StepInput | None:
+            assert failed.streamed is not None, "every input of this class was streamed"
+            rest = self._open(failed.streamed, {**failed.lost, error.uri: error.reason})
+            lost.update(rest.lost)
+            counters.extend(rest.counters)  # in addition to those of the first opening, whose reads took time too
+            return rest if rest.uris else None
 
-        portions = [portion for one in opened.values() if (portion := self._portion(one)) is not None]
         try:
-            sums = self.learner.step(step, portions, pool, mend)
-        except NotFiniteError as error:
+            sums = self.learner.step(step, [step_input for step_input in inputs if step_input.uris], pool, retry)
+        except NotFiniteError as error:  # the learner does not know which slides it has
             raise NotFiniteError(f"{error}. {self._advice(step)}") from error
-        return added(sums, read_sums(batches), {"steps": 1}), lost
-
-    def _portion(self, one: Opened) -> Portion | None:
-        """What the learner wants to know of a micro-batch. The first answer is at hand, the others are read."""
-        micro, batch = one.micro, one.batch
-        if not len(micro.slides):
-            return None
-
-        def fetch(ask: WindowRequest) -> Windows:
-            return micro.roots if ask.layer == 0 else batch.fetch(ask)
-
-        label_B = torch.tensor([float(self.task.train[i].label or 0) for i in micro.slides])
-        lossy = watched(fetch, [self.uris[i] for i in micro.slides])
-        return micro.index, batch.side_px, in_frames(lossy, micro.frames), label_B
+        return StepResult(add(sums, sum_reads(counters), {"steps": 1}), lost)
 
     def _advice(self, step: int) -> str:
-        """Which slides the step has, whoever computes them, and what to do about a loss that is no number."""
+        """Return the slides of the step, of all workers, and what to do about a loss that is not finite."""
         order = self.task.order
-        all_positions = [order.micro_batch_of(step, i) for i in range(order.micro_batches_per_step)]
-        seen = [self.task.train[i].slide_id for positions in all_positions for i in order.slides(positions)]
+        positions = [order.micro_batch_of(step, index) for index in range(order.micro_batches_per_step)]
+        ids = [self.task.train[slide].slide_id for part in positions for slide in order.slides(part)]
         return (
-            f"The step's slides: {', '.join(seen)}. Lower recipe.learning_rate, set recipe.clip_norm, or use "
+            f"The step's slides: {', '.join(ids)}. Lower recipe.learning_rate, set recipe.clip_norm, or use "
             f"precision fp32"
         )

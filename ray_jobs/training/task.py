@@ -1,4 +1,4 @@
-"""What each worker of a training is sent."""
+"""The task of a training: what the driver sends to each worker."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ class Task:
     """A training."""
 
     settings: TrainSettings
+    """Checked settings."""
     train: tuple[Slide, ...]
+    """Slides to train on."""
     val: tuple[Slide, ...]
+    """Slides to validate on; empty if there are none."""
     tracking_uri: str
+    """URI of the MLflow server or database."""
     run_id: str
+    """Id of the run in MLflow."""
     folder: str
-    """Of the job, a path or URI: its checkpoints, and what MLflow has not taken yet."""
+    """Folder of the job, a path or URI: its checkpoints, and the records that MLflow has not yet received."""
 
     @property
     def uris(self) -> list[str]:
-        """Of the training slides, as the order counts them."""
+        """URIs of the training slides, in the order of their indices."""
         return [slide.uri for slide in self.train]
 
     @property
     def order(self) -> Order:
-        """The order of this training."""
+        """Order in which the slides are trained on."""
         recipe = self.settings.recipe
         return Order(
             num_slides=len(self.train),

@@ -1,12 +1,10 @@
-"""What each Ray Train worker runs: an attempt at the training, with Ray's stream, device and group."""
+"""The entry point of each Ray Train worker: it runs an attempt, and decides which errors Ray may retry."""
 
 from __future__ import annotations
 
 import logging
 import pickle
 import traceback
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -15,142 +13,113 @@ import torch
 from ray.exceptions import RayActorError
 
 from magnet.zoom import MagNet
-from ray_jobs.cluster.progress_relay import recorder
+from ray_jobs.cluster.progress_relay import make_progress_sink
 from ray_jobs.cluster.reader_actors import reader_for
 from ray_jobs.command_line.permanence import passes, root_error
-from ray_jobs.tracking.mlflow_run import Tracker
+from ray_jobs.tracking.mlflow_run import SystemMetrics, Tracker
 from ray_jobs.tracking.provenance import hardware_tags
-from ray_jobs.training.attempt import Attempt
-from ray_jobs.training.fit import DoesNotFitError, chosen
-from ray_jobs.training.group import gathered
-from ray_jobs.training.learner import Learner, NotFiniteError
-from ray_jobs.training.preemption import Notice, PreemptedError
+from ray_jobs.training.build import build_attempt
+from ray_jobs.training.deadline import get_store_deadline_s
+from ray_jobs.training.fit import DoesNotFitError
+from ray_jobs.training.learner import NotFiniteError
+from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
 from ray_jobs.training.quarantine import QuarantineError
-from ray_jobs.training.stream import store_patience_s, stream
+from ray_jobs.training.stream import stream
 from ray_jobs.training.task import Task
 from service import storage
 from service.errors import MagnetError
 from service.queue.incidents import describe
-from service.settings.train import TrainSettings
 
-__all__ = ["Task", "train"]
-
-OF_PROGRAM = "an error of this program, report it with this log: "
-"""What the reason of an end by such an error begins with."""
+PROGRAM_ERROR = "this is an error of the program; report it together with this log: "
+"""Beginning of the reason that `run_worker` returns for an error of the program."""
 
 
-def train(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
-    """Train as `train_task` does; an error that would come again ends the training instead of being repeated.
+def run_worker(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
+    """Run an attempt; an error that a retry would repeat ends the training instead of being retried.
 
-    Ray starts the group again when a worker raises an error. Where the error would only come again, a worker that is
-    alone returns it; one of several leaves it in the file ``config["failure"]`` and raises it, which frees the others
-    from waiting for its gradients, and the group that Ray starts then reads and returns it.
+    Ray starts the group again when a worker raises an error. Where a retry would end in the same way, a single worker
+    returns the reason instead. One of several workers writes it into the file ``config["failure"]`` and raises, which
+    frees the others from waiting for its gradients; the group that Ray then starts reads and returns it.
+
+    Args:
+        config: configuration from the driver, see `run_attempt`; and the path or URI ``failure``, None in benchmarks.
+        network: class of the model; a benchmark replaces it.
+
+    Returns:
+        Reason why the training cannot continue; None at its end.
     """
-    note = config.get("failure")
+    failure_uri = config.get("failure")
     try:
-        if note is not None and storage.exists(note):
-            return storage.read_bytes(note).decode()
-        return train_task(config, network)
+        if failure_uri is not None and storage.exists(failure_uri):
+            return storage.read_bytes(failure_uri).decode()
+        return run_attempt(config, network)
     except Exception as error:  # its kind decides whether Ray may start the group again
         cause = root_error(error)
         if passes(cause):
             raise
-        traceback.print_exception(error)
-        reason = str(cause) if isinstance(cause, MagnetError) else f"{OF_PROGRAM}{describe(cause)}"
+        traceback.print_exception(error)  # the reason that is returned has no traceback
+        reason = str(cause) if isinstance(cause, MagnetError) else f"{PROGRAM_ERROR}{describe(cause)}"
         if ray.train.get_context().get_world_size() == 1:
             return reason
-        if note is not None:
-            _leave(note, reason)
+        if failure_uri is not None:
+            _write_reason(failure_uri, reason)
         raise
 
 
-def _leave(note: str, reason: str) -> None:
+def _write_reason(uri: str, reason: str) -> None:
     try:
-        storage.write_bytes(note, reason.encode())
+        storage.write_bytes(uri, reason.encode())
     except MagnetError as error:
-        logging.warning("the reason could not be left for the next attempt: %s", error)
+        logging.warning("could not store the reason of the failure for the next attempt: %s", error)
 
 
-def train_task(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
-    """Train the pickled ``config["task"]``, as one worker of the group; ``config["readers"]`` read for it, if any,
-    and ``config["progress_relay"]`` takes the progress to the driver.
+def run_attempt(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | None:
+    """Train as one worker of the group, from the newest checkpoint on.
 
     Args:
-        config: of Ray Train.
-        network: what is trained; a benchmark's takes as long as on a GPU.
+        config: configuration of Ray Train: a pickled `Task` as ``task``, the reader actors as ``readers``, and
+            as ``progress_relay`` the actor that takes the progress to the driver's node, if any.
+        network: class of the model; a benchmark replaces it.
 
     Returns:
-        Why the training cannot go on, where trying again would end alike: Ray starts anew whoever raises an error.
+        Reason why the training cannot continue, where a retry would end in the same way; None at its end.
 
     Raises:
-        RayActorError: a worker's machine is about to be taken away. As preempted, which Ray counts apart from failures.
+        RayActorError: a worker's machine is about to be taken away. Ray counts such ends apart from failures.
     """
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train lets every library speak at INFO
     task: Task = pickle.loads(config["task"])
-    context = ray.train.get_context()
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(task.settings.compute.cpus_per_worker)
+    tracker = Tracker(task.tracking_uri, task.run_id, task.folder) if rank == 0 else None
+    notice = PreemptionNotice(lambda: ray.train.get_preemption_info() is not None)
     try:
-        task, predicted_bytes = fitted(task, gathered(card_bytes(task.settings, device), num_workers), num_workers)
-    except DoesNotFitError as error:
-        return str(error)
-    settings, order = task.settings, task.order
-    compute = settings.compute
-    torch.manual_seed(settings.recipe.seed)
-    model = network(settings.model, fetch_bytes=storage.read_bytes).to(device)
-    learner = Learner(model, settings.recipe, order.num_steps, num_workers)
-    tracker = _tracker(task, model.device) if rank == 0 else None
-    with Notice(lambda: ray.train.get_preemption_info() is not None) as notice:
-        attempt = Attempt(
+        attempt = build_attempt(
             task,
-            learner,
-            reader_for(compute, config["readers"], store_patience_s()),
+            device,
+            reader_for(task.settings.compute, config["readers"], get_store_deadline_s()),
+            network=network,
             rank=rank,
             num_workers=num_workers,
             tracker=tracker,
+            monitor=SystemMetrics(tracker),
             report=ray.train.report,
-            predicted_bytes=predicted_bytes,
             notice=notice,
-            record_progress=recorder(config.get("progress_relay")),
+            record_progress=make_progress_sink(config.get("progress_relay")),
         )
-        uris, zoom = task.uris, settings.model.zoom
-        try:
+        if tracker is not None:
+            _resume_record(tracker, device, task.settings.compute.num_workers)
+        uris, order, zoom = attempt.task.uris, attempt.task.order, attempt.task.settings.model.zoom
+        # Until the loop runs there is nothing to save, and SIGTERM may end the process.
+        with notice:
             attempt.run(lambda step: stream(uris, order, zoom, first_step=step, rank=rank, num_workers=num_workers))
-        except (NotFiniteError, QuarantineError, DoesNotFitError) as error:
-            return str(error)
-        except PreemptedError as error:
-            raise RayActorError(error_msg=str(error), preempted=True) from error
+    except (NotFiniteError, QuarantineError, DoesNotFitError) as error:
+        return str(error)
+    except PreemptedError as error:
+        raise RayActorError(error_msg=str(error), preempted=True) from error
     return None
 
 
-def card_bytes(settings: TrainSettings, device: torch.device) -> float | None:
-    """Memory to choose the micro-batch for; None: it is taken from the settings, always so without a GPU."""
-    compute = settings.compute
-    if device.type != "cuda" or compute.gpu_memory_gb == 0:
-        return None
-    own = torch.cuda.get_device_properties(device).total_memory * min(1.0, compute.gpus_per_worker or 1.0)
-    return own if compute.gpu_memory_gb is None else compute.gpu_memory_gb * 1e9
-
-
-def fitted(task: Task, cards: Sequence[float | None], num_workers: int) -> tuple[Task, int | None]:
-    """A training with the micro-batch for the smallest card of its workers, and the peak predicted for it, in bytes.
-
-    Raises:
-        DoesNotFitError: one slide at a time is too much.
-    """
-    known = [card for card in cards if card is not None]
-    if not known:
-        return task, None
-    settings = task.settings
-    memory = chosen(replace(settings, compute=replace(settings.compute, num_workers=num_workers)), min(known))
-    recipe = replace(settings.recipe, micro_batch=memory.micro_batch)
-    return replace(task, settings=replace(settings, recipe=recipe)), memory.peak_bytes
-
-
-def _tracker(task: Task, device: torch.device) -> Tracker:
-    """The first worker's."""
-    tracker = Tracker(task.tracking_uri, task.run_id, task.folder)
+def _resume_record(tracker: Tracker, device: torch.device, num_workers: int) -> None:
+    """Take over what an earlier attempt could not send, and note the hardware of this one."""
     tracker.resume()
-    tracker.note_tags(hardware_tags(device) | {"hardware.num_workers": str(task.settings.compute.num_workers)})
-    return tracker
+    tracker.note_tags(hardware_tags(device) | {"hardware.num_workers": str(num_workers)})

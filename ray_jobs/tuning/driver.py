@@ -1,4 +1,4 @@
-"""A search from its checked settings to the best schedule's config file."""
+"""The driver of a search: from checked settings to the config file of the best schedule."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from ray_jobs.cluster import connection as cluster
 from ray_jobs.command_line import command
 from ray_jobs.models import registry
 from ray_jobs.models.network_check import require_network
-from ray_jobs.plan import own_card_bytes
 from ray_jobs.tracking import mlflow_run
-from ray_jobs.tuning import pareto, trial
-from ray_jobs.tuning.pareto import Outcome
-from ray_jobs.tuning.report_trials import TrialsTold
-from ray_jobs.tuning.search_space import Refused, schedules, space
+from ray_jobs.training.fit import get_first_gpu_bytes
+from ray_jobs.tuning.pareto import Outcome, draw_front, make_table
+from ray_jobs.tuning.report_trials import TrialReporter
+from ray_jobs.tuning.search_space import RefusedSchedule, make_space, select_schedules
+from ray_jobs.tuning.search_task import SearchTask, make_outcome, read_outcome, read_settings
+from ray_jobs.tuning.trial import run_trial
 from service import environment, storage
 from service.cohort.manifest import Manifest
 from service.errors import StoppedError
@@ -40,26 +41,31 @@ from service.settings.tune import Schedule, SearchSettings, in_words
 
 BEST_FILE = "best.yaml"
 SNAPSHOT_EVERY_S = "1"
-"""Seconds between Tune's snapshots. A trial's process needs longer to come up than that, so that none is forgotten
-which has made its run in MLflow."""
+"""Seconds between Tune's snapshots. The process of a trial takes longer to start: a snapshot has each trial before that
+creates its run in MLflow."""
+SHOWN_REFUSALS = 5
+"""Refused schedules that are printed; the others are only in MLflow."""
 
 
 class NothingFoundError(StoppedError):
-    """No trial came to a score. To act: the user, as the message says."""
+    """No trial has a score. To act: the user, as the message says."""
 
 
 def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manifest, *, name: str, folder: str) -> int:
-    """Search on the cluster, record it, write the best config; an exit status.
+    """Search on the cluster, record it in MLflow, and write the best config.
 
     Args:
-        search: the search.
-        base: the training that it varies.
-        manifest: checked, with splits; both classes are in val.
-        name: of the job; one that was begun before goes on.
-        folder: of the runs, a path or URI.
+        search: settings of the search.
+        base: settings of the training that it varies.
+        manifest: checked slides, with splits; split val has both labels.
+        name: name of the job; the job of an earlier attempt with this name continues.
+        folder: folder of the runs, a path or URI.
+
+    Returns:
+        Exit status.
 
     Raises:
-        NothingFoundError: no trial came to a score.
+        NothingFoundError: no trial has a score.
     """
     require_network(base.model, search.encoder)
     uri = mlflow_run.tracking_uri(folder)
@@ -67,26 +73,26 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no event files: MLflow is the record
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it warns that there are none
     cluster.connect(command.worker_environment())
-    one = replace(base.compute, num_workers=1, readers=0)
-    base = replace(base, compute=cluster.fitted(one, extra_cpus=0, why="one trial at a time"))
+    # A trial is one process that also reads for itself, see `trial`.
+    compute = replace(base.compute, num_workers=1, readers=0)
+    base = replace(base, compute=cluster.fitted(compute, extra_cpus=0, why="one trial at a time"))
     cluster.require_shared(storage=folder, MLFLOW_TRACKING_URI=uri)
-    allowed, refused = schedules(search, base, _card_bytes(base))
+    allowed, refused = select_schedules(search, base, _gpu_bytes(base))
     run_id, finished = mlflow_run.start_run(uri, experiment=base.experiment, name=name, storage=folder)
     print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
     append_progress(Progress(mlflow_run=run_id, activity="starting workers"))
     if finished:
-        print("this search is finished already; give a new one a --name of its own")
+        print("this search has finished; to start a new one, give it another --name")
         return 0
-    task = trial.Search(name, base, search, manifest, uri, run_id, folder)
+    task = SearchTask(name, base, search, manifest, uri, run_id, folder)
     tracker = mlflow_run.Tracker(uri, run_id, storage.join(folder, name))
     _record(tracker, task, allowed, refused)
     status = "FAILED"
     try:
-        results = _search(task, allowed)
-        outcomes = _ended(task, results)
-        _deliver(tracker, task, outcomes)
+        results = _run_trials(task, allowed)
+        _deliver(tracker, task, _collect_outcomes(task, results))
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except (KeyboardInterrupt, SystemExit) as stop:  # Ray makes a SystemExit of Ctrl-C and of SIGTERM
         status = "KILLED"
         raise KeyboardInterrupt from stop
     finally:
@@ -94,60 +100,61 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     return 0
 
 
-def _card_bytes(base: TrainSettings) -> float | None:
-    """Of the card that trials get, or of their share of it; None without GPUs."""
+def _gpu_bytes(base: TrainSettings) -> float | None:
+    """Return the memory of a trial's GPU, or of its share of one, in bytes; None without GPUs."""
     compute = base.compute
     if compute.gpu_memory_gb:
         return compute.gpu_memory_gb * 1e9
-    own = own_card_bytes()
-    return own * min(1.0, compute.gpus_per_worker) if own and compute.gpus_per_worker else None
+    # The driver's GPU stands for those of the trials, which have not started.
+    gpu_bytes = get_first_gpu_bytes()
+    return gpu_bytes * min(1.0, compute.gpus_per_worker) if gpu_bytes and compute.gpus_per_worker else None
 
 
 def _record(
-    tracker: mlflow_run.Tracker, task: trial.Search, allowed: Sequence[Schedule], refused: Sequence[Refused]
+    tracker: mlflow_run.Tracker, task: SearchTask, allowed: Sequence[Schedule], refused: Sequence[RefusedSchedule]
 ) -> None:
-    """Settings and refused schedules into the parent run."""
-    searched = {f"search.{key}": value for key, value in flat(to_dict(task.settings)).items()}
-    tracker.params(trial.parameters(task.base, task.manifest) | searched)
+    """Write settings and refused schedules into the parent run."""
+    search_params = {f"search.{key}": value for key, value in flat(to_dict(task.settings)).items()}
+    tracker.params(task.parameters(task.base) | search_params)
     tracker.begin()
     tracker.datasets(task.manifest)
     tracker.tags({"schedules.allowed": str(len(allowed)), "schedules.refused": str(len(refused))})
     print(f"{len(allowed)} schedules to choose from, {len(refused)} refused", flush=True)
-    for one in refused[:5]:
-        print(f"  refused {in_words(one.schedule)}: {one.reason}")
-    if len(refused) > 5:
-        print(f"  and {len(refused) - 5} more, see refused.csv in MLflow", flush=True)
-    rows = [(in_words(one.schedule), one.reason) for one in refused]
+    for refusal in refused[:SHOWN_REFUSALS]:
+        print(f"  refused {in_words(refusal.schedule)}: {refusal.reason}")
+    if len(refused) > SHOWN_REFUSALS:
+        print(f"  and {len(refused) - SHOWN_REFUSALS} more, see refused.csv in MLflow", flush=True)
+    rows = [(in_words(refusal.schedule), refusal.reason) for refusal in refused]
     tracker.note_text(pd.DataFrame(rows, columns=["schedule", "reason"]).to_csv(index=False), "refused.csv")
     tracker.flush()
 
 
-def _search(task: trial.Search, allowed: Sequence[Schedule]) -> dict[str, tune.Result]:
-    """Run the trials, or those that an earlier attempt left; what Tune knows of each, by its id."""
-    results = _tuner(task, allowed).fit()
+def _run_trials(task: SearchTask, allowed: Sequence[Schedule]) -> dict[str, tune.Result]:
+    """Run the trials that are left; return what Tune knows of each one, by its id."""
+    results = _make_tuner(task, allowed).fit()
     return {Path(results[i].path).name: results[i] for i in range(len(results))}
 
 
-def _tuner(task: trial.Search, allowed: Sequence[Schedule]) -> tune.Tuner:
-    """A new one, or the one that an earlier attempt left."""
+def _make_tuner(task: SearchTask, allowed: Sequence[Schedule]) -> tune.Tuner:
+    """Return the tuner that an earlier attempt left, or else a new one."""
     compute, search = task.base.compute, task.settings
     resources = {"cpu": compute.cpus_per_worker, "gpu": compute.gpus_per_worker or 0}
-    trainable = tune.with_resources(tune.with_parameters(trial.run_trial, search=task), resources)
+    trainable = tune.with_resources(tune.with_parameters(run_trial, task=task), resources)
     place = storage.join(task.storage, task.name)
     if tune.Tuner.can_restore(storage.join(place, "tune")):
-        print("going on with this search's trials", flush=True)
+        print("continuing with the trials of this search", flush=True)
         return tune.Tuner.restore(storage.join(place, "tune"), trainable, resume_errored=True)
     grid = search.method == "grid"
     return tune.Tuner(
         trainable,
-        param_space=space(search, allowed),
+        param_space=make_space(search, allowed),
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="max",
             num_samples=1 if grid else search.trials,
-            search_alg=_searcher(search),
-            scheduler=_scheduler(search, task.base.recipe.epochs),
-            # The other searchers are told themselves: Tune ignores it for them.
+            search_alg=_make_searcher(search),
+            scheduler=_make_scheduler(search, task.base.recipe.epochs),
+            # The other searchers have their own limit: Tune ignores this one for them.
             max_concurrent_trials=search.at_once if search.method == "optuna" else None,
             trial_dirname_creator=_folder_name,
         ),
@@ -156,31 +163,32 @@ def _tuner(task: trial.Search, allowed: Sequence[Schedule]) -> tune.Tuner:
             storage_path=place,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=compute.max_failures),
-            callbacks=[TrialsTold()],
+            callbacks=[TrialReporter()],
         ),
     )
 
 
-def _folder_name(one: Trial) -> str:
-    return str(one.trial_id)
+def _folder_name(trial: Trial) -> str:
+    return str(trial.trial_id)
 
 
-def _searcher(search: SearchSettings) -> Searcher | SearchAlgorithm:
+def _make_searcher(search: SearchSettings) -> Searcher | SearchAlgorithm:
     if search.method == "optuna":
         return OptunaSearch(seed=search.seed)
     return BasicVariantGenerator(max_concurrent=search.at_once or 0, random_state=search.seed)
 
 
-def _scheduler(search: SearchSettings, epochs: int) -> TrialScheduler:
-    """ASHA over epochs, which all depths count alike. A trial's last report is one past them."""
+def _make_scheduler(search: SearchSettings, epochs: int) -> TrialScheduler:
+    """Return ASHA, which compares trials after the same number of epochs."""
     grace = min(search.grace_epochs, epochs)
     if search.reduction == 1:
         return FIFOScheduler()
+    # One past the epochs: a trial that completes them all must still report its best one, see `trial`.
     return ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=search.reduction)
 
 
-def _ended(task: trial.Search, results: Mapping[str, tune.Result]) -> list[Outcome]:
-    """How each trial that has a run ended; the runs of those that others ended are closed."""
+def _collect_outcomes(task: SearchTask, results: Mapping[str, tune.Result]) -> list[Outcome]:
+    """Return how each trial that has a run ended, and close the runs of those that did not end by themselves."""
     client = MlflowClient(tracking_uri=task.tracking_uri)
     parent = client.get_run(task.parent_run)
     children = client.search_runs(
@@ -188,66 +196,78 @@ def _ended(task: trial.Search, results: Mapping[str, tune.Result]) -> list[Outco
     )
     outcomes = []
     for run in children:
-        name = run.data.tags["trial"]
-        if (outcome := trial.recorded(task, name)) is None:
-            error = results[name].error if name in results else None
+        trial = run.data.tags["trial"]
+        if (outcome := read_outcome(task, trial)) is None:
+            error = results[trial].error if trial in results else None
             status, reason = ("failed", str(error)) if error is not None else ("stopped early", "")
-            outcome = trial.outcome_of(task, name, trial.settings_of(task, name), status, reason)
-        if run.info.status == "RUNNING":  # also of one that was killed between its last word and its run's end
+            outcome = make_outcome(task, trial, read_settings(task, trial), status, reason)
+        if run.info.status == "RUNNING":  # also of a trial that was killed between its last report and its run's end
             client.set_tag(run.info.run_id, "outcome", outcome.status)
             client.set_terminated(run.info.run_id, "FAILED" if outcome.status == "failed" else "FINISHED")
         outcomes.append(outcome)
     return outcomes
 
 
-def _deliver(tracker: mlflow_run.Tracker, task: trial.Search, outcomes: Sequence[Outcome]) -> None:
-    """Table, figure and best config into the parent run and the job's folder."""
-    frame = pareto.table(outcomes)
-    tracker.note_text(frame.to_csv(index=False), "trials.csv")
+def _deliver(tracker: mlflow_run.Tracker, task: SearchTask, outcomes: Sequence[Outcome]) -> None:
+    """Write table, figure and best config into the parent run and the job's folder.
+
+    Raises:
+        NothingFoundError: no trial has a score.
+    """
+    table = make_table(outcomes)
+    tracker.note_text(table.to_csv(index=False), "trials.csv")
     tracker.flush()
-    print(frame.drop(columns="reason").to_string(index=False, float_format="%.4g"))
-    for one in outcomes:
-        if one.reason:
-            print(f"  {one.trial} {one.status}: {one.reason}")
-    best = max((one for one in outcomes if one.objective is not None), key=lambda one: one.objective or 0, default=None)
-    if best is None:
+    print(table.drop(columns="reason").to_string(index=False, float_format="%.4g"))
+    for outcome in outcomes:
+        if outcome.reason:
+            print(f"  {outcome.trial} {outcome.status}: {outcome.reason}")
+    rated = [outcome for outcome in outcomes if outcome.objective is not None]
+    if not rated:
         raise NothingFoundError(
-            "no trial came to a validation AUROC; their reasons are above and in trials.csv of the parent run"
+            "no trial has a validation AUROC; the reasons are printed above and in trials.csv of the parent run"
         )
-    tracker.figure(pareto.draw(outcomes), "front.png")
-    text = _config_file(task, best, trial.settings_of(task, best.trial))
-    place = storage.join(task.storage, f"{task.name}/{BEST_FILE}")
-    storage.write_bytes(place, text.encode())
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / BEST_FILE).write_text(text)
-        tracker.file(Path(folder) / BEST_FILE)
+    best = max(rated, key=lambda outcome: outcome.objective or 0)
+    tracker.figure(draw_front(outcomes), "front.png")
+    config_uri = _write_config(tracker, task, best)
     tracker.note_tags({"best_trial": best.trial, "best_schedule": best.schedule})
     print(
         f"best: {best.schedule}, validation AUROC {best.auroc:.3f}, {(best.bytes_per_slide or 0) / 1e6:.2f} MB a slide"
     )
-    for line in next_steps(task.manifest.uri, place, environment.service_job()):
+    for line in next_steps(task.manifest.uri, config_uri, environment.service_job()):
         print(line, flush=True)
 
 
-def next_steps(manifest: str, config: str, job: str | None) -> list[str]:
-    """Commands that train with the best config: a user of the service cannot open its folders, and fetches it.
-
-    Args:
-        manifest: of the search.
-        config: path or URI of the best config.
-        job: id of the service's job; None: the search was started by hand.
-    """
-    if job is None:
-        return [f"train with it: python ray_jobs/train.py --manifest {manifest} --config {config}"]
-    train = f"magnet submit train --manifest {manifest} --config best.yaml"
-    return [f"fetch it: magnet best {job} > best.yaml", f"train with it: {train}"]
+def _write_config(tracker: mlflow_run.Tracker, task: SearchTask, best: Outcome) -> str:
+    """Write the config of the best trial into the job's folder and the parent run; return its path or URI."""
+    text = _config_text(task, best, read_settings(task, best.trial))
+    uri = storage.join(task.storage, f"{task.name}/{BEST_FILE}")
+    storage.write_bytes(uri, text.encode())
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / BEST_FILE).write_text(text)
+        tracker.file(Path(folder) / BEST_FILE)
+    return uri
 
 
-def _config_file(task: trial.Search, best: Outcome, settings: TrainSettings) -> str:
-    """A config for `train.py`."""
+def _config_text(task: SearchTask, best: Outcome, settings: TrainSettings) -> str:
+    """Return the content of a config file for `train.py`."""
     values: dict[str, Any] = to_dict(settings)
     text = io.StringIO()
     text.write(f"# The best of {task.name}: trial {best.trial}, validation AUROC {best.auroc:.4f} at its best epoch.\n")
     text.write("# Command: ray job submit -- python ray_jobs/train.py --manifest MANIFEST --config THIS\n")
     yaml.safe_dump(values, text, sort_keys=False)
     return text.getvalue()
+
+
+def next_steps(manifest: str, config: str, job: str | None) -> list[str]:
+    """Return commands that train with the best config.
+
+    Args:
+        manifest: path or URI of the manifest of the search.
+        config: path or URI of the best config.
+        job: id of the service's job, whose folder its user cannot open and must download from; None: the search was
+            not started by the service.
+    """
+    if job is None:
+        return [f"train with it: python ray_jobs/train.py --manifest {manifest} --config {config}"]
+    train = f"magnet submit train --manifest {manifest} --config best.yaml"
+    return [f"fetch it: magnet best {job} > best.yaml", f"train with it: {train}"]

@@ -1,4 +1,4 @@
-"""Which schedules a search may try: those that break its budget or do not fit the card are refused beforehand."""
+"""The schedules that a search may try; those beyond its budget or a GPU's memory are refused before it starts."""
 
 from __future__ import annotations
 
@@ -11,86 +11,91 @@ from ray import tune
 
 from magnet.config import MAX_PATCHES
 from magnet.plan import Cut
-from ray_jobs.training.fit import fits, predicted, refusal
+from ray_jobs.training.fit import explain_refusal, fits, predict_memory
 from service.errors import UsageError
 from service.settings.train import TrainSettings
 from service.settings.tune import Schedule, SearchSettings, in_words, trial_settings
 
 PROBES: tuple[Schedule, ...] = ((1, 1), (1, 2), (2, 1))
-"""Schedules whose measured memory tells that of all others: it is linear in inner nodes and last patches."""
+"""Schedules from whose measured memory that of all others follows: it is linear in inner nodes and last patches."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedSchedule:
     """A schedule that is not tried."""
 
     schedule: Schedule
+    """Regions per parent, layer by layer."""
     reason: str
+    """Why it is refused, and what to do."""
 
 
-def schedules(
-    search: SearchSettings, base: TrainSettings, card_bytes: float | None
-) -> tuple[list[Schedule], list[Refused]]:
-    """Those to try and those refused.
+def select_schedules(
+    search: SearchSettings, base: TrainSettings, gpu_bytes: float | None
+) -> tuple[list[Schedule], list[RefusedSchedule]]:
+    """Return the schedules to try and those that are refused.
 
     Args:
-        search: the search.
-        base: the training that is varied.
-        card_bytes: memory of the card; None: none is there to be too small.
+        search: settings of the search.
+        base: settings of the training that it varies.
+        gpu_bytes: memory of a trial's GPU; None: without a GPU no schedule is too large.
 
     Raises:
-        UsageError: none is left.
+        UsageError: no schedule is left.
     """
     allowed, refused = [], []
-    peak = None if card_bytes is None else PeakOfOne(base)
-    most = min(search.max_patches, MAX_PATCHES)
+    predictor = None if gpu_bytes is None else PeakPredictor(base)
+    max_patches = min(search.max_patches, MAX_PATCHES)  # a model accepts no more, whatever the search allows
     for schedule in search.all_schedules():
         num_patches = int(np.prod(schedule))
-        if num_patches > most:
-            refused.append(Refused(schedule, f"{num_patches} last patches, max_patches is {most}"))
-        elif peak is not None and card_bytes is not None and not fits(size := peak(schedule), card_bytes):
+        if num_patches > max_patches:
+            refused.append(RefusedSchedule(schedule, f"{num_patches} last patches, max_patches is {max_patches}"))
+        elif (
+            predictor is not None and gpu_bytes is not None and not fits(peak := predictor.predict(schedule), gpu_bytes)
+        ):
             settings = trial_settings(base, {"schedule": in_words(schedule)})
-            refused.append(Refused(schedule, refusal(settings, size, card_bytes)))
+            refused.append(RefusedSchedule(schedule, explain_refusal(settings, peak, gpu_bytes)))
         else:
             allowed.append(schedule)
     if not allowed:
-        raise UsageError(f"no schedule is left to try; the first of those refused: {refused[0].reason}")
+        raise UsageError(f"no schedule is left to try; the first refused one: {refused[0].reason}")
     return allowed, refused
 
 
-class PeakOfOne:
-    """Peak memory of a step with one slide at a time, in bytes, for any schedule, from three that are measured.
+class PeakPredictor:
+    """Predicts the peak memory of a step with one slide at a time, for any schedule, from three measured ones.
 
     Args:
-        base: the training that is varied.
+        base: settings of the training that is varied.
     """
 
     def __init__(self, base: TrainSettings) -> None:
+        cut = Cut(1, base.recipe.batch)
         peaks = [
-            predicted(trial_settings(base, {"schedule": in_words(probe)}), Cut(1, base.recipe.batch)).peak_bytes
-            for probe in PROBES
+            predict_memory(trial_settings(base, {"schedule": in_words(probe)}), cut).peak_bytes for probe in PROBES
         ]
-        self._weights = np.linalg.solve(np.array([_size(probe) for probe in PROBES]), np.array(peaks, np.float64))
+        # Three schedules determine the three weights of a linear function.
+        self._weights = np.linalg.solve(np.array([_terms(probe) for probe in PROBES]), np.array(peaks, np.float64))
 
-    def __call__(self, schedule: Schedule) -> float:
-        """Of this one."""
-        return float(np.array(_size(schedule)) @ self._weights)
+    def predict(self, schedule: Schedule) -> float:
+        """Return the peak memory for a schedule in bytes."""
+        return float(np.array(_terms(schedule)) @ self._weights)
 
 
-def _size(schedule: Schedule) -> tuple[float, float, float]:
-    """1, nodes above the last patches, last patches."""
+def _terms(schedule: Schedule) -> tuple[float, float, float]:
+    """Return what the memory is linear in: 1, nodes above the last patches, last patches."""
     nodes = np.cumprod([1, *schedule])
     return 1.0, float(nodes[:-1].sum()), float(nodes[-1])
 
 
-def space(search: SearchSettings, allowed: Sequence[Schedule]) -> dict[str, Any]:
-    """What Tune chooses from."""
+def make_space(search: SearchSettings, allowed: Sequence[Schedule]) -> dict[str, Any]:
+    """Return the space of values that Ray Tune selects from, by name."""
     one_of = tune.grid_search if search.method == "grid" else tune.choice
-    result: dict[str, Any] = {"schedule": one_of([in_words(schedule) for schedule in allowed])}
+    space: dict[str, Any] = {"schedule": one_of([in_words(schedule) for schedule in allowed])}
     for name in ("sampler", "encoder", "frozen_patch"):
         if choices := getattr(search, name):
-            result[name] = one_of(list(choices))
+            space[name] = one_of(list(choices))
     for name in ("learning_rate", "temperature"):
         if (ends := getattr(search, name)) is not None:
-            result[name] = tune.loguniform(*ends)
-    return result
+            space[name] = tune.loguniform(*ends)
+    return space

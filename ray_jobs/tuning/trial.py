@@ -1,94 +1,56 @@
-"""One trial of a search: a training of its own, in the process that Ray Tune gives it.
+"""One trial of a search: a training with its own settings, in the process that Ray Tune starts for it.
 
-It is the same attempt as a training's, with one worker and without Ray Train: trials run side by side, so a trial needs
-no workers of its own, nor a placement group that others could keep it waiting for. Root views are read by a thread
-here, so that trials that fill the cluster wait for no CPU.
+It is the same attempt as that of a training, with one worker and without Ray Train: trials run in parallel, so that a
+trial needs no workers, nor a placement group for which other trials would leave no room. A thread of the process reads
+the root views, so that trials that fill the cluster wait for no CPU.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import traceback
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from ray import tune
 
-from magnet.zoom import MagNet
 from ray_jobs.command_line.permanence import passes, root_error
-from ray_jobs.models import checkpoints
-from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.tracking import mlflow_run
 from ray_jobs.tracking.provenance import hardware_tags
-from ray_jobs.training.attempt import Attempt
+from ray_jobs.training.build import build_attempt
+from ray_jobs.training.deadline import get_store_deadline_s
 from ray_jobs.training.fit import DoesNotFitError
-from ray_jobs.training.learner import Learner, NotFiniteError
-from ray_jobs.training.order import Order
+from ray_jobs.training.learner import NotFiniteError
 from ray_jobs.training.quarantine import QuarantineError
-from ray_jobs.training.stream import MicroBatch, read_roots, store_patience_s
+from ray_jobs.training.roots import stream_locally
 from ray_jobs.training.task import Task
-from ray_jobs.training.worker import card_bytes, fitted
 from ray_jobs.tuning.pareto import Outcome
-from service import storage
-from service.cohort.manifest import Manifest
+from ray_jobs.tuning.search_task import SearchTask, Values, find_outcome, make_outcome, write_outcome, write_values
 from service.queue.incidents import describe
-from service.settings.train import TrainSettings, flat, to_dict
-from service.settings.tune import SearchSettings, trial_settings
+from service.settings.train import TrainSettings
+from service.settings.tune import trial_settings
 from service.slides.reader import RegionReader
 
 WORST = -1.0
-"""Reported for a trial that has no AUROC: below all that have one."""
-
-CHOSEN_FILE, OUTCOME_FILE = "chosen.json", "outcome.json"
-"""In a trial's folder: what was chosen for it; and how it ended, once it has by itself."""
+"""Objective reported for a trial without an AUROC: below every trial that has one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What every trial is sent."""
+def run_trial(values: Values, task: SearchTask) -> None:
+    """Train with the values that Ray Tune selected, and report every epoch to it.
 
-    name: str
-    base: TrainSettings
-    settings: SearchSettings
-    manifest: Manifest
-    tracking_uri: str
-    parent_run: str
-    storage: str
-
-    def folder(self, trial: str) -> str:
-        """Of a trial."""
-        return storage.join(self.storage, f"{self.name}/trials/{trial}")
-
-    def run_name(self, trial: str) -> str:
-        """Of a trial's run in MLflow; a trial that starts again finds its own by it."""
-        return f"{self.name}-{trial}"
-
-
-def run_trial(chosen: dict[str, Any], search: Search) -> None:
-    """Ray Tune: train with what was chosen, and report every epoch."""
+    Args:
+        values: values by name.
+        task: the search.
+    """
     trial = tune.get_context().get_trial_id()
-    if (twin := _ended_alike(search, trial, chosen)) is not None:
-        _report(search, twin)
+    # Searchers select the same values more than once where there are few schedules: nothing is trained twice.
+    if (twin := find_outcome(task, values)) is not None:
+        _report_outcome(task, twin)
         return
-    storage.write_bytes(storage.join(search.folder(trial), CHOSEN_FILE), json.dumps(chosen).encode())
-    settings = trial_settings(search.base, chosen)
-    run_id, _ = mlflow_run.start_run(
-        search.tracking_uri, experiment=settings.experiment, name=search.run_name(trial), storage=search.storage
-    )
-    tracker = mlflow_run.Tracker(search.tracking_uri, run_id, search.folder(trial))
-    tracker.resume()
-    tracker.tags({"mlflow.parentRunId": search.parent_run, "trial": trial})
-    tracker.params(parameters(settings, search.manifest))
-    tracker.begin()
-    tracker.datasets(search.manifest)
+    write_values(task, trial, values)
+    settings = trial_settings(task.base, values)
+    tracker = _start_run(task, trial, settings)
     status, reason = "complete", ""
     try:
-        _train(search, trial, settings, tracker)
+        _train(task, trial, settings, tracker)
     except (DoesNotFitError, torch.OutOfMemoryError) as error:
         status, reason = "does not fit", str(error)
     except (NotFiniteError, QuarantineError) as error:
@@ -98,108 +60,61 @@ def run_trial(chosen: dict[str, Any], search: Search) -> None:
             raise  # Tune starts the trial again
         traceback.print_exc()
         status, reason = "failed", describe(error)
-    outcome = outcome_of(search, trial, settings, status, reason)
-    about = {"chosen": chosen, "outcome": asdict(outcome)}
-    storage.write_bytes(storage.join(search.folder(trial), OUTCOME_FILE), json.dumps(about, indent=2).encode())
+    outcome = make_outcome(task, trial, settings, status, reason)
+    write_outcome(task, outcome, values)
     tracker.note_tags({"outcome": status, "outcome_reason": reason[:5000]})
     tracker.end("FAILED" if status == "failed" else "FINISHED")
-    _report(search, outcome)
+    _report_outcome(task, outcome)
 
 
-def parameters(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
-    """As a training records them, and what a schedule amounts to."""
-    zoom = settings.model.zoom
-    about = {"manifest": manifest.uri, "manifest_sha256": manifest.sha256}
-    return flat(to_dict(settings)) | about | {"depth": zoom.num_layers, "num_patches": zoom.num_patches}
+def _start_run(task: SearchTask, trial: str, settings: TrainSettings) -> mlflow_run.Tracker:
+    """Open the trial's run in MLflow, that of an earlier attempt if there is one."""
+    run_id, _ = mlflow_run.start_run(
+        task.tracking_uri, experiment=settings.experiment, name=task.run_name(trial), storage=task.storage
+    )
+    tracker = mlflow_run.Tracker(task.tracking_uri, run_id, task.folder(trial))
+    tracker.resume()
+    tracker.tags({"mlflow.parentRunId": task.parent_run, "trial": trial})
+    tracker.params(task.parameters(settings))
+    tracker.begin()
+    tracker.datasets(task.manifest)
+    return tracker
 
 
-def outcome_of(search: Search, trial: str, settings: TrainSettings, status: str, reason: str) -> Outcome:
-    """With the figures of the trial's best epoch, if it came to one."""
-    zoom = settings.model.zoom
-    plain = Outcome(trial, ",".join(map(str, zoom.schedule)), zoom.num_patches, status, reason)
-    store = CheckpointStore(search.folder(trial))
-    if (best := store.best()) is None or best.selection is None:
-        return plain
-    with TemporaryDirectory() as name:
-        store.fetch(best, Path(name), [checkpoints.SETTINGS_FILE])
-        metrics = checkpoints.describe(Path(name)).metrics
-    auroc, size = metrics["val/auroc"], metrics["val/bytes_per_slide"]
-    return replace(plain, auroc=auroc, bytes_per_slide=size, objective=search.settings.objective(auroc, size))
-
-
-def settings_of(search: Search, trial: str) -> TrainSettings:
-    """Those that a trial which was begun trains with."""
-    uri = storage.join(search.folder(trial), CHOSEN_FILE)
-    return trial_settings(search.base, json.loads(storage.read_bytes(uri)))
-
-
-def recorded(search: Search, trial: str) -> Outcome | None:
-    """How a trial ended by itself; None if it did not."""
-    uri = storage.join(search.folder(trial), OUTCOME_FILE)
-    return Outcome(**json.loads(storage.read_bytes(uri))["outcome"]) if storage.exists(uri) else None
-
-
-def _ended_alike(search: Search, trial: str, chosen: dict[str, Any]) -> Outcome | None:
-    """How a trial with the same choices ended: samplers choose among few schedules more than once."""
-    for uri in storage.list_uris(storage.join(search.storage, f"{search.name}/trials")):
-        if storage.name(uri) == OUTCOME_FILE:
-            about = json.loads(storage.read_bytes(uri))
-            if about["chosen"] == chosen:
-                return Outcome(**about["outcome"])
-    return None
-
-
-def _train(search: Search, trial: str, settings: TrainSettings, tracker: mlflow_run.Tracker) -> None:
-    """All steps that are left of the trial."""
-    logging.getLogger().setLevel(logging.WARNING)
-    compute = settings.compute
-    torch.set_num_threads(compute.cpus_per_worker)
+def _train(search: SearchTask, trial: str, settings: TrainSettings, tracker: mlflow_run.Tracker) -> None:
+    """Take all remaining steps of a trial, and report each epoch to Ray Tune."""
+    manifest, compute = search.manifest, settings.compute
     device = torch.device("cuda" if compute.gpus_per_worker else "cpu")
-    manifest, folder = search.manifest, search.folder(trial)
-    task = Task(settings, manifest.split("train"), manifest.split("val"), tracker.uri, tracker.run_id, folder)
-    task, predicted_bytes = fitted(task, [card_bytes(settings, device)], 1)
-    torch.manual_seed(settings.recipe.seed)
-    model = MagNet(settings.model, fetch_bytes=storage.read_bytes).to(device)
-    learner = Learner(model, task.settings.recipe, task.order.num_steps)
-    tracker.note_tags(hardware_tags(device))
+    task = Task(
+        settings, manifest.split("train"), manifest.split("val"), tracker.uri, tracker.run_id, search.folder(trial)
+    )
 
-    def cold_reader() -> RegionReader:
-        """For the cost of a schedule: bytes that another trial or epoch left at hand would make it look cheap."""
+    def open_cold_reader() -> RegionReader:
+        """Open a reader without cached bytes: those of another trial or epoch would make a schedule look cheap."""
         return RegionReader(
-            compute.tile_cache_mb << 20, compute.reader_threads, disk_cache_bytes=0, deadline_s=store_patience_s()
+            compute.tile_cache_mb << 20, compute.reader_threads, disk_cache_bytes=0, deadline_s=get_store_deadline_s()
         )
 
-    with RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=store_patience_s()) as reader:
+    def report(metrics: dict[str, float]) -> None:
+        objective = search.settings.objective(metrics["val/auroc"], metrics["val/bytes_per_slide"])
+        tune.report({"epoch": task.order.epochs_done(attempt.step), "objective": objective})
 
-        def report(metrics: dict[str, float]) -> None:
-            value = search.settings.objective(metrics["val/auroc"], metrics["val/bytes_per_slide"])
-            tune.report({"epoch": task.order.epochs_done(attempt.step), "objective": value})
-
-        attempt = Attempt(
+    with RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=get_store_deadline_s()) as reader:
+        attempt = build_attempt(
             task,
-            learner,
+            device,
             reader,
             tracker=tracker,
+            monitor=mlflow_run.SystemMetrics(tracker),
             report=report,
-            predicted_bytes=predicted_bytes,
-            cold_reader=cold_reader,
+            cold_reader=open_cold_reader,
         )
-        attempt.run(lambda step: _stream(reader, task.uris, task.order, settings, step))
+        tracker.note_tags(hardware_tags(device))
+        order = attempt.task.order  # its micro-batch fits the GPU
+        attempt.run(lambda step: stream_locally(reader, task.uris, order, settings.model.zoom, first_step=step))
 
 
-def _stream(
-    reader: RegionReader, uris: list[str], order: Order, settings: TrainSettings, first_step: int
-) -> Iterator[MicroBatch]:
-    """The order's micro-batches from a step on, their roots read here."""
-    for step, index in order.share(first_step, 0, 1):
-        positions = order.micro_batch_of(step, index)
-        slides = order.slides(positions)
-        roots, reasons = read_roots(reader, [uris[i] for i in slides], settings.model.zoom)
-        lost = {int(i): reason for i, reason in zip(slides, reasons, strict=True) if reason}
-        yield MicroBatch(step, index, slides, order.frames(positions), roots, lost)
-
-
-def _report(search: Search, outcome: Outcome) -> None:
-    """The last word of a trial: its best epoch, one past the last so that ASHA ends it here and not before."""
-    value = WORST if outcome.objective is None else outcome.objective
-    tune.report({"epoch": search.base.recipe.epochs + 1, "objective": value})
+def _report_outcome(task: SearchTask, outcome: Outcome) -> None:
+    """Report the best epoch of a trial as its last, one past the others so that ASHA ends the trial only here."""
+    objective = WORST if outcome.objective is None else outcome.objective
+    tune.report({"epoch": task.base.recipe.epochs + 1, "objective": objective})

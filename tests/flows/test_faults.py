@@ -102,7 +102,7 @@ class Job:
         """Context after a process was killed. It ends when the next step is done, and prints the time until then."""
         saved, started_s = self.saved_step(), time.monotonic()
         yield
-        [*_, since] = re.findall(r"going on from the checkpoint after step (\d+)", command.output)
+        [*_, since] = re.findall(r"continuing from the checkpoint after step (\d+)", command.output)
         self.reach(command, saved + 1)
         seconds = time.monotonic() - started_s
         print(f"{killed} killed after step {saved}: resumed from step {since}, {seconds:.0f} s until the next step")
@@ -157,11 +157,11 @@ def test_the_same_command_gives_the_same_result_after_workers_driver_or_cluster_
             job.reach(command, 2)
             doomed.kill_train_worker()
             with job.recovery("training worker", command):
-                command.wait_for(r"going on from the checkpoint after step [1-9]")
+                command.wait_for(r"continuing from the checkpoint after step [1-9]")
             command.process.kill()
         with job.attempt(doomed) as command:
             with job.recovery("driver", command):
-                command.wait_for(r"going on from the checkpoint after step [1-9]")
+                command.wait_for(r"continuing from the checkpoint after step [1-9]")
             command.process.send_signal(signal.SIGINT)
             assert command.finish(60).status == 130, command.output
         assert "the same command with the same --name continues the job" in command.output
@@ -169,12 +169,12 @@ def test_the_same_command_gives_the_same_result_after_workers_driver_or_cluster_
         assert job.run().info.status == "KILLED"
         with job.attempt(doomed) as command:
             with job.recovery("driver by Ctrl-C", command):
-                command.wait_for(r"going on from the checkpoint after step [1-9]")
+                command.wait_for(r"continuing from the checkpoint after step [1-9]")
             doomed.kill()
     assert 2 < job.saved_step() < EPOCHS * STEPS_PER_EPOCH
     with job.attempt(cluster) as command:
         with job.recovery("cluster", command):
-            command.wait_for(r"going on from the checkpoint after step [1-9]")
+            command.wait_for(r"continuing from the checkpoint after step [1-9]")
         assert command.finish().status == 0, command.output
     job.assert_same_as(undisturbed)
 
@@ -236,7 +236,7 @@ def test_a_preempted_worker_saves_first_and_does_not_count_as_a_failure(
         job.reach(command, 2)
         cluster.signal_worker("ray::RayTrainWorker", signal.SIGTERM)
         assert command.finish().status == 0, command.output
-    assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
+    assert re.search(r"continuing from the checkpoint after step [1-9]", command.output)
     job.assert_same_as(undisturbed)
 
 
@@ -255,7 +255,7 @@ def test_a_drained_node_saves_first_and_does_not_count_as_a_failure(
             first.process.terminate()
             with ray_node(head, tmp_path / "second.log"):
                 assert command.finish().status == 0, command.output
-        assert re.search(r"going on from the checkpoint after step [1-9]", command.output)
+        assert re.search(r"continuing from the checkpoint after step [1-9]", command.output)
         assert job.run().info.status == "FINISHED"
         assert [step for step, _ in job.history("train/step_loss")] == list(range(1, epochs * STEPS_PER_EPOCH + 1))
 

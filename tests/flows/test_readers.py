@@ -97,7 +97,7 @@ def test_a_training_whose_reader_dies_has_the_metrics_of_one_that_reads_itself(
             command.wait_for("epoch 1/4")
             kill_readers(cluster)
             assert command.finish().status == 0, command.output
-    assert "going on from the checkpoint" not in command.output  # no worker was restarted
+    assert "continuing from the checkpoint" not in command.output  # no worker was restarted
     with_readers, without = tmp_path / "runs", trained.storage
     for name in (*SAME, "train/step_loss", "train/bytes_per_slide"):
         histories = [

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from magnet.zoom import MagNet
 from ray_jobs.training.attempt import Attempt
+from ray_jobs.training.deadline import get_store_deadline_s
 from ray_jobs.training.learner import Learner
-from ray_jobs.training.preemption import Notice, PreemptedError
+from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
 from ray_jobs.training.progress import say
-from ray_jobs.training.stream import MicroBatch, read_roots, store_patience_s
+from ray_jobs.training.roots import stream_locally
 from ray_jobs.training.task import Task
 from service.cohort.manifest import load_manifest
 from service.settings.train import train_settings
@@ -43,16 +43,6 @@ class PrintingLearner(Learner):
         return sums
 
 
-def stream(task: Task, reader: RegionReader, first: int) -> Iterator[MicroBatch]:
-    """The order's micro-batches from a step on."""
-    for step, index in task.order.share(first, 0, 1):
-        positions = task.order.micro_batch_of(step, index)
-        slides = task.order.slides(positions)
-        roots, reasons = read_roots(reader, [task.uris[i] for i in slides], task.settings.model.zoom)
-        assert not any(reasons), reasons
-        yield MicroBatch(step, index, slides, task.order.frames(positions), roots)
-
-
 def main() -> int:
     """Train."""
     uri, folder, minutes = sys.argv[1:]
@@ -62,10 +52,12 @@ def main() -> int:
     task = Task(settings, manifest.split("train"), manifest.split("val"), "", "", folder)
     torch.manual_seed(settings.recipe.seed)
     learner = PrintingLearner(MagNet(settings.model, to_be_loaded=True), settings.recipe, task.order.num_steps)
-    with Notice() as notice, RegionReader(0, 4, deadline_s=store_patience_s()) as reader:
+    with PreemptionNotice() as notice, RegionReader(0, 4, deadline_s=get_store_deadline_s()) as reader:
         attempt = Attempt(task, learner, reader, report=lambda metrics: say(json.dumps(metrics)), notice=notice)
         try:
-            attempt.run(lambda step: stream(task, reader, step))
+            attempt.run(
+                lambda step: stream_locally(reader, task.uris, task.order, settings.model.zoom, first_step=step)
+            )
         except PreemptedError as error:
             say(str(error))
             return PREEMPTED

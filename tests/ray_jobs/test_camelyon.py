@@ -73,7 +73,7 @@ def test_the_papers_config_trains_on_the_manifest_and_is_evaluated_on_the_papers
     model, losses = MagNet(settings.model), []
     with RegionReader(num_threads=2) as reader:
         steps = len(train) // settings.recipe.batch
-        bare_loop.train(model, settings.recipe, train, reader, steps, lambda _, sums: losses.append(sums["loss"]))
+        bare_loop.train_bare(model, settings.recipe, train, reader, steps, lambda _, sums: losses.append(sums["loss"]))
         metrics = evaluate(model, test, reader, settings.recipe.precision).metrics("test")
     assert len(losses) == steps >= 3
     for group in ("_macro", "_micro", "_itc", "_macro_micro", ""):

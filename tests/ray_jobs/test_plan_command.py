@@ -14,12 +14,12 @@ from service import exit_status
 
 @pytest.fixture(autouse=True)
 def a_gigabyte_per_slide(monkeypatch: pytest.MonkeyPatch) -> None:
-    def predicted(settings: Any, cut: Any) -> Memory:
+    def predict_memory(settings: Any, cut: Any) -> Memory:
         return Memory(cut.micro_batch, dict.fromkeys(PARTS, 0) | {"encoder": 10**9 * cut.micro_batch})
 
-    monkeypatch.setattr(fit, "predicted", predicted)
-    monkeypatch.setattr(plan_report, "predicted", predicted)
-    monkeypatch.setattr(plan, "own_card_bytes", lambda: None)
+    monkeypatch.setattr(fit, "predict_memory", predict_memory)
+    monkeypatch.setattr(plan_report, "predict_memory", predict_memory)
+    monkeypatch.setattr(plan, "get_first_gpu_bytes", lambda: None)
 
 
 SMALL = ["--set", "model.classifier.encoder=test_resnet"]

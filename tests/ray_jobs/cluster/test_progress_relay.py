@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from ray_jobs.cluster import connection
-from ray_jobs.cluster.progress_relay import recorder, start_relay
+from ray_jobs.cluster.progress_relay import make_progress_sink, start_relay
 from service.environment import PROGRESS_FILE
 
 ROOT = Path(__file__).parents[3]
@@ -19,14 +19,14 @@ JOB = """
 import os
 import ray
 from ray_jobs.cluster import connection
-from ray_jobs.cluster.progress_relay import recorder, start_relay
+from ray_jobs.cluster.progress_relay import make_progress_sink, start_relay
 from service.progress.record import Progress
 
 connection.connect({"PYTHONPATH": os.environ["PYTHONPATH"]})
 
 @ray.remote
 def work(relay):
-    record = recorder(relay)
+    record = make_progress_sink(relay)
     for step in (1, 2, 3):
         record(Progress(done=step, total=3, activity="training"))
 
@@ -39,7 +39,7 @@ ray.get(relay.append.remote(Progress(activity="done")))
 def test_a_driver_without_a_supervisor_has_no_relay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PROGRESS_FILE, raising=False)
     assert start_relay() is None
-    assert recorder(None) is None
+    assert make_progress_sink(None) is None
 
 
 @pytest.mark.flow

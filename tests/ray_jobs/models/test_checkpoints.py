@@ -22,6 +22,7 @@ from magnet.zoom import MagNet
 from ray_jobs.models import checkpoints
 from ray_jobs.models.checkpoints import MODEL_FILE, SETTINGS_FILE, TRAINING_FILE, CheckpointError, Saved
 from ray_jobs.training.learner import Learner
+from ray_jobs.training.micro_batch import StepInput
 from service.errors import UsageError
 
 CONFIG = ModelConfig(
@@ -41,8 +42,9 @@ def learner(seed: int = 0) -> Learner:
 
 
 def step(one: Learner, number: int) -> float:
+    batch = StepInput(index=0, side_px_B=np.array(SIDES), fetch=FETCH, label_B=torch.tensor([0.0, 1.0]))
     with ThreadPoolExecutor(1) as pool:
-        return one.step(number, [(0, np.array(SIDES), FETCH, torch.tensor([0.0, 1.0]))], pool)["loss"]
+        return one.step(number, [batch], pool)["loss"]
 
 
 def save(folder: Path, model: MagNet, saved: Saved, training: dict[str, Any]) -> None:

@@ -66,5 +66,5 @@ def test_a_training_refuses_wrong_weights_before_it_asks_for_a_cluster(
     monkeypatch.setattr(training.cluster, "connect", connections.append)
     settings = replace(BASE, model=with_weights("/no/such.safetensors"))
     with pytest.raises(UsageError, match="no such file"):
-        training.train(settings, Manifest(slides=(), uri="/m.csv", sha256=""), name="x", storage=str(tmp_path))
+        training.run_training(settings, Manifest(slides=(), uri="/m.csv", sha256=""), name="x", storage=str(tmp_path))
     assert connections == []

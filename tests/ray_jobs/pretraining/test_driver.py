@@ -1,4 +1,4 @@
-"""Label-free pretraining: it learns from slides what an encoder of random weights does not know, and says so."""
+"""Pretraining without labels: the encoder learns textures that random weights do not separate."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def settings() -> TrainSettings:
     return train_settings(None, SMALL)
 
 
-def slides(cohort: Path) -> tuple[Slide, ...]:
+def load_slides(cohort: Path) -> tuple[Slide, ...]:
     return load_manifest(str(cohort / "manifest.csv"), need_labels=False).slides
 
 
-def random_encoder(seed: int) -> Encoder:
+def make_random_encoder(seed: int) -> Encoder:
     torch.manual_seed(seed)
     return make_encoder("test_resnet")
 
 
-# ------------------------------------------------------------------------------------------------------- what it learns
+# ------------------------------------------------------------------------------------------------ what it learns
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def pretrained(cohort: Path, settings: TrainSettings) -> tuple[Encoder, Progress
     with RegionReader(num_threads=2) as reader:
         encoder = pretrain(
             settings,
-            slides(cohort),
+            load_slides(cohort),
             reader,
             Budget(steps=STEPS),
             batch=BATCH,
-            after_step=lambda *told: progress.append(told),
+            after_step=lambda *values: progress.append(values),
         )
     return encoder.eval(), progress
 
@@ -73,14 +73,19 @@ def pretrained(cohort: Path, settings: TrainSettings) -> tuple[Encoder, Progress
 def test_views_find_their_partners_far_more_often_than_by_chance(pretrained: tuple[Encoder, Progress]) -> None:
     progress = pretrained[1]
     assert [step for step, *_ in progress] == list(range(1, STEPS + 1))
-    _, loss, found = np.mean(progress[-15:], axis=0)
-    assert loss < math.log(2 * BATCH - 1) - 0.4  # 3.4 to 3.5 of 4.14 with two seeds
-    assert found > 3 / (2 * BATCH - 1)
+    _, loss, share_found = np.mean(progress[-15:], axis=0)
+    assert loss < math.log(2 * BATCH - 1) - 0.4  # measured: 3.4 to 3.5 of 4.14 with two seeds
+    assert share_found > 3 / (2 * BATCH - 1)
 
 
-def neighbours_of_the_same_texture(encoder: Encoder) -> float:
-    """Share of crops of lesion and decoy, each restained, whose nearest neighbour in another tile is of their kind."""
-    textures = draw_textures(np.random.default_rng(5), Stain(1.0, 1.0), hint=0.0)  # of equal mean and spread of colour
+def neighbour_accuracy(encoder: Encoder) -> float:
+    """Return the share of restained crops whose nearest neighbour in another tile has the same texture.
+
+    Textures are lesion and decoy, with three tiles each; by chance the share is 40 %.
+    """
+    textures = draw_textures(
+        np.random.default_rng(5), Stain(1.0, 1.0), hint=0.0
+    )  # with equal mean and spread of colour
     crops, kinds, tiles = [], [], []
     for kind in ("lesion", "decoy"):
         for number, y, x in np.ndindex(3, 4, 4):
@@ -101,9 +106,9 @@ def neighbours_of_the_same_texture(encoder: Encoder) -> float:
 
 
 @pytest.mark.slow
-def test_crops_of_one_texture_become_neighbours(pretrained: tuple[Encoder, Progress]) -> None:
-    before = [neighbours_of_the_same_texture(random_encoder(seed)) for seed in range(3)]
-    after = neighbours_of_the_same_texture(pretrained[0])
+def test_after_pretraining_crops_of_one_texture_are_neighbours(pretrained: tuple[Encoder, Progress]) -> None:
+    before = [neighbour_accuracy(make_random_encoder(seed)) for seed in range(3)]
+    after = neighbour_accuracy(pretrained[0])
     assert after > max(before)
     assert after > np.mean(before) + 0.05
 
@@ -112,7 +117,7 @@ def test_crops_of_one_texture_become_neighbours(pretrained: tuple[Encoder, Progr
 
 
 @pytest.mark.slow
-def test_the_file_loads_as_an_encoders_weights(
+def test_the_file_can_be_loaded_as_the_weights_of_an_encoder(
     pretrained: tuple[Encoder, Progress], settings: TrainSettings, tmp_path: Path
 ) -> None:
     out = tmp_path / "encoder.safetensors"
@@ -123,20 +128,20 @@ def test_the_file_loads_as_an_encoders_weights(
     torch.testing.assert_close(loaded(view), pretrained[0](view))
 
 
-def test_the_regions_of_a_step_are_the_same_each_time(cohort: Path, settings: TrainSettings) -> None:
-    found = []
+def test_the_regions_of_a_step_follow_from_seed_and_step(cohort: Path, settings: TrainSettings) -> None:
+    results = []
     for num_threads, steps in ((1, (0, 7)), (3, (7,))):
         with RegionReader(num_threads=num_threads) as reader:
-            regions = TissueRegions(slides(cohort), reader, settings.model, batch=9, seed=1)
-            found.append([regions.read(step) for step in steps])
-    (first, last), (again,) = found
-    np.testing.assert_array_equal(last[0], again[0])
-    np.testing.assert_array_equal(last[1].pixels, again[1].pixels)
+            regions = TissueRegions(load_slides(cohort), reader, settings.model, batch=9, seed=1)
+            results.append([regions.read(step) for step in steps])
+    (first, last), (repeated,) = results
+    np.testing.assert_array_equal(last[0], repeated[0])
+    np.testing.assert_array_equal(last[1].pixels, repeated[1].pixels)
     assert last[0].shape == (9, 3)
     assert not np.array_equal(first[0], last[0])
 
 
-def test_slides_without_tissue_are_refused_with_what_tissue_is(tmp_path: Path, settings: TrainSettings) -> None:
+def test_slides_without_tissue_are_refused_with_an_explanation(tmp_path: Path, settings: TrainSettings) -> None:
     path = tmp_path / "white.tif"
     tifffile.imwrite(path, np.full((512, 512, 3), 245, np.uint8), tile=(256, 256), photometric="rgb")
     empty = [Slide(row=2, slide_id="white", uri=str(path), patient_id="white")]
@@ -149,17 +154,17 @@ def test_slides_without_tissue_are_refused_with_what_tissue_is(tmp_path: Path, s
 # --------------------------------------------------------------------------------------------------------- the command
 
 
-def command_line(manifest: Path, out: Path, *more: str) -> list[str]:
-    words = ["--manifest", str(manifest), "--out", str(out), "--steps", "2", "--batch", "4"]
-    return [*words, *(word for setting in SMALL for word in ("--set", setting)), *more]
+def make_argv(manifest: Path, out: Path, *more: str) -> list[str]:
+    arguments = ["--manifest", str(manifest), "--out", str(out), "--steps", "2", "--batch", "4"]
+    return [*arguments, *(argument for setting in SMALL for argument in ("--set", setting)), *more]
 
 
-def test_the_command_looks_at_training_slides_alone_and_says_how_to_use_the_file(
+def test_the_command_reads_training_slides_only_and_prints_how_to_use_the_file(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open(cohort / "manifest.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    for row in rows:  # what is held out does not even exist
+    for row in rows:  # slides that are held out do not exist
         row["uri"] = str(cohort / row["uri"]) if row["split"] == "train" else str(tmp_path / "nowhere.tif")
         row["uri"] += "" if row["split"] == "train" else row["slide_id"]
     with open(tmp_path / "manifest.csv", "w", newline="") as file:
@@ -167,23 +172,23 @@ def test_the_command_looks_at_training_slides_alone_and_says_how_to_use_the_file
         table.writeheader()
         table.writerows(rows)
     out = tmp_path / "new" / "encoder.safetensors"
-    assert main(command_line(tmp_path / "manifest.csv", out)) == 0
+    assert main(make_argv(tmp_path / "manifest.csv", out)) == 0
     printed = capsys.readouterr().out
-    told = yaml.safe_load(printed[printed.index("model:") :])["model"]["classifier"]
-    assert told == {"weights": str(out), "weights_sha256": hashlib.sha256(out.read_bytes()).hexdigest()}
+    printed_config = yaml.safe_load(printed[printed.index("model:") :])["model"]["classifier"]
+    assert printed_config == {"weights": str(out), "weights_sha256": hashlib.sha256(out.read_bytes()).hexdigest()}
     assert "chance 1.946" in printed  # log 7
 
 
 def test_the_same_command_writes_the_same_weights(cohort: Path, tmp_path: Path) -> None:
     outs = [tmp_path / f"{name}.safetensors" for name in ("a", "b", "other")]
     for out, seed in zip(outs, ("1", "1", "2"), strict=True):
-        assert main(command_line(cohort / "manifest.csv", out, "--seed", seed)) == 0
+        assert main(make_argv(cohort / "manifest.csv", out, "--seed", seed)) == 0
     first, second, other = (out.read_bytes() for out in outs)
     assert first == second != other
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--out", "encoder.pth"], r"--out encoder\.pth: must be a path, .* ending in \.safetensors"),
         (["--out", "https://host/encoder.safetensors"], "--out https://host/encoder.safetensors: must be"),
@@ -191,6 +196,8 @@ def test_the_same_command_writes_the_same_weights(cohort: Path, tmp_path: Path) 
         (["--steps", "0"], "--steps 0: must be above 0"),
     ],
 )
-def test_what_would_fail_after_the_work_is_refused_before(words: list[str], message: str, tmp_path: Path) -> None:
+def test_arguments_that_would_fail_after_the_training_are_refused_before_it(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=message):
-        main([*command_line(tmp_path / "none.csv", tmp_path / "encoder.safetensors"), *words])
+        main([*make_argv(tmp_path / "none.csv", tmp_path / "encoder.safetensors"), *arguments])

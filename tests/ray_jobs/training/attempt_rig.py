@@ -1,8 +1,8 @@
-"""A training in one process, without Ray, on slides that are formulas: what tests of the training loop share."""
+"""A training in one process, without Ray, on slides that are formulas: shared by the tests of the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from magnet.windows import WindowRequest, Windows
 from magnet.zoom import MagNet
 from ray_jobs.training.attempt import Attempt
 from ray_jobs.training.learner import Learner
-from ray_jobs.training.stream import MicroBatch, read_roots
+from ray_jobs.training.protocols import Stream
+from ray_jobs.training.roots import stream_locally
 from ray_jobs.training.task import Task
 from service.cohort.manifest import Slide
 from service.errors import SlideError
@@ -33,7 +34,7 @@ EVERY_STEP = 1e-9
 
 @dataclass
 class FakeReader:
-    """Slides s0, s1, ... that are formulas, and become unreadable when asked to."""
+    """Reads slides s0, s1, ... that are formulas; `fails` decides which of them are unreadable at which layer."""
 
     fails: Callable[[str, int], bool] = lambda uri, layer: False
     opened: list[str] = field(default_factory=list)
@@ -52,23 +53,22 @@ class FakeBatch:
         self.side_px = np.full(len(uris), SIDE_PX)
         self.counters = [ReadCounters() for _ in uris]
 
-    def fetch(self, ask: WindowRequest) -> Windows:
+    def fetch(self, request: WindowRequest) -> Windows:
         for uri in self.uris:
-            if self.reader.fails(uri, ask.layer):
-                raise SlideError(f"a tile of layer {ask.layer} is torn", uri=uri)
+            if self.reader.fails(uri, request.layer):
+                raise SlideError(f"a tile of layer {request.layer} is torn", uri=uri)
         rngs = [np.random.default_rng(int(uri[1:])) for uri in self.uris]
         colours = [waves(rng.uniform(-2, 2, (3, 2)).tolist(), rng.uniform(0, 6, 3).tolist()) for rng in rngs]
-        return formula_fetch(colours, self.side_px.tolist())(ask)
+        return formula_fetch(colours, self.side_px.tolist())(request)
 
 
 @dataclass
 class FakeTracker:
-    """Keeps what it is told."""
+    """Keeps the record that it receives."""
 
     points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
-    uri = run_id = ""
 
     def metrics(self, values: dict[str, float], *, step: int) -> None:
         self.points.append((step, dict(values)))
@@ -87,13 +87,13 @@ class FakeTracker:
         return False
 
     def losses(self) -> dict[int, float]:
-        """Of each step."""
-        found = [(step, values["train/step_loss"]) for step, values in self.points if "train/step_loss" in values]
-        assert len({step for step, _ in found}) == len(found)
-        return dict(found)
+        """Return the loss of each step."""
+        points = [(step, values["train/step_loss"]) for step, values in self.points if "train/step_loss" in values]
+        assert len({step for step, _ in points}) == len(points)
+        return dict(points)
 
     def epochs(self) -> dict[int, dict[str, float]]:
-        """All that follows from the slides and the seed, for each epoch."""
+        """Return the metrics of each epoch that follow from the slides and the seed, and not from a clock."""
         clocked = ("train/slides_per_s", "train/wait_share", "train/read_s_per_slide", "train/decode_s_per_slide")
         return {
             step: {name: value for name, value in values.items() if name not in clocked}
@@ -102,12 +102,12 @@ class FakeTracker:
         }
 
 
-def slide(number: int) -> Slide:
+def make_slide(number: int) -> Slide:
     return Slide(row=number, slide_id=f"id{number}", uri=f"s{number}", patient_id=f"p{number}", label=number % 2)
 
 
-def task(folder: Path, *, minutes: float = EVERY_STEP, share: float = 0.0, epochs: int = 2, **recipe: Any) -> Task:
-    """Steps of 4 slides in 2 micro-batches: epochs of 6 slides end within the steps 2, 3 and 5, ..."""
+def make_task(folder: Path, *, minutes: float = EVERY_STEP, share: float = 0.0, epochs: int = 2, **recipe: Any) -> Task:
+    """Return a task with steps of 4 slides in 2 micro-batches: epochs of 6 slides end within the steps 2, 3, 5, ..."""
     tiny = {"encoder": "test_resnet"}
     model = ModelConfig(
         zoom=ZoomConfig(schedule=(2, 1), map_px=8, view_px=16, patch_px=32, grey_tolerance=None),
@@ -121,72 +121,57 @@ def task(folder: Path, *, minutes: float = EVERY_STEP, share: float = 0.0, epoch
         recipe=RecipeConfig(**PRESETS["evidence"]["recipe"] | sizes | recipe),
         compute=ComputeSettings(checkpoint_minutes=minutes, quarantine_share=share),
     )
-    slides = [slide(n) for n in range(NUM_TRAIN + NUM_VAL)]
+    slides = [make_slide(n) for n in range(NUM_TRAIN + NUM_VAL)]
     return Task(settings, tuple(slides[:NUM_TRAIN]), tuple(slides[NUM_TRAIN:]), "", "", str(folder))
 
 
-Stream = Callable[[int], Iterator[MicroBatch]]
+def make_attempt(task: Task, reader: FakeReader, tracker: FakeTracker) -> tuple[Attempt, Stream]:
+    """Return an attempt, as in a process that just started, and its stream."""
+    torch.manual_seed(task.settings.recipe.seed)
+    learner = Learner(MagNet(task.settings.model, to_be_loaded=True), task.settings.recipe, task.order.num_steps)
+    attempt = Attempt(task, learner, reader, tracker=tracker)  # type: ignore[arg-type]  # fakes
+
+    def stream(first_step: int) -> Any:
+        zoom = task.settings.model.zoom
+        return stream_locally(reader, task.uris, task.order, zoom, first_step=first_step)  # type: ignore[arg-type]
+
+    return attempt, stream
 
 
-def attempt(it: Task, reader: FakeReader, tracker: FakeTracker) -> tuple[Attempt, Stream]:
-    """An attempt in a process that just started, and its stream."""
-    torch.manual_seed(it.settings.recipe.seed)
-    learner = Learner(MagNet(it.settings.model, to_be_loaded=True), it.settings.recipe, it.order.num_steps)
-    made = Attempt(it, learner, reader, tracker=tracker)  # type: ignore[arg-type]  # fakes
-
-    def stream(first: int) -> Iterator[MicroBatch]:
-        for step, index in it.order.share(first, 0, 1):
-            positions = it.order.micro_batch_of(step, index)
-            slides = it.order.slides(positions)
-            roots, reasons = read_roots(reader, [it.uris[i] for i in slides], it.settings.model.zoom)  # type: ignore[arg-type]  # fake
-            lost = {int(i): reason for i, reason in zip(slides, reasons, strict=True) if reason}
-            yield MicroBatch(step, index, slides, it.order.frames(positions), roots, lost)
-
-    return made, stream
-
-
-def train(it: Task, reader: FakeReader | None = None) -> tuple[FakeTracker, Attempt]:
-    """To its end, in one attempt."""
+def train(task: Task, reader: FakeReader | None = None) -> tuple[FakeTracker, Attempt]:
+    """Train to the last step in one attempt."""
     tracker = FakeTracker()
-    made, stream = attempt(it, reader or FakeReader(), tracker)
-    made.run(stream)
-    return tracker, made
+    attempt, stream = make_attempt(task, reader or FakeReader(), tracker)
+    attempt.run(stream)
+    return tracker, attempt
 
 
 class Killed(BaseException):
-    """What no code catches: the process is gone."""
+    """The process is gone: no code catches this."""
 
 
-def train_until(it: Task, step: int) -> FakeTracker:
-    """An attempt that dies in the midst of a step."""
+def train_until(task: Task, step: int) -> FakeTracker:
+    """Run an attempt that is killed in the middle of a step."""
     tracker = FakeTracker()
-    made, stream = attempt(it, FakeReader(), tracker)
-    whole = made.learner.step
+    attempt, stream = make_attempt(task, FakeReader(), tracker)
+    take_step = attempt.learner.step
 
-    def dying(number: int, *args: Any) -> dict[str, float]:
+    def step_or_die(number: int, *args: Any) -> dict[str, float]:
         if number == step:
             raise Killed
-        return whole(number, *args)
+        return take_step(number, *args)
 
-    made.learner.step = dying  # type: ignore[method-assign]  # a fake in its place
+    attempt.learner.step = step_or_die  # type: ignore[method-assign]  # a fake in its place
     with pytest.raises(Killed):
-        made.run(stream)
+        attempt.run(stream)
     return tracker
 
 
-@pytest.fixture(autouse=True)
-def no_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the machine's load: MLflow's own, with threads."""
-    monkeypatch.setattr("ray_jobs.training.attempt.SystemMetrics.renew", lambda self: None)
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[FakeTracker, dict[str, torch.Tensor]]:
-    """The training without a fault: what it logs, and its weights at the end."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_jobs.training.attempt.SystemMetrics.renew", lambda self: None)
-        tracker, made = train(task(tmp_path_factory.mktemp("whole")))
-    return tracker, made.learner.model.state_dict()
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[FakeTracker, dict[str, torch.Tensor]]:
+    """The record and the final weights of a training without a fault."""
+    tracker, attempt = train(make_task(tmp_path_factory.mktemp("uninterrupted")))
+    return tracker, attempt.learner.model.state_dict()
 
 
 SLOW = pytest.mark.slow  # together, they train some twenty networks

@@ -1,4 +1,4 @@
-"""Two optimizer steps as one worker of a group, and what they left: run by test_learner.py in processes of their own.
+"""Two optimizer steps as one worker of a group, and their results; test_learner.py runs it in separate processes.
 
 python learner_worker.py RANK NUM_WORKERS STORE OUT
 """
@@ -20,59 +20,62 @@ from magnet.fake_slide import formula_fetch, waves
 from magnet.presets import PRESETS
 from magnet.zoom import MagNet
 from ray_jobs.training.learner import Learner
+from ray_jobs.training.micro_batch import StepInput
 
 NUM_STEPS, MICRO_BATCHES, MICRO_BATCH = 2, 3, 2
 SIDE_PX = 4096.0
 
 
-def learner(preset: str, num_workers: int = 1, seed: int = 0, **changes: Any) -> Learner:
-    """A learner of one of the presets, small enough for a test; `changes` are of its classifier or its recipe."""
+def make_learner(preset: str, num_workers: int = 1, seed: int = 0, **changes: Any) -> Learner:
+    """Return a learner of a preset, small enough for a test; `changes` are settings of its classifier or recipe."""
     torch.manual_seed(seed)
-    ways = {name: changes.pop(name) for name in list(changes) if name in ClassifierConfig.__dataclass_fields__}
+    fields = ClassifierConfig.__dataclass_fields__
+    classifier = {name: changes.pop(name) for name in list(changes) if name in fields}
     model = PRESETS[preset].get("model", {})
     tiny = {"encoder": "test_resnet"}
     settings = ModelConfig(
         zoom=ZoomConfig(**model.get("zoom", {}) | {"map_px": 12, "view_px": 24, "patch_px": 32, "schedule": (2, 2)}),
         locator=LocatorConfig(**model.get("locator", {}) | {"channels": 2}),
-        classifier=ClassifierConfig(**model.get("classifier", {}) | tiny | {"hidden": 8} | ways),
+        classifier=ClassifierConfig(**model.get("classifier", {}) | tiny | {"hidden": 8} | classifier),
         auxiliary=AuxiliaryConfig(**tiny | model.get("auxiliary", {})),
     )
     sizes = {"batch": MICRO_BATCHES * MICRO_BATCH, "micro_batch": MICRO_BATCH, "seed": seed}
     options = RecipeConfig(**PRESETS[preset].get("recipe", {}) | sizes | {"learning_rate": 1e-3} | changes)
-    return Learner(MagNet(settings, to_be_loaded=not ways), options, 8, num_workers)
+    return Learner(MagNet(settings, to_be_loaded=not classifier), options, 8, num_workers)
 
 
-def micro_batch(step: int, index: int, size: int = MICRO_BATCH) -> tuple[int, Any, Any, torch.Tensor]:
-    """Slides that are formulas; the first of each micro-batch is negative."""
+def make_input(step: int, index: int, size: int = MICRO_BATCH) -> StepInput:
+    """Return slides that are formulas; the first of each micro-batch is negative."""
     rng = np.random.default_rng([step, index])
     colours = [waves(rng.uniform(-2, 2, (3, 2)).tolist(), rng.uniform(0, 6, 3).tolist()) for _ in range(size)]
     sides = np.full(size, SIDE_PX)
-    return index, sides, formula_fetch(colours, sides.tolist()), torch.arange(size).remainder(2).float()
+    label_B = torch.arange(size).remainder(2).float()
+    return StepInput(index=index, side_px_B=sides, fetch=formula_fetch(colours, sides.tolist()), label_B=label_B)
 
 
-def steps(preset: str, rank: int, num_workers: int) -> dict[str, Any]:
-    """Two steps of a preset, both from the initial weights; losses, gradients, weights and optimizer after them.
+def take_steps(preset: str, rank: int, num_workers: int) -> dict[str, Any]:
+    """Take two steps of a preset, both from the initial weights; return losses, gradients, weights and optimizer state.
 
-    From the weights that the first step leaves the second would not be comparable: Adam makes whole steps of gradients
-    that are zero but for rounding.
+    A second step from the weights after the first one could not be compared: Adam makes full steps of gradients that
+    are zero except for rounding.
     """
-    it, found = learner(preset, num_workers), {}
-    initial = deepcopy(it.model.state_dict())
+    learner, results = make_learner(preset, num_workers), {}
+    initial = deepcopy(learner.model.state_dict())
     gradients: list[dict[str, torch.Tensor]] = []
-    named = dict(it.model.named_parameters())
-    it.optimizer.register_step_pre_hook(
+    named = dict(learner.model.named_parameters())
+    learner.optimizer.register_step_pre_hook(
         lambda *_: gradients.append({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
     )
     with ThreadPoolExecutor(2) as pool:
         for step in range(NUM_STEPS):
-            it.model.load_state_dict(initial)
-            mine = [micro_batch(step, i) for i in range(rank, MICRO_BATCHES, num_workers)]
-            found[f"sums {step}"] = it.step(step, mine, pool)
-            found[f"weights {step}"] = {name: p.detach().clone() for name, p in named.items()}
-    buffers = {name: b.clone() for name, b in it.model.named_buffers() if b.is_floating_point()}
-    counts = [float(state["step"]) for state in it.optimizer.state_dict()["state"].values()]
-    threshold = it.negatives.value.clone()
-    return found | {
+            learner.model.load_state_dict(initial)
+            inputs = [make_input(step, i) for i in range(rank, MICRO_BATCHES, num_workers)]
+            results[f"sums {step}"] = learner.step(step, inputs, pool)
+            results[f"weights {step}"] = {name: p.detach().clone() for name, p in named.items()}
+    buffers = {name: b.clone() for name, b in learner.model.named_buffers() if b.is_floating_point()}
+    counts = [float(state["step"]) for state in learner.optimizer.state_dict()["state"].values()]
+    threshold = learner.negatives.value.clone()
+    return results | {
         "gradients": gradients,
         "buffers": buffers,
         "counts": counts,
@@ -81,10 +84,10 @@ def steps(preset: str, rank: int, num_workers: int) -> dict[str, Any]:
 
 
 def main(rank: int, num_workers: int, store: str, out: str) -> None:
-    """One worker."""
+    """Run one worker."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_workers)
-    torch.save({preset: steps(preset, rank, num_workers) for preset in sorted(PRESETS)}, Path(out))
+    torch.save({preset: take_steps(preset, rank, num_workers) for preset in sorted(PRESETS)}, Path(out))
     distributed.destroy_process_group()
 
 

@@ -1,6 +1,6 @@
-"""The mechanism that learns where to look, end to end on generated slides: a training of a minute.
+"""A model learns where to look, from slide labels alone, in a training of a minute on generated slides.
 
-Scores alone prove nothing here: a classifier of random boxes has them too. What is tested is where the model looks.
+Scores alone prove nothing here: a classifier of random boxes has good ones too. The tests check where the model looks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from magnet.regions import from_level0, to_level0
 from magnet.sampler import sample
 from magnet.windows import WindowRequest
 from magnet.zoom import MagNet
-from ray_jobs.training.bare_loop import train
+from ray_jobs.training.bare_loop import train_bare
 from ray_jobs.training.evaluate import zooms_of
 from ray_jobs.training.learner import Learner
 from service.cohort.manifest import Slide, load_manifest
@@ -44,7 +44,9 @@ COHORT = CohortSettings(
 
 
 @dataclass(frozen=True)
-class Learnt:
+class TrainedWorld:
+    """A trained model and the slides to test it on."""
+
     settings: TrainSettings
     learner: Learner
     reader: RegionReader
@@ -54,62 +56,62 @@ class Learnt:
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
-    """A model after a minute of training, from slide labels alone."""
+def world(tmp_path_factory: pytest.TempPathFactory) -> TrainedWorld:
+    """Train a model for a minute, from slide labels alone."""
     folder = tmp_path_factory.mktemp("learning") / "cohort"
     make_cohort(folder, COHORT, jobs=2)
     manifest, settings = load_manifest(str(folder / "manifest.csv"), need_labels=True), train_settings(None, SETTINGS)
     torch.manual_seed(settings.recipe.seed)
     reader = RegionReader(num_threads=2)
     model = MagNet(settings.model)
-    learner = train(model, settings.recipe, manifest.split("train"), reader, NUM_STEPS)
+    learner = train_bare(model, settings.recipe, manifest.split("train"), reader, NUM_STEPS)
     lesions, decoys = (read_outlines(str(folder / f"{kind}.geojson")) for kind in ("lesions", "decoys"))
-    return Learnt(settings, learner, reader, tuple(manifest.split("test")), lesions, decoys)
+    return TrainedWorld(settings, learner, reader, tuple(manifest.split("test")), lesions, decoys)
 
 
-def last_boxes(model: MagNet, learnt: Learnt, **options: object) -> dict[str, NDArray[np.float64]]:
-    """Boxes of the last patches on the held-out positive slides, in level-0 pixels."""
-    positive = [slide for slide in learnt.test if slide.label]
+def last_boxes(model: MagNet, world: TrainedWorld, **options: object) -> dict[str, NDArray[np.float64]]:
+    """Return the boxes of the last patches on the held-out positive slides, in level-0 pixels."""
+    positive = [slide for slide in world.test if slide.label]
     return {
         slide.slide_id: to_level0(zoomed.trace.regions[-1][0], batch.info[0].size_px)
-        for slide, batch, zoomed in zooms_of(model, positive, learnt.reader, "fp32", **options)
+        for slide, batch, zoomed in zooms_of(model, positive, world.reader, "fp32", **options)
     }
 
 
-def found(boxes: dict[str, NDArray[np.float64]], learnt: Learnt) -> float:
-    """Share of slides with a box on the lesion."""
-    return float(np.mean([(covered(box, learnt.lesions[name]) >= HIT).any() for name, box in boxes.items()]))
+def hit_rate(boxes: dict[str, NDArray[np.float64]], world: TrainedWorld) -> float:
+    """Return the share of slides with a box on the lesion, 0 to 1."""
+    return float(np.mean([(covered(box, world.lesions[name]) >= HIT).any() for name, box in boxes.items()]))
 
 
-def test_lesions_are_found_far_more_often_than_by_random_boxes_of_the_same_sizes(learnt: Learnt) -> None:
-    magnet = last_boxes(learnt.learner.model, learnt)
+def test_lesions_are_hit_far_more_often_than_by_random_boxes_of_the_same_sizes(world: TrainedWorld) -> None:
+    magnet = last_boxes(world.learner.model, world)
     sizes = np.mean([box[:, 2] for box in magnet.values()], axis=0) / COHORT.side_px
-    random = RandomTissue(learnt.settings.model, sizes.tolist())
+    random = RandomTissue(world.settings.model, sizes.tolist())
     by_chance = [
-        found(last_boxes(random, learnt, generator=torch.Generator().manual_seed(seed)), learnt) for seed in range(5)
+        hit_rate(last_boxes(random, world, generator=torch.Generator().manual_seed(seed)), world) for seed in range(5)
     ]
-    assert found(magnet, learnt) >= 1.5 * np.mean(by_chance)
-    assert found(magnet, learnt) >= 0.75
+    assert hit_rate(magnet, world) >= 1.5 * np.mean(by_chance)
+    assert hit_rate(magnet, world) >= 0.75
 
 
-def test_patches_on_lesions_count_as_evidence_and_those_on_decoys_and_elsewhere_do_not(learnt: Learnt) -> None:
-    """Else the maps would learn to avoid what they should look at."""
-    share = {kind: np.mean(_evidence(learnt, kind)) for kind in ("lesion", "decoy", "tissue")}
+def test_patches_on_lesions_count_as_evidence_and_others_do_not(world: TrainedWorld) -> None:
+    """Otherwise the maps would learn to avoid lesions."""
+    share = {kind: np.mean(_evidence(world, kind)) for kind in ("lesion", "decoy", "tissue")}
     assert share["lesion"] > 0.5
     assert share["decoy"] < share["lesion"] / 3
     assert share["tissue"] < share["lesion"] / 3
 
 
-def _evidence(learnt: Learnt, kind: str) -> list[bool]:
-    """Whether each patch at places of a kind would count as evidence on a positive slide."""
+def _evidence(world: TrainedWorld, kind: str) -> list[bool]:
+    """Return whether each patch at points of a kind would count as evidence on a positive slide."""
     rng, result = np.random.default_rng(0), []
-    model, threshold = learnt.learner.model.eval(), float(learnt.learner.negatives.value)
-    px = learnt.settings.model.zoom.patch_px
-    for slide in learnt.test:
-        centres = _places(learnt, slide, kind, rng)
+    model, threshold = world.learner.model.eval(), float(world.learner.negatives.value)
+    px = world.settings.model.zoom.patch_px
+    for slide in world.test:
+        centres = _points(world, slide, kind, rng)
         if not len(centres):
             continue
-        batch = learnt.reader.batch([slide.uri])
+        batch = world.reader.batch([slide.uri])
         boxes = np.concatenate([centres - px, np.full((len(centres), 1), 2.0 * px)], axis=1)
         region = from_level0(boxes, batch.info[0].size_px)
         windows = batch.fetch(WindowRequest(0, np.zeros(len(region), dtype=np.int64), region, px, 2))
@@ -121,17 +123,17 @@ def _evidence(learnt: Learnt, kind: str) -> list[bool]:
     return result
 
 
-def _places(learnt: Learnt, slide: Slide, kind: str, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Four points (x, y) deep inside the lesion or the decoys of a slide, or in its other tissue."""
-    lesion, decoy = learnt.lesions.get(slide.slide_id), learnt.decoys.get(slide.slide_id)
+def _points(world: TrainedWorld, slide: Slide, kind: str, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return four points (x, y) inside the lesion or the decoys of a slide, or in its other tissue, level-0 pixels."""
+    lesion, decoy = world.lesions.get(slide.slide_id), world.decoys.get(slide.slide_id)
     points = rng.uniform(0, COHORT.side_px, (20_000, 2))
     box = np.concatenate([points - 64, np.full((len(points), 1), 128.0)], axis=1)
     on_lesion, on_decoy = covered(box, lesion) > 0.99, covered(box, decoy) > 0.99
     if kind == "tissue":
-        image = learnt.reader.thumbnail(slide.uri, 256).astype(int)
+        image = world.reader.thumbnail(slide.uri, 256).astype(int)
         colour = image[tuple((points * 256 / COHORT.side_px).astype(int).T[::-1])]
         stained = (colour.max(axis=1) - colour.min(axis=1)) > 40
-        chosen = stained & (covered(box, lesion) == 0) & (covered(box, decoy) == 0)
+        of_kind = stained & (covered(box, lesion) == 0) & (covered(box, decoy) == 0)
     else:
-        chosen = on_lesion if kind == "lesion" else on_decoy
-    return points[chosen][:4]
+        of_kind = on_lesion if kind == "lesion" else on_decoy
+    return points[of_kind][:4]

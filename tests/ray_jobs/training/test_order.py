@@ -1,4 +1,4 @@
-"""The order of a training: every slide once per epoch, whoever computes it."""
+"""The order of a training: every slide once per epoch, with any number of workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def positions_of_step(order: Order, step: int) -> np.ndarray:
 
 
 @given(ORDERS)
-def test_every_slide_comes_once_per_epoch(order: Order) -> None:
+def test_every_slide_occurs_once_per_epoch(order: Order) -> None:
     all_positions = np.concatenate([positions_of_step(order, step) for step in range(order.num_steps)])
     slides = order.slides(all_positions)
     for epoch in range(order.epochs):
@@ -49,7 +49,7 @@ def test_steps_partition_the_positions(order: Order) -> None:
 
 
 @given(ORDERS)
-def test_the_last_step_is_the_one_that_ends_the_last_epoch(order: Order) -> None:
+def test_the_last_step_ends_the_last_epoch(order: Order) -> None:
     needed = order.num_slides * order.epochs
     assert (order.num_steps - 1) * order.batch < needed <= order.num_steps * order.batch
     assert order.epochs_done(order.num_steps) == order.epochs
@@ -57,7 +57,9 @@ def test_the_last_step_is_the_one_that_ends_the_last_epoch(order: Order) -> None
 
 
 @given(ORDERS, st.integers(1, 6), st.integers(0, 3))
-def test_workers_share_out_every_micro_batch_once_and_in_order(order: Order, num_workers: int, first: int) -> None:
+def test_each_micro_batch_belongs_to_one_worker_and_shares_are_in_order(
+    order: Order, num_workers: int, first: int
+) -> None:
     shares = [order.share(first, rank, num_workers) for rank in range(num_workers)]
     assert all(share == sorted(share) for share in shares)
     everything = [(s, i) for s in range(first, order.num_steps) for i in range(order.micro_batches_per_step)]
@@ -65,18 +67,18 @@ def test_workers_share_out_every_micro_batch_once_and_in_order(order: Order, num
 
 
 @given(ORDERS, st.integers(0, 10))
-def test_a_training_that_goes_on_has_the_rest_of_what_it_began(order: Order, first: int) -> None:
+def test_the_order_from_a_step_on_is_the_rest_of_the_whole_order(order: Order, first: int) -> None:
     whole = order.share(0, 0, 1)
     assert order.share(first, 0, 1) == [pair for pair in whole if pair[0] >= first]
 
 
-def test_epochs_end_where_their_last_slide_was_seen() -> None:
+def test_an_epoch_ends_with_the_step_that_contains_its_last_slide() -> None:
     # 10 slides, 6 a step: after 2 steps 12 slides, after 4 steps 24, after 5 steps 30.
     assert [ORDER.epochs_done(n) for n in range(6)] == [0, 0, 1, 1, 2, 3]
     assert ORDER.num_steps == 5
 
 
-def test_epochs_are_shuffled_anew_and_seeds_differ() -> None:
+def test_each_epoch_and_each_seed_has_another_shuffle() -> None:
     positions = np.arange(20)
     first, second = np.split(ORDER.slides(positions), 2)
     assert first.tolist() != second.tolist()
@@ -85,31 +87,30 @@ def test_epochs_are_shuffled_anew_and_seeds_differ() -> None:
 
 
 @given(st.permutations(range(25)))
-def test_a_slide_depends_on_its_position_alone(positions: list[int]) -> None:
+def test_slide_and_frame_depend_on_the_position_alone(positions: list[int]) -> None:
     straight = ORDER.slides(np.arange(25)), ORDER.frames(np.arange(25))
     mixed = ORDER.slides(np.array(positions)), ORDER.frames(np.array(positions))
     for a, b in zip(straight, mixed, strict=True):
         np.testing.assert_array_equal(a[positions], b)
 
 
-def test_slides_are_seen_in_all_frames_equally_often() -> None:
+def test_all_frames_occur_equally_often() -> None:
     count = np.bincount(ORDER.frames(np.arange(4000)), minlength=8)
     assert len(count) == 8
     assert np.abs(count - 500).max() < 5 * np.sqrt(500 * 7 / 8)  # five standard deviations
 
 
-def test_without_augmentation_slides_lie_as_they_are() -> None:
+def test_without_augmentation_slides_are_not_mirrored_or_rotated() -> None:
     assert not replace(ORDER, augment=False).frames(np.arange(100)).any()
 
 
-def test_frames_do_not_follow_the_shuffle() -> None:
-    """The same slide comes in another frame in another epoch."""
+def test_a_slide_has_other_frames_in_other_epochs() -> None:
     order = Order(num_slides=1, batch=1, micro_batch=1, epochs=50, seed=0, augment=True)
     assert len(set(order.frames(np.arange(50)).tolist())) > 4
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
-def test_the_number_of_workers_changes_who_computes_and_nothing_else(num_workers: int) -> None:
+def test_with_any_number_of_workers_a_step_has_the_same_slides(num_workers: int) -> None:
     by_step: dict[int, list[int]] = {}
     for rank in range(num_workers):
         for step, index in ORDER.share(0, rank, num_workers):

@@ -1,4 +1,4 @@
-"""Who waits for whom, and how long."""
+"""Threads that read in advance, and how the waits for them are measured."""
 
 from __future__ import annotations
 
@@ -8,51 +8,52 @@ from collections.abc import Iterator
 
 import pytest
 
-from ray_jobs.training.prefetch import FetchPool, WaitClock, ahead
+from ray_jobs.training.prefetch import FetchPool, prefetch
+from ray_jobs.training.timer import WaitTimer
 
 
-def test_only_waiting_counts() -> None:
-    clock = WaitClock()
-    with FetchPool(2, clock) as pool:
+def test_only_the_time_spent_waiting_counts() -> None:
+    timer = WaitTimer()
+    with FetchPool(2, timer) as pool:
         slow, quick = pool.submit(time.sleep, 0.2), pool.submit(lambda: 7)
         assert quick.result() == 7
         slow.result()
-        waited_s = clock.take()
+        waited_s = timer.reset()
         assert 0.1 < waited_s < 5
         time.sleep(0.1)  # this is computing
         slow.result()
-        assert clock.take() < 0.05
+        assert timer.reset() < 0.05
 
 
-def test_errors_come_to_whoever_asks() -> None:
-    with FetchPool(1, WaitClock()) as pool, pytest.raises(ZeroDivisionError):
+def test_an_error_of_a_fetch_is_raised_to_the_caller_of_result() -> None:
+    with FetchPool(1, WaitTimer()) as pool, pytest.raises(ZeroDivisionError):
         pool.submit(lambda: 1 / 0).result()
 
 
-def test_the_next_item_is_made_while_one_is_used_and_no_more_than_that() -> None:
+def test_only_the_next_item_is_made_while_the_current_one_is_used() -> None:
     made: list[int] = []
-    second = threading.Event()
+    second_made = threading.Event()
 
     def items() -> Iterator[int]:
         for n in range(4):
             made.append(n)
             if n == 1:
-                second.set()
+                second_made.set()
             yield n
 
-    coming = ahead(items(), WaitClock())
+    coming = prefetch(items(), WaitTimer())
     assert next(coming) == 0
-    assert second.wait(10)
+    assert second_made.wait(10)
     assert made == [0, 1]
     assert list(coming) == [1, 2, 3]
 
 
-def test_errors_come_in_their_turn() -> None:
+def test_an_error_is_raised_in_the_order_of_the_items() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise ValueError("torn")
 
-    coming = ahead(items(), WaitClock())
+    coming = prefetch(items(), WaitTimer())
     assert next(coming) == 1
     with pytest.raises(ValueError, match="torn"):
         next(coming)
