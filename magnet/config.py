@@ -74,8 +74,12 @@ class ZoomConfig:
 
     @property
     def num_in_flight(self) -> int:
-        """Zooms at work at once, so that reading hides behind computing: one waits for each layer, one computes."""
+        """Zooms that run at once so that reading overlaps with computing: one waits at each layer, one computes."""
         return self.num_layers + 2
+
+    def out_px(self, layer: int) -> int:
+        """Return the side in pixels of the views of a layer, 0 (the root) to L (the last patches)."""
+        return self.view_px if layer < self.num_layers else self.patch_px
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ from magnet.config import ModelConfig, RecipeConfig
 from magnet.layer import MagnifyingLayer
 from magnet.objective import objective
 from magnet.windows import WindowRequest, Windows, drive_many, window_side_px
-from magnet.zoom import MagNet
+from magnet.zoom import MagNet, ZoomOptions
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 ENCODER, STACKS, HELPERS, WINDOWS = "encoder", "conv stacks", "auxiliary", "windows, views"
@@ -104,9 +104,11 @@ def num_parameters(config: ModelConfig) -> dict[str, int]:
 def _zoom(model: MagNet, recipe: RecipeConfig, num_slides: int) -> Any:
     return model.zoom(
         np.full(num_slides, SIDE_PX),
-        explore=1.0 if recipe.explore_end else 0.0,
-        theta_gradient=recipe.theta_gradient_on(1.0),
-        generator=torch.Generator().manual_seed(0),
+        ZoomOptions(
+            exploration=1.0 if recipe.explore_end else 0.0,
+            theta_gradient=recipe.theta_gradient_on(1.0),
+            generator=torch.Generator().manual_seed(0),
+        ),
     )
 
 

@@ -58,7 +58,7 @@ def expected_reads(zoom: ZoomConfig, guess: TileGuess | None = None) -> Reads:
     guess = guess or TileGuess()
     windows, tiles, requests, sent = 0, 0.0, float(guess.opening_requests), 0
     for layer, nodes in enumerate(zoom.num_nodes):
-        out_px = zoom.view_px if layer < zoom.num_layers else zoom.patch_px
+        out_px = zoom.out_px(layer)
         side = out_px / math.log(2) + 2 * zoom.margin_px
         along = 1 + (side - 1) / guess.side_px
         windows += nodes

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from magnet.regions import NUM_FRAMES
 from magnet.windows import Fetch, WindowRequest, Windows, drive_many, in_frames
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 from ray_jobs.scoring.region_rows import regions_of
 from service.cohort.manifest import Slide
 from service.errors import MagnetError
@@ -122,7 +122,7 @@ def _zoom(
     assert scored.batch is not None
     scored.fetch = in_frames(scored.batch.fetch, np.arange(settings.frames) % NUM_FRAMES)
     enough = _enough(scored, scored.batch, settings) if settings.may_end_early else None
-    zoom = model.zoom(scored.batch.side_px, keep_views=keep_views, enough=enough)
+    zoom = model.zoom(scored.batch.side_px, ZoomOptions(keep_views=keep_views, should_stop=enough))
     windows, began = None, time.perf_counter()
     while True:
         try:
@@ -167,7 +167,7 @@ def _fill(scored: Scored, end: Zoomed | MagnetError, model: MagNet, settings: Zo
         row |= {"status": "refused" if isinstance(end, SlideRefusedError) else "failed", "reason": str(end)}
         return
     assert scored.batch is not None
-    info, running = scored.batch.info[0], end.trace.running.mean(axis=0).tolist()  # over the frames
+    info, running = scored.batch.info[0], end.trace.running_BN.mean(axis=0).tolist()  # over the frames
     regions = regions_of(end, info, running, model.config.zoom.schedule)
     row |= {"status": "scored", "probability": running[-1], "running": running, "regions": regions}
     row |= {"num_regions": len(regions), "levels": sorted({region["level"] for region in regions})}

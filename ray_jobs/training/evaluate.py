@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from magnet.health import Looked
 from magnet.metrics import auroc_by_stratum
 from magnet.windows import Fetch, drive_many
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 from ray_jobs.training.group import gathered
 from ray_jobs.training.learner import autocast
 from ray_jobs.training.prefetch import WaitClock, ahead
@@ -104,7 +104,7 @@ def zooms_of(
         reader: of their regions.
         precision: "fp32" or "bf16".
         lost: takes the URI of each unreadable slide and why, and the others go on; None: its error is raised.
-        **options: of `MagNet.zoom`.
+        **options: fields of `ZoomOptions`.
     """
 
     def begin() -> Iterator[tuple[tuple[Slide, Batch], Any, Fetch]]:
@@ -115,7 +115,11 @@ def zooms_of(
             except SlideLostError as error:
                 lose(error)
             else:
-                yield (slide, batch), model.zoom(batch.side_px, **options), watched(batch.fetch, [slide.uri])
+                yield (
+                    (slide, batch),
+                    model.zoom(batch.side_px, ZoomOptions(**options)),
+                    watched(batch.fetch, [slide.uri]),
+                )
 
     def lose(error: SlideLostError) -> None:
         if lost is None:
@@ -169,5 +173,5 @@ def evaluate(
 
 def _looked(zoomed: Zoomed) -> Looked:
     """Of the zoom into one slide."""
-    trace = zoomed.trace
-    return Looked(tuple(layer[0] for layer in trace.regions), tuple(layer[0] for layer in trace.tissue))
+    layers = zoomed.trace.layers
+    return Looked(tuple(layer.region_BN3[0] for layer in layers), tuple(layer.tissue_BN[0] for layer in layers))

@@ -20,7 +20,7 @@ from magnet.config import RecipeConfig
 from magnet.evidence import NegativeQuantile
 from magnet.objective import objective
 from magnet.windows import Fetch, WindowRequest, Windows, drive_many
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 from ray_jobs.training.group import gathered
 from ray_jobs.training.quarantine import SlideLostError
 from ray_jobs.training.running_statistics import RunningStatistics
@@ -142,12 +142,12 @@ class Learner:
         progress = step / self.num_steps
         # Random numbers depend on the micro-batch, not on who computes it or what was computed before.
         seed = (self.recipe.seed * 1_000_003 + step) * 1_009 + index
-        return self.model.zoom(
-            side_px,
-            explore=self.recipe.exploration(progress),
+        options = ZoomOptions(
+            exploration=self.recipe.exploration(progress),
             theta_gradient=self.recipe.theta_gradient_on(progress),
             generator=torch.Generator().manual_seed(seed),
         )
+        return self.model.zoom(side_px, options)
 
     def _backward(self, zoomed: Zoomed, label_B: Tensor, sums: dict[str, float]) -> Tensor:
         """Add a micro-batch's gradients and losses; the patch logits of its negative slides."""

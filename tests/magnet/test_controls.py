@@ -15,6 +15,7 @@ from magnet.fake_slide import formula_fetch
 from magnet.objective import objective
 from magnet.regions import native_scale
 from magnet.windows import WindowRequest, drive
+from magnet.zoom import ZoomOptions
 from tests.magnet.zoom_harness import SIDE_PX, by_layer, config, layer_colours
 
 HALF_SIDES = [0.05, 0.1, 0.02, 0.05, 0.1, 0.02]
@@ -33,7 +34,7 @@ def random_boxes(num_slides: int, seed: int, side_px: float = SIDE_PX) -> NDArra
     settings = replace(settings, zoom=replace(settings.zoom, map_px=48, view_px=48))
     model = RandomTissue(settings, HALF_SIDES).eval()
     fetch = formula_fetch([island] * num_slides, [side_px] * num_slides)
-    zoom = model.zoom(np.full(num_slides, side_px), generator=torch.Generator().manual_seed(seed))
+    zoom = model.zoom(np.full(num_slides, side_px), ZoomOptions(generator=torch.Generator().manual_seed(seed)))
     return drive(zoom, fetch).trace.regions[-1]
 
 
@@ -76,7 +77,7 @@ def test_a_controls_classifier_learns_and_its_locators_do_not(control: object) -
     torch.manual_seed(0)
     settings = config((3, 2), head="evidence")
     model = control(settings).train()  # type: ignore[operator]  # a class or a function that makes one
-    zoom = model.zoom(np.full(2, SIDE_PX), generator=torch.Generator().manual_seed(0))
+    zoom = model.zoom(np.full(2, SIDE_PX), ZoomOptions(generator=torch.Generator().manual_seed(0)))
     end = drive(zoom, by_layer(layer_colours(2), 2))
     loss_B, parts = objective(end, torch.tensor([1.0, 0.0]), RecipeConfig(), settings.zoom, threshold=0.0)
     loss_B.sum().backward()

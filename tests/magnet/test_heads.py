@@ -36,7 +36,7 @@ def test_recurrent_head_is_gru_512_256_1() -> None:
         (1, 256),
     ]
     x = features(2, 4, 6)
-    logits = head(x)
+    logits = head(x).running_BN
     for b in range(2):
         out = gru_by_hand(head.gru, x[b].double().numpy())
         for layer in (m for m in head.fc if isinstance(m, torch.nn.Linear)):
@@ -46,10 +46,10 @@ def test_recurrent_head_is_gru_512_256_1() -> None:
 
 
 def test_recurrent_logits_of_a_prefix_are_those_of_the_prefix_alone() -> None:
-    head = RecurrentHead(6, hidden=8, fc=(7,))
+    head = RecurrentHead(6, hidden=8)
     x = features(2, 5, 6)
     for n in range(1, 6):
-        torch.testing.assert_close(head(x)[:, :n], head(x[:, :n]))
+        torch.testing.assert_close(head(x).running_BN[:, :n], head(x[:, :n]).running_BN)
 
 
 def test_evidence_head_pools_each_prefix() -> None:
@@ -57,16 +57,15 @@ def test_evidence_head_pools_each_prefix() -> None:
     x = features(2, 5, 6)
     evidence = head(x)
     patch = (x.double() @ head.patch.weight.double().T + head.patch.bias.double())[..., 0].detach()
-    torch.testing.assert_close(evidence.patch.double(), patch, rtol=0, atol=1e-6)
+    torch.testing.assert_close(evidence.patch_BN.double(), patch, rtol=0, atol=1e-6)
     running = torch.stack([patch[:, : n + 1].exp().mean(1).log() for n in range(5)], dim=1)
-    torch.testing.assert_close(evidence.running.double(), running, rtol=0, atol=1e-6)
-    assert torch.equal(evidence.slide, evidence.running[:, -1])
+    torch.testing.assert_close(evidence.running_BN.double(), running, rtol=0, atol=1e-6)
 
 
 def test_order_of_patches_does_not_matter_to_the_evidence() -> None:
     head = EvidenceHead(6)
     x = features(2, 5, 6)
-    torch.testing.assert_close(head(x).slide, head(x.flip(1)).slide)
+    torch.testing.assert_close(head(x).running_BN[:, -1], head(x.flip(1)).running_BN[:, -1])
 
 
 @pytest.mark.parametrize("shift", [0.0, 300.0, -300.0])
@@ -94,7 +93,7 @@ def test_gradient_of_pooling() -> None:
 
 def test_evidence_is_pooled_in_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert EvidenceHead(6)(features(2, 5, 6)).running.dtype == torch.float32
+        assert EvidenceHead(6)(features(2, 5, 6)).running_BN.dtype == torch.float32
 
 
 def test_mean_head_is_linear_in_the_mean_feature() -> None:

@@ -17,7 +17,7 @@ from magnet.memory import ENCODER, GRADIENTS, OPTIMIZER, STACKS, WEIGHTS, num_pa
 from magnet.objective import objective
 from magnet.presets import PRESETS
 from magnet.windows import drive
-from magnet.zoom import MagNet
+from magnet.zoom import MagNet, ZoomOptions
 
 pytestmark = pytest.mark.slow  # each runs or traces a whole step
 
@@ -40,7 +40,9 @@ def allocated_bytes(model_config: ModelConfig, recipe: RecipeConfig, num_slides:
     fetch = formula_fetch([waves([(1, 2), (2, 1), (1, 1)])] * num_slides, [1e5] * num_slides)
 
     def step() -> None:
-        zoomed = drive(model.zoom(np.full(num_slides, 1e5), generator=torch.Generator().manual_seed(0)), fetch)
+        zoomed = drive(
+            model.zoom(np.full(num_slides, 1e5), ZoomOptions(generator=torch.Generator().manual_seed(0))), fetch
+        )
         objective(zoomed, torch.zeros(num_slides), recipe, model_config.zoom, 0.0)[0].sum().backward()
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

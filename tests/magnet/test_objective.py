@@ -6,13 +6,15 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from magnet.config import RecipeConfig, ZoomConfig
 from magnet.objective import objective
-from magnet.zoom import Trace, Zoomed
+from magnet.trace import Trace
+from magnet.zoom import Zoomed
 
 LABEL = torch.tensor([1.0, 0.0])
 TREE = ZoomConfig(schedule=(2, 2), frozen_patch=False)
@@ -26,7 +28,8 @@ def zoomed(**parts: Any) -> Zoomed:
     """The end of a zoom into a positive and a negative slide."""
     known: dict[str, Any] = {"early_B": None, "late_B": None, "patch_BN": None, "value_BN": []}
     logit = torch.tensor([0.5, -1.0], requires_grad=True)
-    return Zoomed(**({"logit_B": logit, "running_BN": logit[:, None], "trace": Trace()} | known | parts))
+    trace = Trace(layers=(), running_BN=np.empty((2, 0)))
+    return Zoomed(**({"logit_B": logit, "running_BN": logit[:, None], "trace": trace} | known | parts))
 
 
 def leaf(*values: float) -> Tensor:

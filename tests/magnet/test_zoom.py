@@ -26,6 +26,7 @@ from tests.magnet.zoom_harness import (
     places,
     run,
     some_thetas,
+    views_of,
 )
 
 
@@ -38,7 +39,7 @@ def test_views_show_the_colours_of_their_composed_regions_at_every_layer(schedul
     for layer, region_BN3 in enumerate(composed([theta.numpy() for theta in thetas])):
         np.testing.assert_allclose(trace.regions[layer], region_BN3, rtol=1e-12, atol=1e-12)
         for b, n in np.ndindex(region_BN3.shape[:2]):
-            seen = trace.views[layer][b, n]
+            seen = views_of(trace)[layer][b, n]
             expected = to_uint8(colours[layer](*places(region_BN3[b, n], seen.shape[0])))
             # Half an output pixel aside, colours differ by 6.
             np.testing.assert_allclose(seen.astype(int), expected.astype(int), atol=2)
@@ -59,18 +60,21 @@ def test_asks_and_shapes_for_every_depth(schedule: tuple[int, ...], training: bo
         assert (ask.out_px, ask.margin_px) == (px, 3)
         np.testing.assert_array_equal(ask.region, end.trace.regions[layer].reshape(-1, 3))
         assert ask.region.dtype == np.float64
-        assert end.trace.views[layer].shape == (num_slides, n, px, px, 3)
-        assert end.trace.views[layer].dtype == np.uint8
-        assert end.trace.levels[layer].shape == (num_slides, n)
+        assert views_of(end.trace)[layer].shape == (num_slides, n, px, px, 3)
+        assert views_of(end.trace)[layer].dtype == np.uint8
+        assert end.trace.layers[layer].level_BN.shape == (num_slides, n)
     num_patches = num_nodes[-1]
     assert end.logit_B.shape == (num_slides,)
     assert end.patch_BN is not None
     assert end.running_BN.shape == end.patch_BN.shape == (num_slides, num_patches)
     assert torch.equal(end.running_BN[:, -1], end.logit_B)
     probability = 1 / (1 + np.exp(-end.running_BN.detach().double().numpy()))
-    np.testing.assert_allclose(end.trace.running, probability, rtol=1e-12)
+    np.testing.assert_allclose(end.trace.running_BN, probability, rtol=1e-12)
     assert [value.shape for value in end.value_BN] == [(num_slides, n) for n in num_nodes[1:]]
-    assert [value.shape for value in end.trace.values] == [(num_slides, n) for n in num_nodes[1:]]
+    for layer, n in zip(end.trace.layers[1:], num_nodes[1:], strict=True):
+        assert layer.value_BN is not None
+        assert layer.value_BN.shape == (num_slides, n)
+    assert end.trace.layers[0].value_BN is None
     assert end.logit_B.dtype == torch.float32
 
 
@@ -84,7 +88,7 @@ def test_work_is_the_same_whatever_a_slide_shows(schedule: tuple[int, ...], trai
     for colour in (blank, *layer_colours(1)):
         heard: list[WindowRequest] = []
         with FlopCounterMode(display=False) as counted:
-            end = run(model, by_layer([colour] * (len(schedule) + 1), 2, heard), 2, explore=0.5)
+            end = run(model, by_layer([colour] * (len(schedule) + 1), 2, heard), 2, exploration=0.5)
         shapes = [(ask.layer, ask.region.shape, ask.out_px, ask.margin_px) for ask in heard]
         work.append((shapes, counted.get_total_flops(), end.running_BN.shape))
     assert work[0] == work[1] == work[2]
@@ -92,8 +96,8 @@ def test_work_is_the_same_whatever_a_slide_shows(schedule: tuple[int, ...], trai
 
 def test_no_views_are_kept_unless_asked_for() -> None:
     trace = run(network(config()).eval(), by_layer(layer_colours(2), 1), 1).trace
-    assert trace.views == []
-    assert len(trace.regions) == len(trace.levels) == 3
+    assert len(trace.layers) == 3
+    assert all(layer.view_BNHWC is None for layer in trace.layers)
 
 
 def test_levels_are_those_of_the_windows_read() -> None:
@@ -103,7 +107,7 @@ def test_levels_are_those_of_the_windows_read() -> None:
     trace = run(model, by_layer(layer_colours(2), 1), 1).trace
     for layer, region_BN3 in enumerate(composed([theta.numpy() for theta in thetas])):
         out_px = 24 if layer < 2 else 32
-        level_px_per_output_px = region_BN3[..., 0] * SIDE_PX / trace.levels[layer] / out_px
+        level_px_per_output_px = region_BN3[..., 0] * SIDE_PX / trace.layers[layer].level_BN / out_px
         assert (level_px_per_output_px >= 1).all()
         assert (level_px_per_output_px < 2).all()
 
@@ -126,7 +130,7 @@ def test_sampling_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(zoom_module, "SAMPLE_CHUNK", 5)
     parts = run(model, by_layer(layer_colours(2), 2), 2, keep_views=True)
     assert torch.equal(whole.logit_B, parts.logit_B)
-    np.testing.assert_array_equal(whole.trace.views[-1], parts.trace.views[-1])
+    np.testing.assert_array_equal(views_of(whole.trace)[-1], views_of(parts.trace)[-1])
 
 
 def test_grey_pixels_are_black_to_the_model_only_with_a_tolerance() -> None:
@@ -139,7 +143,7 @@ def test_grey_pixels_are_black_to_the_model_only_with_a_tolerance() -> None:
     for tolerance, left in ((15, (0, 0, 0)), (None, (153, 153, 148)), (4, (153, 153, 148))):
         model = network(config((1, 1), grey_tolerance=tolerance)).eval()
         fix(model, middle)  # the stripes' border is in the middle of every view
-        for view in run(model, fetch, 1, keep_views=True).trace.views:
+        for view in views_of(run(model, fetch, 1, keep_views=True).trace):
             half = view.shape[3] // 2
             assert (view[0, 0, :, : half - 1] == left).all()
             assert (view[0, 0, :, half + 1 :] == (153, 76, 153)).all()
@@ -155,13 +159,13 @@ def test_frames_give_mirrored_and_turned_views(frame: int) -> None:
     fix(model, some_thetas(1, schedule))
     straight = run(model, by_layer(colours, 1), 1, keep_views=True).trace
     turned = run(model, in_frames(by_layer(colours, 1), np.array([frame])), 1, keep_views=True).trace
-    root = np.rot90(straight.views[0][0, 0], frame % 4)
+    root = np.rot90(views_of(straight)[0][0, 0], frame % 4)
     root = np.fliplr(root) if frame >= 4 else root
-    np.testing.assert_allclose(turned.views[0][0, 0].astype(int), root.astype(int), atol=2)
+    np.testing.assert_allclose(views_of(turned)[0][0, 0].astype(int), root.astype(int), atol=2)
     for layer in range(3):
         np.testing.assert_array_equal(turned.regions[layer], straight.regions[layer])
         for n, region in enumerate(turned.regions[layer][0]):
-            seen = turned.views[layer][0, n]
+            seen = views_of(turned)[layer][0, n]
             x, y = places(region, seen.shape[0])
             own = to_slide_frame(np.stack([np.ones_like(x), x, y], axis=-1), frame)
             expected = to_uint8(colours[layer](own[..., 1], own[..., 2]))

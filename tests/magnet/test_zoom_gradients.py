@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from magnet.fake_slide import Colour, formula_fetch, waves
+from magnet.heads import SlideLogits
 from magnet.zoom import MagNet
 from tests.magnet.zoom_harness import (
     SIDE_PX,
@@ -38,9 +39,9 @@ class MeanColour(nn.Module):
 class Weighted(nn.Module):
     """In place of the head: a sum over patches with unlike weights; (B, N)."""
 
-    def forward(self, feature_BND: Tensor) -> Tensor:
+    def forward(self, feature_BND: Tensor) -> SlideLogits:
         weight_N = torch.arange(1, feature_BND.shape[1] + 1)
-        return (feature_BND[..., 0] * weight_N).cumsum(dim=1)
+        return SlideLogits((feature_BND[..., 0] * weight_N).cumsum(dim=1), None)
 
 
 def smooth(model: MagNet) -> MagNet:

@@ -11,8 +11,9 @@ import torch
 from PIL import Image, ImageOps
 
 from magnet.windows import drive
+from magnet.zoom import ZoomOptions
 from service.slides.reader import RegionReader
-from tests.magnet.zoom_harness import config, network
+from tests.magnet.zoom_harness import config, network, views_of
 
 
 @pytest.mark.parametrize(("name", "side"), [("cmu-1-small-region-pyramid.svs", 96), ("he-two-pieces.tif", 60)])
@@ -23,7 +24,8 @@ def test_the_root_view_is_the_slide_resized_with_its_aspect_between_symmetric_bl
     model = network(config((1,), view_px=side)).eval()
     with RegionReader() as reader, torch.inference_mode():
         batch = reader.batch([str(path)])
-        seen = drive(model.zoom(batch.side_px, keep_views=True), batch.fetch).trace.views[0][0, 0].astype(int)
+        root = views_of(drive(model.zoom(batch.side_px, ZoomOptions(keep_views=True)), batch.fetch).trace)[0][0, 0]
+    seen = root.astype(int)
     with openslide.OpenSlide(path) as slide:
         whole = slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")
     padded = np.asarray(ImageOps.pad(whole, (side, side), Image.Resampling.BOX)).astype(int)

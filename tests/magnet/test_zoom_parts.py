@@ -51,7 +51,7 @@ def test_no_region_is_finer_than_native_resolution() -> None:
             scale = parent[..., :1] * theta[1][..., :1]
             centre = parent[..., :1] * theta[1][..., 1:] + parent[..., 1:]
             expected = np.concatenate([scale, centre], axis=-1).reshape(3, 4, 3)
-    assert trace.levels[2].min() >= 1
+    assert trace.layers[2].level_BN.min() >= 1
     assert (trace.regions[2][0, :, 0] == 0.5).all()  # 32 of 64 px
     assert (trace.regions[2][2, :, 0] == 1.0).all()  # the whole of a slide of 20 px
 
@@ -84,7 +84,7 @@ def test_exploration_looks_at_tissue_and_is_the_generators() -> None:
     model, fetch = network(settings).eval(), formula_fetch([island] * 8, [SIDE_PX] * 8)
 
     def centres(seed: int) -> NDArray[np.float64]:
-        end = run(model, fetch, 8, explore=1.0, generator=torch.Generator().manual_seed(seed))
+        end = run(model, fetch, 8, exploration=1.0, generator=torch.Generator().manual_seed(seed))
         return end.trace.regions[1][..., 1:]
 
     first = centres(0)
@@ -168,7 +168,7 @@ def test_every_part_of_a_preset_learns(name: str, precision: str) -> None:
     gradient_on = recipe.theta_gradient_on(0.0)
     fetch = by_layer(layer_colours(3), 2)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        end = run(model, fetch, 2, explore=0.5, theta_gradient=gradient_on, generator=generator)
+        end = run(model, fetch, 2, exploration=0.5, theta_gradient=gradient_on, generator=generator)
         loss_B, parts = objective(end, torch.tensor([1.0, 0.0]), recipe, settings.zoom, threshold=-10.0)
         loss_B.sum().backward()
     assert loss_B.dtype == torch.float32

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, ZoomConfig
 from magnet.fake_slide import Colour, formula_fetch, waves
 from magnet.layer import Placement
+from magnet.trace import Trace
 from magnet.windows import Fetch, WindowRequest, Windows, drive
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 
 SIDE_PX = 2.0**20
 """Of the slides' root squares: native resolution is out of reach unless a test wants it."""
@@ -114,4 +115,12 @@ def places(region: NDArray[np.float64], out_px: int) -> tuple[NDArray[np.float64
 
 
 def run(model: MagNet, fetch: Fetch, num_slides: int, **options: Any) -> Zoomed:
-    return drive(model.zoom(np.full(num_slides, SIDE_PX), **options), fetch)
+    """Zoom into slides of `SIDE_PX`; `options` are fields of `ZoomOptions`."""
+    return drive(model.zoom(np.full(num_slides, SIDE_PX), ZoomOptions(**options)), fetch)
+
+
+def views_of(trace: Trace) -> list[NDArray[np.uint8]]:
+    """The views (B, N, H, W, C) of all layers of a trace that kept them."""
+    views = [layer.view_BNHWC for layer in trace.layers if layer.view_BNHWC is not None]
+    assert len(views) == len(trace.layers)
+    return views

@@ -101,14 +101,16 @@ def test_a_row_tells_all_of_a_score(model: MagNet, tmp_path: Path) -> None:
     assert root["x_um"] is None
     assert row["windows"] == 7
     assert one.zoomed is not None
-    assert one.zoomed.trace.views == []
+    assert all(layer.view_BNHWC is None for layer in one.zoomed.trace.layers)
 
 
 def test_views_are_kept_for_pictures_only_when_asked_for(model: MagNet, tmp_path: Path) -> None:
     (one,) = score(model, cohort(tmp_path, 1), keep_views=True)
     assert one.zoomed is not None
-    assert one.zoomed.trace.views[-1].shape == (1, 4, 32, 32, 3)
-    assert one.zoomed.trace.views[-1].std() > 1
+    view_BNHWC = one.zoomed.trace.layers[-1].view_BNHWC
+    assert view_BNHWC is not None
+    assert view_BNHWC.shape == (1, 4, 32, 32, 3)
+    assert view_BNHWC.std() > 1
 
 
 def test_rows_do_not_depend_on_what_is_in_flight(model: MagNet, tmp_path: Path) -> None:
