@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from magnet import regions
 from magnet.affine import (
     centre_from,
     clamp_native,
@@ -41,12 +40,6 @@ def test_composition_is_the_product_of_matrices() -> None:
     parent, child = some_regions(2, 3), some_regions(2, 3, 4, seed=1)
     product = as_matrix(parent)[:, :, None] @ as_matrix(child)
     torch.testing.assert_close(as_matrix(compose(parent, child)), product, rtol=0, atol=1e-15)
-
-
-def test_composition_is_that_of_the_numpy_twin() -> None:
-    parent, child = some_regions(2, 3), some_regions(2, 3, 4, seed=1)
-    twin = regions.compose(parent.numpy()[:, :, None], child.numpy())
-    np.testing.assert_array_equal(compose(parent, child).numpy(), twin)
 
 
 def test_composition_is_differentiable() -> None:

@@ -6,7 +6,7 @@ import entmax
 import pytest
 import torch
 
-from magnet.sparsemax import NUM_LARGEST, normalised, sparsemax, spatial_sparsemax
+from magnet.sparsemax import NUM_LARGEST, normalise_maps, sparsemax, spatial_sparsemax
 
 # spreads at which the support is wide (beyond the largest entries that are searched first), middling and narrow
 SPREADS = (0.0, 0.001, 0.01, 0.1, 1.0, 30.0)
@@ -97,7 +97,7 @@ def test_spatial_form_runs_over_both_axes() -> None:
 
 
 def test_normalised_maps_have_zero_mean_and_the_temperature_as_spread() -> None:
-    out = normalised(noise(2, 3, 8, 8, dtype=torch.float64) * 50 + 7, temperature=0.3)
+    out = normalise_maps(noise(2, 3, 8, 8, dtype=torch.float64) * 50 + 7, temperature=0.3)
     torch.testing.assert_close(out.mean((-2, -1)), torch.zeros(2, 3, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(out.std((-2, -1), correction=0), torch.full((2, 3), 0.3, dtype=torch.float64))
 
@@ -107,7 +107,7 @@ def test_the_mask_decides_where_probability_may_lie() -> None:
     scores[..., :3] += 100  # by far the best, but masked out
     mask = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
     mask[..., 3:] = True
-    out = normalised(scores, temperature=0.5, mask_HW=mask)
+    out = normalise_maps(scores, temperature=0.5, mask_HW=mask)
     p = spatial_sparsemax(out)
     assert (p[..., :3] == 0).all()
     torch.testing.assert_close(p.sum((-2, -1)), torch.ones(2, 3))
@@ -118,14 +118,14 @@ def test_an_empty_mask_counts_as_none() -> None:
     scores = noise(2, 6, 6)
     mask = torch.zeros(2, 6, 6, dtype=torch.bool)
     mask[1, 0, 0] = True
-    out = normalised(scores, mask_HW=mask)
-    torch.testing.assert_close(out[0], normalised(scores[0]))
+    out = normalise_maps(scores, mask_HW=mask)
+    torch.testing.assert_close(out[0], normalise_maps(scores[0]))
     assert (spatial_sparsemax(out)[1] > 0).nonzero().tolist() == [[0, 0]]
 
 
 def test_a_flat_map_stays_flat_with_a_finite_gradient() -> None:
     scores = torch.full((1, 6, 6), 3.0, requires_grad=True)
-    p = spatial_sparsemax(normalised(scores, mask_HW=torch.ones(1, 6, 6, dtype=torch.bool)))
+    p = spatial_sparsemax(normalise_maps(scores, mask_HW=torch.ones(1, 6, 6, dtype=torch.bool)))
     p.square().sum().backward()
     torch.testing.assert_close(p, torch.full((1, 6, 6), 1 / 36))
     assert scores.grad is not None
@@ -138,6 +138,6 @@ def test_gradient_of_normalisation_and_sparsemax_with_a_mask() -> None:
     temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
 
     def p(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return spatial_sparsemax(normalised(z, t, mask))
+        return spatial_sparsemax(normalise_maps(z, t, mask))
 
     assert torch.autograd.gradcheck(p, (scores, temperature))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from magnet.fake_slide import formula_fetch, to_uint8, waves
 from magnet.regions import NUM_FRAMES, to_slide_frame
-from magnet.windows import MAX_STEP, WindowRequest, Windows, drive, drive_many, in_frames, turned, window_side_px
+from magnet.windows import MAX_STEP, WindowRequest, Windows, drive, drive_many, in_frames, turn_windows, window_side_px
 
 Zoom = Generator[WindowRequest, Windows, Any]
 
@@ -250,7 +250,7 @@ def test_turned_windows_show_the_same_colours_at_the_right_places() -> None:
     frames = np.arange(NUM_FRAMES)
     asked = questions(frames)
     straight = formula_fetch([COLOUR] * NUM_FRAMES, [4096] * NUM_FRAMES)(asked)
-    shown = turned(straight, frames)
+    shown = turn_windows(straight, frames)
     for n, frame in enumerate(frames):
         np.testing.assert_allclose(shown.pixels[n].astype(int), colours_at(shown, frame, n).astype(int), atol=1)
         np.testing.assert_array_equal(np.sort(shown.pixels[n], axis=None), np.sort(straight.pixels[n], axis=None))
@@ -263,7 +263,7 @@ def test_turned_keeps_pixels_that_are_not_square() -> None:
     one = Windows(
         pixels=np.zeros((1, 4, 4, 3), np.uint8), place=np.array([[-0.5, 0.25, 0.1, 0.05]]), level=np.array([3.0])
     )
-    shown = turned(one, np.array([1]))
+    shown = turn_windows(one, np.array([1]))
     np.testing.assert_allclose(shown.place, [[0.25, 0.1, 0.05, 0.1]])  # x and y are now the slide's y and -x
     assert shown.level.tolist() == [3.0]
 
@@ -301,7 +301,7 @@ def test_frames_are_those_of_the_slides_not_of_the_rows() -> None:
 
 def test_no_other_frames() -> None:
     with pytest.raises(ValueError, match="frame 8: must be 0 to 7"):
-        turned(windows(), np.array([8]))
+        turn_windows(windows(), np.array([8]))
 
 
 @pytest.mark.parametrize(
