@@ -120,7 +120,7 @@ class LocatorConfig:
     scale_max: float = 1.0
     """Largest half-side of a child in its parent (the paper has no bound; its moments stay below 0.9)."""
     centre: Literal["tanh", "bounded"] = "tanh"
-    """Limit of a child's centre: tanh(mean), or the mean within +-(1 - s), so that children stay inside their parent."""
+    """Limit of a child's centre: tanh(mean), or the mean within +-(1 - s), which keeps children inside their parent."""
     sampler: Literal["lms", "bilinear"] = "lms"
     """Sampler of training: linearized multi-sampling, or bilinear; evaluation is always bilinear."""
     sampler_noise: float = 0.5

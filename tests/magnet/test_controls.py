@@ -38,7 +38,7 @@ def random_boxes(num_slides: int, seed: int, side_px: float = SIDE_PX) -> NDArra
     return drive(zoom, fetch).trace.regions[-1]
 
 
-def test_random_boxes_are_of_the_sizes_asked_for_and_uniform_on_tissue() -> None:
+def test_random_boxes_have_the_given_sizes_and_are_uniform_on_tissue() -> None:
     boxes = random_boxes(40, seed=0)
     np.testing.assert_allclose(boxes[..., 0], np.broadcast_to(HALF_SIDES, (40, 6)))
     from_island = (boxes[..., 1:] - [ISLAND_X, ISLAND_Y]).reshape(-1, 2)
@@ -48,7 +48,7 @@ def test_random_boxes_are_of_the_sizes_asked_for_and_uniform_on_tissue() -> None
     assert np.abs(from_island.mean(axis=0)).max() < 0.03
 
 
-def test_random_boxes_are_the_generators() -> None:
+def test_random_boxes_depend_only_on_the_generator() -> None:
     np.testing.assert_array_equal(random_boxes(2, seed=1), random_boxes(2, seed=1))
     assert (random_boxes(2, seed=1) != random_boxes(2, seed=2)).any()
 
@@ -58,12 +58,12 @@ def test_random_boxes_are_no_finer_than_native_resolution() -> None:
     assert (random_boxes(2, seed=0, side_px=side_px)[..., 0] >= native_scale(32, int(side_px)) - 1e-12).all()
 
 
-def test_a_control_needs_a_size_for_each_patch() -> None:
+def test_a_control_needs_a_half_side_for_each_patch() -> None:
     with pytest.raises(ValueError, match="5 half-sides for 6 patches"):
         RandomTissue(config((3, 2)), HALF_SIDES[:5])
 
 
-def test_the_thumbnail_sees_the_root_view_alone() -> None:
+def test_the_thumbnail_requests_only_the_root() -> None:
     heard: list[WindowRequest] = []
     torch.manual_seed(0)
     model = Thumbnail(config((3, 2))).eval()
@@ -73,7 +73,7 @@ def test_the_thumbnail_sees_the_root_view_alone() -> None:
 
 
 @pytest.mark.parametrize("control", [lambda c: RandomTissue(c, HALF_SIDES), Thumbnail])
-def test_a_controls_classifier_learns_and_its_locators_do_not(control: object) -> None:
+def test_the_classifier_of_a_control_is_trained_and_its_locators_are_not(control: object) -> None:
     torch.manual_seed(0)
     settings = config((3, 2), head="evidence")
     model = control(settings).train()  # type: ignore[operator]  # a class or a function that makes one

@@ -11,7 +11,7 @@ from magnet.evidence import NegativeQuantile, value_at, value_at_patches, value_
 POSITIVE, NEGATIVE = 1, 0
 
 
-def test_targets_of_a_tree_by_hand() -> None:
+def test_targets_equal_those_of_a_small_tree_computed_by_hand() -> None:
     # schedule (2, 3): parents a, b with three patches each; the threshold is 1
     patches = torch.tensor(
         [
@@ -26,7 +26,7 @@ def test_targets_of_a_tree_by_hand() -> None:
     assert second.tolist() == [[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1], [0] * 6, [0] * 6]
 
 
-def test_children_lie_side_by_side_at_every_depth() -> None:
+def test_children_of_one_parent_are_adjacent_at_every_depth() -> None:
     patches = torch.zeros(1, 12)
     patches[0, 7] = 1  # of (2, 3, 2): 7 = (1 * 3 + 0) * 2 + 1
     targets = value_targets(patches, torch.tensor([POSITIVE]), (2, 3, 2), 0.5)
@@ -34,12 +34,12 @@ def test_children_lie_side_by_side_at_every_depth() -> None:
     assert [t.shape for t in targets] == [(1, 2), (1, 6), (1, 12)]
 
 
-def test_a_schedule_that_does_not_fit_is_named() -> None:
+def test_a_schedule_that_does_not_match_the_patches_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"5 patches: schedule \(2, 3\) has 6"):
         value_targets(torch.zeros(1, 5), torch.tensor([POSITIVE]), (2, 3), 0.0)
 
 
-def test_nothing_is_evidence_before_a_negative_slide_was_seen() -> None:
+def test_no_patch_is_evidence_before_the_first_negative_slide() -> None:
     quantile = NegativeQuantile()
     quantile.update(torch.full((2, 4), 3.0), torch.tensor([POSITIVE, POSITIVE]))
     (targets,) = value_targets(torch.full((1, 4), 1e6), torch.tensor([POSITIVE]), (4,), quantile.value)
@@ -59,7 +59,7 @@ def test_the_quantile_is_a_moving_average_over_negative_slides() -> None:
     assert quantile.value.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_it_settles_at_the_quantile_of_the_negatives() -> None:
+def test_the_quantile_converges_to_that_of_the_negatives() -> None:
     generator = torch.Generator().manual_seed(0)
     quantile = NegativeQuantile(0.98, momentum=0.02)
     for _ in range(600):
@@ -69,14 +69,14 @@ def test_it_settles_at_the_quantile_of_the_negatives() -> None:
     assert share == pytest.approx(0.02, abs=0.01)  # 72 patches a batch: the sample quantile is a little low
 
 
-def test_it_is_part_of_a_checkpoint() -> None:
+def test_the_quantile_is_part_of_the_state() -> None:
     quantile, other = NegativeQuantile(), NegativeQuantile()
     quantile.update(torch.tensor([[1.5, 1.5]]), torch.tensor([NEGATIVE]))
     other.load_state_dict(quantile.state_dict())
     assert other.value.item() == 1.5
 
 
-def test_calibration_keeps_targets_off_what_merely_says_nothing() -> None:
+def test_a_calibrated_threshold_gives_no_target_to_patches_without_information() -> None:
     # as measured: lesion .98, a patch that says nothing .4, decoy .17 - all far from 0 in probability
     logit = torch.logit(torch.tensor([0.98, 0.40, 0.17]))
     quantile = NegativeQuantile()
@@ -86,7 +86,7 @@ def test_calibration_keeps_targets_off_what_merely_says_nothing() -> None:
     assert targets.tolist() == [[1, 0, 0]]
 
 
-def test_values_at_positions() -> None:
+def test_values_are_interpolated_at_the_given_points() -> None:
     y, x = torch.meshgrid(torch.arange(4.0), torch.arange(8.0), indexing="ij")
     maps = torch.stack([10 * y + x, 100 + 10 * y + x])  # (2, 4, 8)
     centres = torch.tensor([[13 / 8 - 1, 3 / 4 - 1], [0.0, 0.0]])  # pixel (x 6, y 1); between the four middle ones
@@ -96,7 +96,7 @@ def test_values_at_positions() -> None:
     )  # the corner pixel's
 
 
-def test_values_reach_the_map_but_not_the_centre() -> None:
+def test_the_gradient_of_a_value_reaches_the_map_and_not_the_point() -> None:
     maps = torch.zeros(1, 1, 4, 4, requires_grad=True)
     centre = torch.tensor([[[-0.75, 0.25]]], requires_grad=True)
     value_at(maps, centre[:, None]).sum().backward()
@@ -105,7 +105,7 @@ def test_values_reach_the_map_but_not_the_centre() -> None:
     assert centre.grad is None
 
 
-def test_values_at_patches_are_those_of_their_own_branchs_map_at_their_place() -> None:
+def test_values_at_patches_come_from_the_map_of_their_branch() -> None:
     side = 40
     x_HW = ((2 * torch.arange(side) + 1) / side - 1).expand(side, side)
     # two parents with one child each, whose maps are ramps of slope 1 and 10; two patches below each
@@ -116,7 +116,7 @@ def test_values_at_patches_are_those_of_their_own_branchs_map_at_their_place() -
     torch.testing.assert_close(value_at_patches(maps, parents, patches), torch.tensor([[0.0, 0.5, 0.0, -5.0]]))
 
 
-def test_value_loss_is_a_mean_over_the_nodes_that_count() -> None:
+def test_the_value_loss_is_a_mean_over_nodes_of_weight_one() -> None:
     value = torch.tensor([[0.0, 2.0, -1.0], [3.0, 0.0, 0.0]])
     target = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     weight = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
@@ -125,6 +125,6 @@ def test_value_loss_is_a_mean_over_the_nodes_that_count() -> None:
     np.testing.assert_allclose(value_loss(value, target, weight), [entropy[0, 1:].mean(), 0], atol=1e-6)
 
 
-def test_wrong_settings_are_named() -> None:
+def test_a_quantile_out_of_range_is_rejected() -> None:
     with pytest.raises(ValueError, match="quantile 98"):
         NegativeQuantile(98)

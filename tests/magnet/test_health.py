@@ -15,7 +15,7 @@ def looked(*children: tuple[float, float, float], tissue: float = 0.5) -> Looked
     return Looked((ROOT[None], regions), (np.array([0.3], np.float32), np.full(len(regions), tissue, np.float32)))
 
 
-def test_overlap_is_the_shared_area_over_the_smaller_regions() -> None:
+def test_overlap_is_the_shared_area_divided_by_that_of_the_smaller_region() -> None:
     # side 1 at the origin; side 0.5 whose left half lies inside it
     one = health([looked((0.5, 0, 0), (0.25, 0.5, 0))], (2,), scale_min=0.1)
     assert one["layer1_overlap"] == pytest.approx(0.5)
@@ -45,7 +45,7 @@ def test_floor_and_spread_of_a_deeper_layer_are_relative_to_its_parents() -> Non
     assert "layer1_overlap" not in figures  # one child has no sibling
 
 
-def test_movement_is_the_mean_distance_of_centres_over_common_slides() -> None:
+def test_movement_is_the_mean_distance_of_centres_over_the_common_slides() -> None:
     before = {"a": looked((0.1, 0, 0), (0.1, 0, 0)), "gone": looked((0.1, 0, 0), (0.1, 0, 0))}
     after = {"a": looked((0.1, 0.3, 0.4), (0.1, 0, 0)), "new": looked((0.1, 0.9, 0), (0.1, 0, 0))}
     assert movement(before, after) == {"layer1_moved": pytest.approx(0.25)}
@@ -60,12 +60,12 @@ def test_movement_is_the_mean_distance_of_centres_over_common_slides() -> None:
         ([looked((0.2, -0.5, 0), (0.2, 0.5, 0), tissue=0), looked((0.2, 0.5, 0), (0.2, 0, 0), tissue=0)], "no tissue"),
     ],
 )
-def test_a_collapsed_layer_is_told(slides: list[Looked], words: str) -> None:
+def test_a_collapsed_layer_is_reported(slides: list[Looked], words: str) -> None:
     [sentence] = complaints(health(slides, (2,), scale_min=0.1), (2,))
     assert sentence.startswith("layer 1:")
     assert words in sentence
 
 
-def test_a_layer_that_looks_around_is_not_complained_of() -> None:
+def test_a_healthy_layer_is_not_reported() -> None:
     slides = [looked((0.2, -0.5, 0), (0.2, 0.5, 0)), looked((0.2, 0.3, 0.5), (0.2, -0.2, -0.6))]
     assert complaints(health(slides, (2,), scale_min=0.1), (2,)) == []

@@ -54,7 +54,7 @@ def place(
     return layer(view_BNCHW, tissue_BNHW, explore, torch.Generator().manual_seed(seed))
 
 
-def test_one_high_spot_becomes_the_smallest_region_around_it() -> None:
+def test_one_high_peak_gives_the_smallest_region_around_it() -> None:
     placed = place([[spots((3, 16, 50.0))]])
     x, y = math.tanh(CENTRES[3]), math.tanh(CENTRES[16])
     torch.testing.assert_close(placed.theta_BNP3[0, 0, 0], torch.tensor([0.05, x, y]))
@@ -62,34 +62,34 @@ def test_one_high_spot_becomes_the_smallest_region_around_it() -> None:
     assert placed.sparse_BNPHW.sum() == 1
 
 
-def test_a_flat_map_becomes_a_wide_region_in_the_middle() -> None:
+def test_a_flat_map_gives_a_wide_region_in_the_middle() -> None:
     theta = place([[torch.zeros(SIDE, SIDE)]]).theta_BNP3[0, 0, 0]
     rms = math.sqrt((1 - 1 / SIDE**2) / 3)  # of SIDE equal weights at the centres of pixels that tile [-1, 1]
     torch.testing.assert_close(theta, torch.tensor([rms, 0.0, 0.0]))
 
 
-def test_two_spots_become_a_region_between_them_as_wide_as_they_are_apart() -> None:
+def test_two_peaks_give_a_region_between_them_as_wide_as_their_distance() -> None:
     theta = place([[spots((4, 9, 50.0), (13, 9, 50.0))]]).theta_BNP3[0, 0, 0]
     apart = float(CENTRES[13] - CENTRES[4])
     expected = [apart / 2 / math.sqrt(2), math.tanh((CENTRES[13] + CENTRES[4]) / 2), math.tanh(CENTRES[9])]
     torch.testing.assert_close(theta, torch.tensor(expected))
 
 
-def test_each_node_and_child_has_a_map_of_its_own() -> None:
+def test_each_node_and_child_has_a_separate_map() -> None:
     placed = place([[spots((1, 2, 50.0)), spots((3, 4, 50.0))], [spots((5, 6, 50.0)), spots((7, 8, 50.0))]])
     centre_NP2 = placed.theta_BNP3[0, ..., 1:].atanh()
     expected = torch.stack([CENTRES[[1, 2]], CENTRES[[3, 4]], CENTRES[[5, 6]], CENTRES[[7, 8]]])
     torch.testing.assert_close(centre_NP2.flatten(0, 1), expected)
 
 
-def test_a_frozen_first_child_is_its_parent_and_the_others_are_chosen() -> None:
+def test_a_frozen_first_child_is_its_parent_and_the_others_come_from_maps() -> None:
     placed = place([[spots((1, 2, 50.0)), spots((3, 4, 50.0))]] * 3, frozen=True)
     assert placed.theta_BNP3[0, :, 0].tolist() == [[1.0, 0.0, 0.0]] * 3
     assert (placed.sparse_BNPHW[:, :, 0] == 0).all()
     torch.testing.assert_close(placed.theta_BNP3[0, :, 1, 1].atanh(), CENTRES[[3, 3, 3]])
 
 
-def test_only_tissue_is_chosen_where_there_is_any() -> None:
+def test_with_the_tissue_mask_only_tissue_is_chosen_if_there_is_any() -> None:
     tissue = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     tissue[:, :10] = True
     two = [[spots((4, 4, 30.0), (15, 15, 60.0))]]
@@ -99,7 +99,7 @@ def test_only_tissue_is_chosen_where_there_is_any() -> None:
     torch.testing.assert_close(none.theta_BNP3[0, 0, 0, 1:].atanh(), CENTRES[[15, 15]])
 
 
-def test_near_the_peak_a_second_hill_does_not_pull() -> None:
+def test_with_a_peak_radius_a_second_peak_does_not_move_the_region() -> None:
     hills = [[spots((4, 9, 50.0), (15, 9, 49.9))]]
     far = place(hills).theta_BNP3[0, 0, 0]
     near = place(hills, peak_radius=0.3).theta_BNP3[0, 0, 0]
@@ -114,7 +114,7 @@ def test_normalised_maps_give_the_same_regions_at_any_scale_and_offset() -> None
     assert (place(raw).theta_BNP3 - place(1000 * raw).theta_BNP3).abs().max() > 0.01
 
 
-def test_a_small_temperature_makes_wide_regions() -> None:
+def test_a_small_temperature_gives_wide_regions() -> None:
     raw = torch.randn(1, 4, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     scales = [place(raw, temperature=t).theta_BNP3[..., 0].mean() for t in (1e-3, 0.1, 10.0)]
     assert scales[0] > scales[1] > scales[2]
@@ -129,7 +129,7 @@ def test_value_is_the_map_at_the_centre_of_the_region() -> None:
     torch.testing.assert_close(placed.value_BNP[0], expected)
 
 
-def test_siblings_take_the_hills_one_after_another() -> None:
+def test_inhibited_siblings_choose_the_peaks_in_order_of_height() -> None:
     hills = spots((3, 3, 30.0), (15, 4, 25.0), (9, 16, 20.0))
     placed = place([[hills] * 3], inhibit_siblings=True, scale_min=0.2, scale_max=0.3, peak_radius=0.25)
     expected = torch.stack([CENTRES[[3, 3]], CENTRES[[15, 4]], CENTRES[[9, 16]]])
@@ -138,7 +138,7 @@ def test_siblings_take_the_hills_one_after_another() -> None:
     assert (alone.theta_BNP3[0, 0] == alone.theta_BNP3[0, 0, 0]).all()
 
 
-def test_siblings_can_be_kept_further_apart_than_their_own_size() -> None:
+def test_the_inhibition_radius_keeps_siblings_further_apart_than_their_size() -> None:
     hills = spots((3, 10, 30.0), (7, 10, 29.0), (15, 10, 20.0))  # the second lies 0.4 from the first
     options: dict[str, Any] = {"inhibit_siblings": True, "scale_min": 0.1, "scale_max": 0.1, "peak_radius": 0.25}
     near, apart = (place([[hills] * 2], inhibit_radius=radius, **options) for radius in (0.0, 0.45))
@@ -147,7 +147,7 @@ def test_siblings_can_be_kept_further_apart_than_their_own_size() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_sibling_has_no_weight_where_an_earlier_one_lies(seed: int) -> None:
+def test_a_sibling_has_no_weight_inside_an_earlier_one(seed: int) -> None:
     raw = torch.randn(2, 3, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     options: dict[str, Any] = {"scale_min": 0.1, "scale_max": 0.2, "peak_radius": 0.25, "centre": "bounded"}
     placed = place(raw, inhibit_siblings=True, **options)
@@ -160,7 +160,7 @@ def test_a_sibling_has_no_weight_where_an_earlier_one_lies(seed: int) -> None:
 
 
 @pytest.mark.parametrize("centre", ["tanh", "bounded"])
-def test_exploration_covers_tissue_and_nothing_else(centre: Any) -> None:
+def test_exploration_covers_all_tissue_and_nothing_else(centre: Any) -> None:
     tissue = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     tissue[2:5, 14:19] = True
     flat = torch.zeros(4, 50, 1, SIDE, SIDE)
@@ -173,7 +173,7 @@ def test_exploration_covers_tissue_and_nothing_else(centre: Any) -> None:
     assert len({(float(a), float(b)) for a, b in zip(x, y, strict=True)}) == 15  # each of its 3 x 5 positions
 
 
-def test_explored_regions_stay_inside_their_parent_and_hold_the_position_drawn() -> None:
+def test_explored_regions_stay_inside_their_parent_and_contain_the_drawn_position() -> None:
     tissue = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     tissue[0, 19] = True
     s, x, y = place([[torch.zeros(SIDE, SIDE)]], tissue, explore=1.0).theta_BNP3[0, 0, 0].tolist()
@@ -181,20 +181,20 @@ def test_explored_regions_stay_inside_their_parent_and_hold_the_position_drawn()
     assert (x, y) == pytest.approx((1 - s, s - 1))
 
 
-def test_exploration_follows_its_probability() -> None:
+def test_exploration_moves_the_expected_share_of_regions() -> None:
     flat = torch.zeros(1, 400, 1, SIDE, SIDE)
     stayed = place(flat, explore=0.25).theta_BNP3[..., 1:].abs().sum(dim=-1) < 1e-6
     assert 0.66 < stayed.float().mean() < 0.84  # four standard deviations about 0.75
 
 
-def test_exploration_is_the_generators() -> None:
+def test_exploration_depends_only_on_the_generator() -> None:
     flat = torch.zeros(2, 3, 2, SIDE, SIDE)
     first, again, other = (place(flat, explore=0.7, seed=seed).theta_BNP3 for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_without_exploration_nothing_is_drawn() -> None:
+def test_without_exploration_no_random_number_is_drawn() -> None:
     layer = MagnifyingLayer(1, 2, frozen_first=False, config=LocatorConfig())
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
@@ -202,7 +202,7 @@ def test_without_exploration_nothing_is_drawn() -> None:
     assert torch.equal(generator.get_state(), before)
 
 
-def test_an_explored_child_follows_no_map() -> None:
+def test_an_explored_child_has_no_gradient_to_its_map() -> None:
     raw = torch.randn(1, 1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.01
     layer = MagnifyingLayer(1, 1, frozen_first=False, config=LocatorConfig())
     layer.locator = given = Given(raw)
@@ -225,7 +225,9 @@ def test_moments_are_float32_under_autocast() -> None:
 @pytest.mark.parametrize("spread", ["rms", "l2", "expected"])
 @pytest.mark.parametrize("scale_clamp", ["hard", "straight_through", "softplus"])
 @pytest.mark.parametrize("centre", ["tanh", "bounded"])
-def test_every_reading_of_the_papers_theta_can_be_chosen(spread: Any, scale_clamp: Any, centre: Any) -> None:
+def test_every_interpretation_of_the_papers_theta_matches_its_formula(
+    spread: Any, scale_clamp: Any, centre: Any
+) -> None:
     # Weights .6 and .4 at two pixels: sparsemax keeps them as they are.
     placed = place([[spots((4, 9, 0.6), (13, 9, 0.4))]], spread=spread, scale_clamp=scale_clamp, centre=centre)
     x = CENTRES[[4, 13]]
@@ -246,7 +248,7 @@ def test_every_reading_of_the_papers_theta_can_be_chosen(spread: Any, scale_clam
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_expected_value_of_the_map_can_be_the_scale(masked: bool) -> None:
+def test_the_scale_can_be_the_expected_value_of_the_map(masked: bool) -> None:
     tissue = torch.ones(SIDE, SIDE, dtype=torch.bool)
     if masked:  # closed positions have a score of minus infinity
         tissue[:, SIDE // 2 :] = False

@@ -21,7 +21,7 @@ def entropy(logit: Any, label: Any) -> Any:
     return -(np.asarray(label) * np.log(p) + (1 - np.asarray(label)) * np.log(1 - p))
 
 
-def test_cross_entropy_of_each_slide() -> None:
+def test_cross_entropy_equals_its_formula_for_each_slide() -> None:
     np.testing.assert_allclose(cross_entropy(LATE, LABEL), entropy(LATE, LABEL), atol=1e-14)
     torch.testing.assert_close(
         cross_entropy(torch.tensor([200.0, -200.0]), torch.tensor([0, 0])), torch.tensor([200.0, 0.0])
@@ -35,7 +35,7 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3])
-def test_paradoxical_loss_is_the_excess_of_the_later_entropy(margin: float) -> None:
+def test_the_paradoxical_loss_is_the_excess_of_the_late_entropy(margin: float) -> None:
     expected = np.maximum(entropy(LATE, LABEL) - entropy(EARLY, LABEL) + margin, 0)
     np.testing.assert_allclose(paradoxical(LATE, EARLY, LABEL, margin=margin), expected, atol=1e-14)
     # slide 0 is better later, 1 worse, 2 the same, 3 worse

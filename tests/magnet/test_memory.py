@@ -57,7 +57,7 @@ def allocated_bytes(model_config: ModelConfig, recipe: RecipeConfig, num_slides:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_prediction_is_within_15_percent_of_what_a_real_step_allocates(tmp_path: Path, checkpointing: bool) -> None:
+def test_the_prediction_is_within_15_percent_of_what_a_real_step_allocates(tmp_path: Path, checkpointing: bool) -> None:
     it = config((3, 3), checkpointing=checkpointing)
     memory = step_memory(it, RECIPE, 4, in_flight=1, accumulated=False)
     moving = memory.peak_bytes - memory.parts[WEIGHTS] - memory.parts[OPTIMIZER]
@@ -72,7 +72,7 @@ def test_weights_gradients_and_adam_are_four_numbers_of_four_bytes_per_parameter
     assert 4 * count <= memory.parts[WEIGHTS] <= 4.1 * count  # statistics of normalisation layers come on top
 
 
-def test_the_encoder_s_share_follows_the_patches_and_the_micro_batch() -> None:
+def test_the_memory_of_the_encoder_is_proportional_to_patches_and_micro_batch() -> None:
     def encoder(schedule: tuple[int, ...], slides: int) -> int:
         return step_memory(config(schedule), RECIPE, slides, in_flight=1, accumulated=False).parts[ENCODER]
 
@@ -81,7 +81,7 @@ def test_the_encoder_s_share_follows_the_patches_and_the_micro_batch() -> None:
     assert encoder((2, 4), 1) == pytest.approx(2 * one, rel=0.02)
 
 
-def test_half_precision_and_a_second_zoom_in_flight_are_seen() -> None:
+def test_the_prediction_depends_on_precision_and_on_zooms_in_flight() -> None:
     def parts(precision: str, in_flight: int) -> dict[str, int]:
         recipe = replace(RECIPE, precision=precision)
         return dict(step_memory(config(), recipe, 1, in_flight=in_flight, accumulated=False).parts)
@@ -92,7 +92,7 @@ def test_half_precision_and_a_second_zoom_in_flight_are_seen() -> None:
     assert two[ENCODER] == pytest.approx(full[ENCODER], rel=0.1)
 
 
-def test_the_paper_s_classifier_has_as_many_parameters_as_published() -> None:
+def test_the_classifier_of_the_paper_has_the_published_number_of_parameters() -> None:
     """Inception-v3 without classifier and auxiliary head: 21,785,568 (torchvision's table: 27,161,264 with both)."""
     count = num_parameters(ModelConfig())
     assert count[ENCODER] == 27_161_264 - (2048 * 1000 + 1000) - 3_326_696

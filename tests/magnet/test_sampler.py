@@ -54,7 +54,7 @@ def test_a_linear_image_is_reproduced_at_the_regions_pixel_centres() -> None:
 
 
 @pytest.mark.parametrize("region", [(0.1, 0.28, -0.25), (0.3, 0.15, -0.1), (0.02, 0.4971, -0.3)])
-def test_bilinear_is_that_of_scipy_and_black_outside(region: tuple[float, float, float]) -> None:
+def test_bilinear_sampling_equals_that_of_scipy_and_is_black_outside(region: tuple[float, float, float]) -> None:
     image = noise_image(1, SIDE)
     s, tx, ty = region
     unit = (2 * np.arange(OUT) + 1) / OUT - 1
@@ -65,7 +65,7 @@ def test_bilinear_is_that_of_scipy_and_black_outside(region: tuple[float, float,
     np.testing.assert_allclose(out[0].numpy(), expected, atol=1e-12)
 
 
-def test_gradient_of_bilinear_by_finite_differences() -> None:
+def test_the_gradient_of_bilinear_matches_finite_differences() -> None:
     image = noise_image(1, SIDE)[:, :1].requires_grad_()
     # no point on a pixel's centre, where bilinear interpolation has a kink
     region = torch.tensor([[0.0973, 0.2811, -0.2529]], dtype=F64, requires_grad=True)
@@ -74,7 +74,7 @@ def test_gradient_of_bilinear_by_finite_differences() -> None:
 
 @pytest.mark.parametrize(("scale_limit", "centre_limit"), [("hard", "tanh"), ("softplus", "tanh")])
 @pytest.mark.parametrize("spread", ["rms", "l2"])
-def test_gradient_of_two_layers_from_pixels_to_maps_by_finite_differences(
+def test_the_gradient_from_pixels_through_two_layers_to_maps_matches_finite_differences(
     scale_limit: Any, centre_limit: Any, spread: Any
 ) -> None:
     image = noise_image(1, 64)[:, :1]
@@ -95,7 +95,7 @@ def test_gradient_of_two_layers_from_pixels_to_maps_by_finite_differences(
 
 
 @pytest.mark.parametrize("method", ["bilinear", "lms"])
-def test_slopes_of_a_linear_image_come_out_on_the_right_axes(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slopes_of_a_linear_image_are_on_the_right_axes(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "RIDGE", 0.0)
     region = REGION.clone().requires_grad_()
     x_slope, y_slope = 2.0, -3.0
@@ -107,7 +107,7 @@ def test_slopes_of_a_linear_image_come_out_on_the_right_axes(method: Any, monkey
         torch.testing.assert_close(grad[0], torch.tensor([along_s, x_slope, y_slope]), rtol=0, atol=1e-9)
 
 
-def test_moving_the_region_does_what_its_gradient_says_on_a_smooth_image() -> None:
+def test_the_gradient_predicts_the_effect_of_moving_the_region_on_a_smooth_image() -> None:
     x, y = centres(0.1, 0.01, SIDE), centres(-0.4, 0.008, SIDE)
     image = (torch.sin(6 * x)[None, :] + torch.cos(4 * y)[:, None])[None, None]
     region = REGION.clone().requires_grad_()
@@ -122,7 +122,7 @@ def test_moving_the_region_does_what_its_gradient_says_on_a_smooth_image() -> No
         assert predicted == pytest.approx(weight.square().sum().item(), rel=0.15)
 
 
-def test_lms_is_the_least_squares_fit_through_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slopes_of_lms_are_the_least_squares_fit_through_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "RIDGE", 0.0)
     image, out_px = noise_image(1, SIDE), 3
     region = REGION.clone().requires_grad_()
@@ -149,7 +149,7 @@ def test_lms_is_the_least_squares_fit_through_its_samples(monkeypatch: pytest.Mo
             np.testing.assert_allclose(grad[0].numpy(), [along_s, slope_x, slope_y], rtol=1e-7, atol=1e-7)
 
 
-def test_slopes_of_a_quadratic_image_average_to_its_derivative() -> None:
+def test_the_mean_slope_of_a_quadratic_image_is_its_derivative() -> None:
     x, y = centres(0.1, 0.01, SIDE), centres(-0.4, 0.008, SIDE)
     image = ((10 * (x - 0.2) ** 2)[None, :] + (y * 5 * (y + 0.3))[:, None])[None, None]
     repeats = 400
@@ -163,14 +163,14 @@ def test_slopes_of_a_quadratic_image_average_to_its_derivative() -> None:
     assert (error < 4 * grad[:, 1:].std(0) / repeats**0.5 + 2e-3 * expected.abs()).all()  # the ridge pulls by 0.2 %
 
 
-def test_default_ridge_costs_less_than_a_per_cent() -> None:
+def test_the_default_ridge_changes_slopes_by_less_than_a_per_cent() -> None:
     region = REGION.clone().requires_grad_()
     out = sample(wave(2, -3), PLACE, region, OUT, method="lms", generator=seeded(0))
     (grad,) = torch.autograd.grad(out.mean(), region)
     torch.testing.assert_close(grad[0, 1:], torch.tensor([2.0, -3.0], dtype=F64), rtol=0.01, atol=0)
 
 
-def test_lms_has_bilinears_value_and_gradient_to_the_pixels() -> None:
+def test_lms_and_bilinear_have_the_same_value_and_gradient_to_the_pixels() -> None:
     image = noise_image(2, SIDE).float()
     place, region = PLACE.expand(2, 4), REGION.float().expand(2, 3)
     results = []
@@ -181,7 +181,7 @@ def test_lms_has_bilinears_value_and_gradient_to_the_pixels() -> None:
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
-def test_without_gradient_lms_draws_nothing() -> None:
+def test_without_gradient_lms_draws_no_random_number() -> None:
     generator = seeded(0)
     before = generator.get_state()
     out = sample(noise_image(1, SIDE), PLACE, REGION, OUT, method="lms", generator=generator)
@@ -191,7 +191,7 @@ def test_without_gradient_lms_draws_nothing() -> None:
     assert torch.equal(generator.get_state(), before)
 
 
-def test_same_seed_same_gradient() -> None:
+def test_the_same_seed_gives_the_same_gradient() -> None:
     grads = []
     for seed in (1, 1, 2):
         region = REGION.clone().requires_grad_()
@@ -219,7 +219,7 @@ def test_slopes_in_float32_are_exact_at_any_zoom(side_px: int, monkeypatch: pyte
 
 @pytest.mark.parametrize(("dtype", "limit_px"), [(torch.float32, 0.01), (F64, 1e-4)])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_places_are_exact_to_a_hundredth_of_a_pixel_on_a_gigapixel_slide(
+def test_positions_are_exact_to_a_hundredth_of_a_pixel_on_a_gigapixel_slide(
     dtype: torch.dtype, limit_px: float, axis: int
 ) -> None:
     side_px, window_px, out_px = 110_000, 115, 56
@@ -235,7 +235,7 @@ def test_places_are_exact_to_a_hundredth_of_a_pixel_on_a_gigapixel_slide(
         assert (index.double() - (57.3 + 50 * unit - 0.5)).abs().max() < limit_px
 
 
-def test_half_precision_outside_does_not_reach_the_sampler() -> None:
+def test_the_sampler_computes_in_float32_under_autocast() -> None:
     image, region = noise_image(1, SIDE).float(), REGION.float().requires_grad_()
     plain = sample(image, PLACE, region, OUT, method="lms", generator=seeded(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -247,13 +247,13 @@ def test_half_precision_outside_does_not_reach_the_sampler() -> None:
     torch.testing.assert_close(grad_inside, grad, rtol=0, atol=0)
 
 
-def test_region_in_its_window() -> None:
+def test_a_region_is_converted_to_window_coordinates() -> None:
     scale, centre = to_window(PLACE, REGION, (SIDE, SIDE))
     torch.testing.assert_close(scale, torch.tensor([[0.1 / 0.2, 0.1 / 0.16]], dtype=F64))
     torch.testing.assert_close(centre, torch.tensor([[(0.28 - 0.3) / 0.2, (-0.25 + 0.24) / 0.16]], dtype=F64))
 
 
-def test_margins_hold_all_but_a_ten_thousandth_of_the_samples() -> None:
+def test_margins_contain_all_but_a_ten_thousandth_of_the_samples() -> None:
     # the widest noise, in window pixels: 0.5 output pixels at 2 window pixels each, and one window pixel
     assert MARGIN_PX["lms"] >= 4 * np.hypot(0.5 * 2, 1.0)
     assert MARGIN_PX["bilinear"] >= 1
@@ -268,7 +268,7 @@ def pink(num: int, side: int, generator: torch.Generator) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_lms_points_to_the_target_where_bilinear_loses_its_way() -> None:
+def test_lms_points_to_a_distant_target_more_reliably_than_bilinear() -> None:
     side, out_px, scale, num = 370, 56, 0.3, 48  # 1.98 window pixels per output pixel, the most a window has
     generator = seeded(0)
     image = pink(num, side, generator)

@@ -49,7 +49,7 @@ def one_stack(stacks: Any, g: int, view: torch.Tensor, stride: int) -> torch.Ten
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("num_layers", [2, 3])
 @pytest.mark.parametrize("kernels", [(1, 3, 5, 7), (1,)])
-def test_grouped_stacks_are_a_loop_over_stacks(stride: int, num_layers: int, kernels: tuple[int, ...]) -> None:
+def test_grouped_stacks_equal_a_loop_over_stacks(stride: int, num_layers: int, kernels: tuple[int, ...]) -> None:
     stacks = varied(ConvStacks(5, channels=2, kernels=kernels, num_layers=num_layers, inner_stride=stride))
     view = views(2, 5, 3, 16, 16)
     maps = stacks(view)
@@ -60,7 +60,7 @@ def test_grouped_stacks_are_a_loop_over_stacks(stride: int, num_layers: int, ker
         torch.testing.assert_close(maps[:, g], expected[:, 0], rtol=0, atol=1e-11)
 
 
-def test_stacks_share_nothing() -> None:
+def test_stacks_share_no_parameters_and_no_inputs() -> None:
     stacks = varied(ConvStacks(3, channels=2))
     view = views(2, 3, 3, 12, 12).requires_grad_()
     stacks(view)[:, 1].square().sum().backward()
@@ -79,7 +79,7 @@ def test_a_slides_maps_do_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(stacks(view)[1:2], stacks(view[1:2]), rtol=0, atol=1e-12)
 
 
-def test_with_replicated_borders_a_plain_view_gives_a_plain_map() -> None:
+def test_with_replicated_borders_a_constant_view_gives_a_constant_map() -> None:
     plain = torch.full((1, 1, 3, 24, 24), 0.6)
     spread = {}
     for padding in ("zeros", "replicate"):
@@ -96,7 +96,7 @@ def test_one_view_can_be_shown_to_all_stacks() -> None:
 
 
 @pytest.mark.parametrize(("share", "num_stacks"), [("node", 6), ("slot", 2), ("layer", 1)])
-def test_sharing_decides_which_nodes_have_the_same_stack(share: Any, num_stacks: int) -> None:
+def test_sharing_determines_which_nodes_have_the_same_stack(share: Any, num_stacks: int) -> None:
     locator = varied(Locator(3, 2, share, channels=2))
     assert locator.stacks.num_groups == num_stacks
     view = views(2, 1, 3, 12, 12).expand(-1, 3, -1, -1, -1)  # the same view at all three parents
@@ -125,7 +125,7 @@ def test_stacks_of_a_node_tree_are_ordered_by_parent_then_child() -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 1}, {"inner_stride": 4}, {"kernels": (1, 4)}], ids=str)
-def test_wrong_options_are_named(options: dict[str, Any]) -> None:
+def test_invalid_options_are_rejected_with_the_allowed_values(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ConvStacks(1, **options)
     with pytest.raises(ValueError, match="must be 'node'"):

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_a_broken_torchvision_gets_its_schemas_once(tmp_path: Path) -> None:
+def test_the_schemas_of_a_broken_torchvision_are_declared_once(tmp_path: Path) -> None:
     broken = tmp_path / "torchvision"
     broken.mkdir()
     (broken / "__init__.py").write_text("")
@@ -34,14 +34,14 @@ print(torch.ops.torchvision.nms.default._schema, torch.ops.torchvision.qnms.defa
     assert "torchvision::qnms(" in done.stdout
 
 
-def test_nothing_is_declared_where_torchvision_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_declared_if_torchvision_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision_schemas, "_library", None)
     monkeypatch.setattr(torchvision_schemas, "find_spec", lambda name: None)
     torchvision_schemas.declare()
     assert torchvision_schemas._library is None
 
 
-def test_nothing_is_declared_where_the_operators_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_declared_if_the_operators_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision_schemas, "_library", None)
     monkeypatch.setattr(torchvision_schemas, "_operators_load", lambda package: True)
     torchvision_schemas.declare()

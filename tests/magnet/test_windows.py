@@ -53,12 +53,12 @@ def by_layer(question: WindowRequest) -> Windows:
     return windows(10 * question.layer)
 
 
-def test_drive_answers_each_ask_and_returns_the_zooms_result() -> None:
+def test_drive_answers_each_request_and_returns_the_result_of_the_zoom() -> None:
     assert drive(Heard("a", 3, []).zoom(), by_layer) == [0, 10, 20]
     assert drive(Heard("a", 0, []).zoom(), by_layer) == []
 
 
-def test_many_zooms_take_turns_and_end_as_their_turns_do() -> None:
+def test_zooms_take_turns_and_results_come_in_the_order_of_their_last_turns() -> None:
     turns: list[str] = []
     zooms = [(name, Heard(name, num, turns).zoom(), by_layer) for name, num in (("a", 2), ("b", 1), ("c", 2))]
     with ThreadPoolExecutor(2) as pool:
@@ -67,7 +67,7 @@ def test_many_zooms_take_turns_and_end_as_their_turns_do() -> None:
     assert ended == [("b", [0]), ("a", [0, 10]), ("c", [0, 10])]
 
 
-def test_zooms_spread_over_the_layers_so_that_each_read_has_an_end_to_hide_behind() -> None:
+def test_zooms_spread_over_the_layers_so_that_every_read_overlaps_with_the_end_of_a_zoom() -> None:
     turns: list[str] = []
     num_asks = 3  # layers 0 to 2
     zooms = ((name, Heard(name, num_asks, turns).zoom(), by_layer) for name in "abcdefgh")
@@ -112,7 +112,7 @@ class Played(Executor):
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
 @pytest.mark.parametrize(("end_ms", "ends_a_read"), [(480.0, 1), (120.0, 1), (40.0, 1), (20.0, 2), (7.0, 5)])
-def test_reads_hide_behind_ends(num_layers: int, end_ms: float, ends_a_read: int) -> None:
+def test_reads_overlap_with_the_ends_of_other_zooms(num_layers: int, end_ms: float, ends_a_read: int) -> None:
     num_zooms, num_asks, pool = 100, num_layers + 1, Played()
     zooms = [(n, pool.zoom(num_asks, 1.0, end_ms), by_layer) for n in range(num_zooms)]
     assert [n for n, _ in drive_many(zooms, pool, num_asks * ends_a_read + 1)] == list(range(num_zooms))
@@ -148,7 +148,7 @@ def test_turns_and_results_do_not_depend_on_when_windows_arrive(
     assert (turns, results) == run(delayed=False)
 
 
-def test_no_more_zooms_are_taken_than_may_be_in_flight() -> None:
+def test_the_number_of_zooms_in_flight_is_limited() -> None:
     begun, ended = [], []
 
     def zooms() -> Iterator[tuple[int, Zoom, Any]]:
@@ -163,7 +163,7 @@ def test_no_more_zooms_are_taken_than_may_be_in_flight() -> None:
     assert ended == list(range(7))
 
 
-def test_zooms_are_taken_only_when_results_are_wanted() -> None:
+def test_zooms_are_taken_only_when_results_are_requested() -> None:
     begun: list[int] = []
 
     def zooms() -> Iterator[tuple[int, Zoom, Any]]:
@@ -191,7 +191,7 @@ def test_fetches_of_different_zooms_run_at_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("where", ["zoom", "fetch"])
-def test_a_caught_error_ends_its_own_zoom_alone(where: str) -> None:
+def test_a_caught_error_ends_only_its_zoom(where: str) -> None:
     def broken(question: WindowRequest) -> Windows:
         raise ArithmeticError("fetch")
 
@@ -217,14 +217,16 @@ def test_other_errors_are_raised() -> None:
 @given(
     st.integers(16, 512), st.integers(0, 16), st.floats(1, MAX_STEP, exclude_max=True), st.floats(0, 1), st.floats(0, 1)
 )
-def test_a_windows_side_holds_every_snapped_window(out_px: int, margin: int, step: float, x: float, y: float) -> None:
+def test_the_side_of_a_window_is_enough_for_every_snapped_window(
+    out_px: int, margin: int, step: float, x: float, y: float
+) -> None:
     """`x` and `y` are the fractions by which a region's corner lies off the pixel grid."""
     for corner in (x, y):
         needed = math.ceil(corner + step * out_px + margin) - math.floor(corner - margin)
         assert needed <= window_side_px(out_px, margin)
 
 
-def test_a_windows_side_by_hand() -> None:
+def test_the_side_of_a_window_equals_a_computation_by_hand() -> None:
     assert window_side_px(224, 4) == 2 * 224 + 2 * 4 + 2
 
 
@@ -246,7 +248,7 @@ def colours_at(shown: Windows, frame: int, n: int) -> np.ndarray:
     return to_uint8(COLOUR(slide_x, slide_y))
 
 
-def test_turned_windows_show_the_same_colours_at_the_right_places() -> None:
+def test_turned_windows_show_the_same_colours_at_the_right_positions() -> None:
     frames = np.arange(NUM_FRAMES)
     asked = questions(frames)
     straight = formula_fetch([COLOUR] * NUM_FRAMES, [4096] * NUM_FRAMES)(asked)
@@ -258,7 +260,7 @@ def test_turned_windows_show_the_same_colours_at_the_right_places() -> None:
     assert len({window.tobytes() for window in shown.pixels}) == NUM_FRAMES
 
 
-def test_turned_keeps_pixels_that_are_not_square() -> None:
+def test_a_quarter_turn_exchanges_the_width_and_height_of_pixels() -> None:
     """Pixel sizes along x and y change places with a quarter turn."""
     one = Windows(
         pixels=np.zeros((1, 4, 4, 3), np.uint8), place=np.array([[-0.5, 0.25, 0.1, 0.05]]), level=np.array([3.0])
@@ -268,7 +270,7 @@ def test_turned_keeps_pixels_that_are_not_square() -> None:
     assert shown.level.tolist() == [3.0]
 
 
-def test_a_zoom_in_frames_gets_windows_that_cover_its_regions() -> None:
+def test_a_zoom_in_frames_receives_windows_that_cover_its_regions() -> None:
     frames = np.array([5, 0, 3, 6])
     asked = questions(frames)
     seen: list[WindowRequest] = []
@@ -292,14 +294,14 @@ def test_a_zoom_in_frames_gets_windows_that_cover_its_regions() -> None:
     assert (seen[0].layer, seen[0].out_px, seen[0].margin_px) == (1, 16, 2)
 
 
-def test_frames_are_those_of_the_slides_not_of_the_rows() -> None:
+def test_frames_belong_to_slides_and_not_to_rows() -> None:
     asked = WindowRequest(1, np.array([1, 0, 1]), np.tile([0.3, 0.35, -0.2], (3, 1)), 16, 2)
     shown = in_frames(formula_fetch([COLOUR] * 2, [4096] * 2), np.array([0, 2]))(asked)
     np.testing.assert_array_equal(shown.pixels[0], shown.pixels[2])
     assert (shown.pixels[0] != shown.pixels[1]).any()
 
 
-def test_no_other_frames() -> None:
+def test_a_frame_out_of_range_is_rejected() -> None:
     with pytest.raises(ValueError, match="frame 8: must be 0 to 7"):
         turn_windows(windows(), np.array([8]))
 
@@ -314,6 +316,6 @@ def test_no_other_frames() -> None:
         (np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4)), np.ones(3)),
     ],
 )
-def test_windows_that_do_not_fit_together_are_refused(pixels: Any, place: Any, level: Any) -> None:
+def test_windows_of_inconsistent_shapes_are_rejected(pixels: Any, place: Any, level: Any) -> None:
     with pytest.raises(ValueError, match="windows: "):
         Windows(pixels=pixels, place=place, level=level)

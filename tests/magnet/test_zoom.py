@@ -47,7 +47,7 @@ def test_views_show_the_colours_of_their_composed_regions_at_every_layer(schedul
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("training", [False, True])
-def test_asks_and_shapes_for_every_depth(schedule: tuple[int, ...], training: bool) -> None:
+def test_requests_and_results_have_the_right_shapes_at_every_depth(schedule: tuple[int, ...], training: bool) -> None:
     settings, num_slides = config(schedule, encoder="test_resnet", head="evidence"), 2
     model = network(settings).train(training)
     heard: list[WindowRequest] = []
@@ -80,7 +80,7 @@ def test_asks_and_shapes_for_every_depth(schedule: tuple[int, ...], training: bo
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("training", [False, True])
-def test_work_is_the_same_whatever_a_slide_shows(schedule: tuple[int, ...], training: bool) -> None:
+def test_the_amount_of_work_does_not_depend_on_what_a_slide_shows(schedule: tuple[int, ...], training: bool) -> None:
     """No rank waits for another's harder slide, and no kernel is compiled for one slide alone."""
     settings = config(schedule, tissue_mask=True, inhibit_siblings=True, peak_radius=0.3, frozen_patch=True)
     model, work = network(settings).train(training), []
@@ -94,13 +94,13 @@ def test_work_is_the_same_whatever_a_slide_shows(schedule: tuple[int, ...], trai
     assert work[0] == work[1] == work[2]
 
 
-def test_no_views_are_kept_unless_asked_for() -> None:
+def test_views_are_kept_only_on_request() -> None:
     trace = run(network(config()).eval(), by_layer(layer_colours(2), 1), 1).trace
     assert len(trace.layers) == 3
     assert all(layer.view_BNHWC is None for layer in trace.layers)
 
 
-def test_levels_are_those_of_the_windows_read() -> None:
+def test_the_trace_has_the_levels_of_the_windows() -> None:
     schedule, thetas = (2, 1), some_thetas(1, (2, 1))
     model = network(config(schedule)).eval()
     fix(model, thetas)
@@ -153,7 +153,7 @@ def test_grey_pixels_are_black_to_the_model_only_with_a_tolerance() -> None:
 
 
 @pytest.mark.parametrize("frame", range(NUM_FRAMES))
-def test_frames_give_mirrored_and_turned_views(frame: int) -> None:
+def test_frames_give_mirrored_and_rotated_views(frame: int) -> None:
     schedule, colours = (2, 2), layer_colours(2)
     model = network(config(schedule)).eval()
     fix(model, some_thetas(1, schedule))

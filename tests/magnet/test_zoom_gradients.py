@@ -77,7 +77,7 @@ def finite_differences(
 
 @pytest.mark.parametrize("method", ["bilinear", "lms"])
 @pytest.mark.parametrize("schedule", [(2,), (2, 2), (2, 1, 2)])
-def test_gradient_to_each_theta_is_the_slope_of_the_closed_form(schedule: tuple[int, ...], method: Any) -> None:
+def test_the_gradient_to_each_theta_is_the_slope_of_the_closed_form(schedule: tuple[int, ...], method: Any) -> None:
     scale = 0.45 ** len(schedule)  # of the patches; their waves are 100 output pixels long
     colour = waves([(0.15 / scale, 0.05 / scale), (-0.08 / scale, 0.12 / scale), (0.1 / scale, -0.1 / scale)])
     thetas = some_thetas(1, schedule, seed=3, spread=0.02)
@@ -106,7 +106,7 @@ class Nudged(nn.Module):
 
 
 @pytest.mark.parametrize("schedule", [(2,), (2, 2), (2, 1, 2)])
-def test_gradient_to_each_layers_maps_is_the_slope_of_the_whole_zoom(schedule: tuple[int, ...]) -> None:
+def test_the_gradient_to_the_maps_of_each_layer_is_the_slope_of_the_whole_zoom(schedule: tuple[int, ...]) -> None:
     """Through moments, composition, re-read views, the maps made from them, and patches: nothing on the way is cut."""
     settings = config(schedule, temperature=2e-3, sampler="bilinear", map_px=12)
     model = smooth(network(settings).eval())
@@ -144,7 +144,7 @@ def test_the_gradient_to_the_regions_can_be_cut_off(on: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_samples_bilinearly_whatever_training_does(training: bool) -> None:
+def test_evaluation_always_samples_bilinearly(training: bool) -> None:
     """Its gradient, where one is asked for, is that of the bilinear sampler, and no noise is drawn."""
     thetas, slopes, states = some_thetas(1, (2, 2)), [], []
     for sampler in ("bilinear", "lms"):

@@ -17,9 +17,7 @@ from tests.magnet.zoom_harness import config, network, views_of
 
 
 @pytest.mark.parametrize(("name", "side"), [("cmu-1-small-region-pyramid.svs", 96), ("he-two-pieces.tif", 60)])
-def test_the_root_view_is_the_slide_resized_with_its_aspect_between_symmetric_black(
-    name: str, side: int, test_data: Path
-) -> None:
+def test_the_root_view_is_the_resized_slide_with_symmetric_black_padding(name: str, side: int, test_data: Path) -> None:
     path = test_data / "slides" / name
     model = network(config((1,), view_px=side)).eval()
     with RegionReader() as reader, torch.inference_mode():

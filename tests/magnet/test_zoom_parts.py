@@ -56,7 +56,7 @@ def test_no_region_is_finer_than_native_resolution() -> None:
     assert (trace.regions[2][2, :, 0] == 1.0).all()  # the whole of a slide of 20 px
 
 
-def test_the_frozen_patch_is_its_parent_again_at_better_resolution() -> None:
+def test_the_frozen_patch_is_its_parent_at_higher_resolution() -> None:
     schedule = (2, 3, 2)
     model = network(config(schedule, frozen_patch=True)).eval()
     trace = run(model, by_layer(layer_colours(3), 2), 2, keep_views=True).trace
@@ -66,7 +66,7 @@ def test_the_frozen_patch_is_its_parent_again_at_better_resolution() -> None:
     assert not (trace.regions[3].reshape(2, 6, 2, 3)[:, :, 0] == trace.regions[2]).all(axis=-1).any()
 
 
-def test_there_is_no_frozen_patch_without_its_flag_or_in_one_layer() -> None:
+def test_there_is_no_frozen_patch_without_its_setting_or_with_one_layer() -> None:
     plain = network(config((2, 3))).eval()
     trace = run(plain, by_layer(layer_colours(2), 1), 1).trace
     assert (trace.regions[2].reshape(2, 3, 3)[:, 0] != trace.regions[1][0]).any(axis=-1).all()
@@ -74,7 +74,7 @@ def test_there_is_no_frozen_patch_without_its_flag_or_in_one_layer() -> None:
     assert (run(single, by_layer(layer_colours(1), 1), 1).trace.regions[1][..., 0] < 1).all()
 
 
-def test_exploration_looks_at_tissue_and_is_the_generators() -> None:
+def test_exploration_looks_at_tissue_and_depends_only_on_the_generator() -> None:
     def island(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Purple tissue on white glass, a fifth of the slide wide."""
         tissue = (np.abs(x - 0.5) < 0.2) & (np.abs(y + 0.3) < 0.2)
@@ -108,7 +108,7 @@ def test_the_papers_network_has_a_stack_of_three_mixed_layers_for_every_node() -
     assert [p.num_features for p in (model.early[0].encoder, model.late[0].encoder)] == [512, 512]
 
 
-def test_auxiliary_classifiers_speak_only_in_training() -> None:
+def test_auxiliary_classifiers_give_logits_only_in_training() -> None:
     model = network(with_auxiliary((2, 1, 2)))
     fetch = by_layer(layer_colours(3), 2)
     trained = run(model.train(), fetch, 2)
@@ -161,7 +161,7 @@ def preset(name: str) -> tuple[ModelConfig, RecipeConfig]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_part_of_a_preset_learns(name: str, precision: str) -> None:
+def test_every_part_of_a_preset_receives_a_gradient(name: str, precision: str) -> None:
     settings, recipe = preset(name)
     model = network(settings).train()
     generator = torch.Generator().manual_seed(0)
@@ -185,7 +185,7 @@ def test_every_part_of_a_preset_learns(name: str, precision: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_half_precision_leaves_regions_and_logits_finite_and_near() -> None:
+def test_half_precision_changes_regions_and_logits_only_slightly() -> None:
     model, fetch = network(config((2, 2), temperature=0.01)).eval(), by_layer(layer_colours(2), 1)
     full = run(model, fetch, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -194,7 +194,7 @@ def test_half_precision_leaves_regions_and_logits_finite_and_near() -> None:
     assert half.logit_B.float().item() == pytest.approx(full.logit_B.item(), abs=0.05)
 
 
-def test_parameter_groups_hold_every_trained_parameter_once() -> None:
+def test_parameter_groups_contain_every_trained_parameter_once() -> None:
     model = network(replace(with_auxiliary((2, 2)), classifier=ClassifierConfig(encoder="test_resnet", hidden=8)))
     groups = model.parameter_groups()
     ids = [id(p) for group in groups.values() for p in group]
@@ -205,7 +205,7 @@ def test_parameter_groups_hold_every_trained_parameter_once() -> None:
     assert not kept & {id(p) for group in frozen.parameter_groups().values() for p in group}
 
 
-def test_a_network_to_be_loaded_reads_no_weights_and_warns_of_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_for_a_checkpoint_reads_no_weights_and_warns_about_none(caplog: pytest.LogCaptureFixture) -> None:
     missing = replace(config(), classifier=ClassifierConfig(encoder="test_resnet", weights="/nowhere/x.safetensors"))
     with caplog.at_level(logging.WARNING):
         MagNet(missing, to_be_loaded=True)
@@ -218,7 +218,7 @@ def test_a_network_to_be_loaded_reads_no_weights_and_warns_of_none(caplog: pytes
     assert len(caplog.records) == 3  # the classifier's encoder and both auxiliary ones
 
 
-def test_a_network_to_be_loaded_normalises_its_input_as_for_the_weights_it_began_with() -> None:
+def test_a_network_for_a_checkpoint_normalises_its_input_as_configured_for_its_initial_weights() -> None:
     """timm's weights of one architecture differ in that; no network is asked for them."""
     means = [
         make_encoder("inception_v3", tag, to_be_loaded=True).mean.flatten().tolist()
