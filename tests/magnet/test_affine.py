@@ -1,4 +1,4 @@
-"""Moments, limits and composition against closed forms in float64."""
+"""Moments, limits and composition compared with closed forms in float64."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def test_a_uniform_map_has_mean_zero_and_the_spread_of_the_closed_form() -> None
     p = torch.full((3136,), 1 / 3136, dtype=F64).view(56, 56)
     mean, rms = moments(p, "rms")
     torch.testing.assert_close(mean, torch.zeros(2, dtype=F64), rtol=0, atol=1e-15)
-    assert rms.item() == pytest.approx(np.sqrt((56**2 - 1) / 3) / 56, abs=1e-14)  # a discrete uniform's deviation
+    deviation = np.sqrt((56**2 - 1) / 3) / 56  # of a discrete uniform distribution
+    assert rms.item() == pytest.approx(deviation, abs=1e-14)
     expected_l2 = (np.sqrt(2) + np.arcsinh(1)) / 3  # mean distance from the centre of a square of half-side 1
     assert moments(p, "l2")[1].item() == pytest.approx(expected_l2, abs=1e-3)  # up to the pixels' size
 

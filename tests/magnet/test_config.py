@@ -1,4 +1,4 @@
-"""Settings: the paper's numbers, and every bound named in the message that refuses what lies beyond."""
+"""Settings: the numbers of the paper, and the messages about values out of range."""
 
 from __future__ import annotations
 
@@ -163,4 +163,4 @@ def test_the_gradient_reaches_the_regions_at_the_configured_time(kind: Any, at_s
 
 def test_settings_are_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
-        ZoomConfig().map_px = 8  # type: ignore[misc]  # that is the point
+        ZoomConfig().map_px = 8  # type: ignore[misc]  # the assignment must fail

@@ -1,4 +1,4 @@
-"""The controls look where they say they look, and are driven and trained as a MagNet is."""
+"""The controls look at the right regions, and are run and trained in the same way as a MagNet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ISLAND_X, ISLAND_Y, ISLAND = 0.5, -0.3, 0.2
 
 
 def island(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Purple tissue on white glass."""
+    """Return purple tissue on white glass."""
     tissue = (np.abs(x - ISLAND_X) < ISLAND) & (np.abs(y - ISLAND_Y) < ISLAND)
     return np.where(tissue[..., None], [0.6, 0.3, 0.6], [0.95, 0.95, 0.95])
 
@@ -42,7 +42,7 @@ def test_random_boxes_have_the_given_sizes_and_are_uniform_on_tissue() -> None:
     boxes = random_boxes(40, seed=0)
     np.testing.assert_allclose(boxes[..., 0], np.broadcast_to(HALF_SIDES, (40, 6)))
     from_island = (boxes[..., 1:] - [ISLAND_X, ISLAND_Y]).reshape(-1, 2)
-    assert np.abs(from_island).max() < ISLAND + 2 / 48  # a pixel of the map lies in part outside
+    assert np.abs(from_island).max() < ISLAND + 2 / 48  # a pixel at the edge is partly outside
     # uniform over 0.4: a spread of 0.4 / sqrt(12) = 0.115, which 240 draws give within 5 %
     assert from_island.std(axis=0) == pytest.approx([0.115, 0.115], rel=0.15)
     assert np.abs(from_island.mean(axis=0)).max() < 0.03
@@ -64,11 +64,11 @@ def test_a_control_needs_a_half_side_for_each_patch() -> None:
 
 
 def test_the_thumbnail_requests_only_the_root() -> None:
-    heard: list[WindowRequest] = []
+    requests: list[WindowRequest] = []
     torch.manual_seed(0)
     model = Thumbnail(config((3, 2))).eval()
-    end = drive(model.zoom(np.full(2, SIDE_PX)), by_layer(layer_colours(2), 2, heard))
-    assert [(ask.layer, ask.out_px, len(ask.region)) for ask in heard] == [(0, 24, 2)]
+    end = drive(model.zoom(np.full(2, SIDE_PX)), by_layer(layer_colours(2), 2, requests))
+    assert [(request.layer, request.out_px, len(request.region)) for request in requests] == [(0, 24, 2)]
     assert end.running_BN.shape == (2, 1)
 
 
@@ -76,7 +76,7 @@ def test_the_thumbnail_requests_only_the_root() -> None:
 def test_the_classifier_of_a_control_is_trained_and_its_locators_are_not(control: object) -> None:
     torch.manual_seed(0)
     settings = config((3, 2), head="evidence")
-    model = control(settings).train()  # type: ignore[operator]  # a class or a function that makes one
+    model = control(settings).train()  # type: ignore[operator]  # a class or a function that makes a control
     zoom = model.zoom(np.full(2, SIDE_PX), ZoomOptions(generator=torch.Generator().manual_seed(0)))
     end = drive(zoom, by_layer(layer_colours(2), 2))
     loss_B, parts = objective(end, torch.tensor([1.0, 0.0]), RecipeConfig(), settings.zoom, threshold=0.0)

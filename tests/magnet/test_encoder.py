@@ -23,7 +23,7 @@ def views(num: int, side: int, seed: int = 0) -> torch.Tensor:
 
 
 def saved(name: str, folder: Path, **options: Any) -> tuple[Any, Path]:
-    """A timm model with its classifier, and the safetensors file of its weights."""
+    """Return a timm model with its classifier, and the safetensors file of its weights."""
     torch.manual_seed(0)
     model = timm.create_model(name, **options)
     path = folder / f"{name}.safetensors"
@@ -68,10 +68,10 @@ def test_random_weights_cause_a_warning(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.mark.parametrize(
-    ("weights", "asked"), [("imagenet", "resnet18"), ("tv_in1k", "resnet18.tv_in1k")], ids=["default", "tag"]
+    ("weights", "requested"), [("imagenet", "resnet18"), ("tv_in1k", "resnet18.tv_in1k")], ids=["default", "tag"]
 )
 def test_published_weights_are_requested_from_timm_by_name(
-    weights: str, asked: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    weights: str, requested: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     create, names = timm.create_model, []
 
@@ -82,7 +82,7 @@ def test_published_weights_are_requested_from_timm_by_name(
     monkeypatch.setattr(timm, "create_model", offline)
     with caplog.at_level(logging.WARNING):
         make_encoder("resnet18", weights)
-    assert names == [(asked, True)]
+    assert names == [(requested, True)]
     assert caplog.records == []
 
 
@@ -151,23 +151,23 @@ def test_channels_last_changes_the_memory_format_and_not_the_features() -> None:
     for channels_last in (False, True):
         torch.manual_seed(0)
         encoder = make_encoder("test_resnet", channels_last=channels_last).eval()
-        laid_out: list[bool] = []  # inputs and weights of the convolutions of more than one pixel
+        is_channels_last: list[bool] = []  # inputs and weights of the convolutions of more than one pixel
         for module in encoder.modules():
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
                 module.register_forward_pre_hook(
-                    lambda conv, inputs, out=laid_out: out.extend(
+                    lambda conv, inputs, out=is_channels_last: out.extend(
                         t.is_contiguous(memory_format=torch.channels_last) for t in (*inputs, conv.weight)
                     )
                 )
         features.append(encoder(views(2, 64)))
-        assert laid_out == [channels_last] * len(laid_out)
-        assert laid_out
+        assert is_channels_last == [channels_last] * len(is_channels_last)
+        assert is_channels_last
     torch.testing.assert_close(features[0], features[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_compilation_does_not_change_features_gradients_or_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    # traced and differentiated as always, but run without a C++ compiler
+    # this backend traces and differentiates as usual, but needs no C++ compiler
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     results = []
     for compile in (False, True):

@@ -1,4 +1,4 @@
-"""Value targets on trees written out by hand, and the calibration on negatives."""
+"""Value targets of small trees computed by hand, and the calibration on negative slides."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def test_targets_equal_those_of_a_small_tree_computed_by_hand() -> None:
         [
             [0.0, 2.0, 0.5, -1.0, 0.9, 1.0],  # evidence in a's second patch; 1.0 itself does not exceed it
             [0.0, 0.0, 0.0, 0.0, 0.0, 5.0],  # in b's third
-            [9.0, 9.0, 9.0, 9.0, 9.0, 9.0],  # a negative slide has none, whatever its patches look like
-            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # positive, but nothing found
+            [9.0, 9.0, 9.0, 9.0, 9.0, 9.0],  # a negative slide has no evidence, also with high logits
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # positive, but without evidence
         ]
     )
     first, second = value_targets(patches, torch.tensor([POSITIVE, POSITIVE, NEGATIVE, POSITIVE]), (2, 3), 1.0)
@@ -77,7 +77,7 @@ def test_the_quantile_is_part_of_the_state() -> None:
 
 
 def test_a_calibrated_threshold_gives_no_target_to_patches_without_information() -> None:
-    # as measured: lesion .98, a patch that says nothing .4, decoy .17 - all far from 0 in probability
+    # measured probabilities: lesion .98, a patch without information .4, decoy .17
     logit = torch.logit(torch.tensor([0.98, 0.40, 0.17]))
     quantile = NegativeQuantile()
     negatives = torch.cat([torch.full((1, 49), float(logit[1])), torch.full((1, 49), float(logit[2]))], dim=1)
@@ -91,9 +91,8 @@ def test_values_are_interpolated_at_the_given_points() -> None:
     maps = torch.stack([10 * y + x, 100 + 10 * y + x])  # (2, 4, 8)
     centres = torch.tensor([[13 / 8 - 1, 3 / 4 - 1], [0.0, 0.0]])  # pixel (x 6, y 1); between the four middle ones
     torch.testing.assert_close(value_at(maps, centres[:, None])[:, 0], torch.tensor([16.0, 100 + 15 + 3.5]))
-    torch.testing.assert_close(
-        value_at(maps[0], torch.tensor([[1.0, 1.0]])), torch.tensor([37.0])
-    )  # the corner pixel's
+    corner = torch.tensor([[1.0, 1.0]])  # beyond the centre of the corner pixel, whose value continues
+    torch.testing.assert_close(value_at(maps[0], corner), torch.tensor([37.0]))
 
 
 def test_the_gradient_of_a_value_reaches_the_map_and_not_the_point() -> None:
@@ -112,7 +111,7 @@ def test_values_at_patches_come_from_the_map_of_their_branch() -> None:
     maps = torch.stack([x_HW, 10 * x_HW])[None, :, None]
     parents = torch.tensor([[[0.5, 0.2, 0.0], [0.25, -0.5, 0.0]]])
     patches = torch.tensor([[[0.1, 0.2, 0.0], [0.1, 0.45, 0.3], [0.1, -0.5, 0.0], [0.1, -0.625, 0.1]]])
-    # in their parents: 0, half a half-side to the right; 0, half a half-side to the left
+    # relative to their parents: 0, half a half-side to the right; 0, half a half-side to the left
     torch.testing.assert_close(value_at_patches(maps, parents, patches), torch.tensor([[0.0, 0.5, 0.0, -5.0]]))
 
 

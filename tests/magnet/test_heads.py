@@ -1,4 +1,4 @@
-"""Heads: every prefix in one pass, and pooling against float64."""
+"""Heads: the logit of every prefix, and pooling compared with float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def features(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def gru_by_hand(gru: torch.nn.GRU, sequence: np.ndarray) -> np.ndarray:
-    """States of a GRU over one sequence (N, D), from its published equations in float64."""
+    """Return the states of a GRU over one sequence (N, D) by its published equations in float64."""
     w_in, w_state, b_in, b_state = (p.detach().double().numpy() for p in gru.parameters())
     state = np.zeros(gru.hidden_size)
     states = []
@@ -86,7 +86,6 @@ def test_log_mean_exp_is_between_mean_and_maximum() -> None:
 def test_the_gradient_of_pooling_is_the_softmax_of_the_logits() -> None:
     logits = features(2, 4, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(running_log_mean_exp, logits)
-    # every patch gets its share of the evidence
     (grad,) = torch.autograd.grad(running_log_mean_exp(logits)[:, -1].sum(), logits)
     torch.testing.assert_close(grad, logits.softmax(1).detach())
 

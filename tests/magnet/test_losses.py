@@ -1,4 +1,4 @@
-"""Losses against their formulas in numpy float64."""
+"""Losses compared with their formulas in numpy float64."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
 def test_the_paradoxical_loss_is_the_excess_of_the_late_entropy(margin: float) -> None:
     expected = np.maximum(entropy(LATE, LABEL) - entropy(EARLY, LABEL) + margin, 0)
     np.testing.assert_allclose(paradoxical(LATE, EARLY, LABEL, margin=margin), expected, atol=1e-14)
-    # slide 0 is better later, 1 worse, 2 the same, 3 worse
+    # the late prediction is better on slide 0, worse on 1, equal on 2 and worse on 3
     assert (paradoxical(LATE, EARLY, LABEL) > 0).tolist() == [False, True, False, True]
 
 

@@ -1,4 +1,4 @@
-"""The area under the ROC curve against scikit-learn, closed forms and its own definition."""
+"""The area under the ROC curve compared with scikit-learn, closed forms and its definition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TestAuroc:
         assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
     def test_counts_pairs_and_half_of_the_ties(self) -> None:
-        """Positives 3 and 1 against negatives 2 and 1: won, won, lost, tied."""
+        """Positives 3 and 1 against negatives 2 and 1: higher, higher, lower, equal."""
         assert auroc([1, 1, 0, 0], [3, 1, 2, 1]) == 2.5 / 4
 
     def test_matches_the_closed_form_of_binormal_scores(self) -> None:
@@ -56,7 +56,7 @@ class TestAuroc:
 
 class TestInterval:
     def test_covers_the_true_area_at_the_given_confidence(self) -> None:
-        """Binormal, area 0.86, 20 against 25 slides, 1,000 draws: 95 % give or take three standard errors."""
+        """Binormal, area 0.86, 20 against 25 slides, 1,000 draws: 95 % within three standard errors."""
         rng, truth, num_covered = np.random.default_rng(3), NormalDist().cdf(1.5 / np.sqrt(2)), 0
         for _ in range(1000):
             low, high = auroc_interval(*binormal(rng, 20, 25, shift=1.5))
@@ -112,36 +112,36 @@ class TestByStratum:
         return labels[order], (rng.normal(size=len(strata)) + shift)[order], [strata[k] for k in order]
 
     def test_the_area_of_a_union_is_the_weighted_mean_of_its_groups(self, scored: tuple) -> None:
-        found = auroc_by_stratum(*scored)
-        assert list(found) == ["itc", "macro", "micro", "macro+micro", "all"]
-        macro, micro, itc = (found[name].auroc for name in ("macro", "micro", "itc"))
-        assert found["macro+micro"].auroc == pytest.approx((11 * macro + 9 * micro) / 20, abs=1e-12)
-        assert found["all"].auroc == pytest.approx((11 * macro + 9 * micro + 18 * itc) / 38, abs=1e-12)
+        areas = auroc_by_stratum(*scored)
+        assert list(areas) == ["itc", "macro", "micro", "macro+micro", "all"]
+        macro, micro, itc = (areas[name].auroc for name in ("macro", "micro", "itc"))
+        assert areas["macro+micro"].auroc == pytest.approx((11 * macro + 9 * micro) / 20, abs=1e-12)
+        assert areas["all"].auroc == pytest.approx((11 * macro + 9 * micro + 18 * itc) / 38, abs=1e-12)
 
     def test_every_group_is_compared_with_all_negatives(self, scored: tuple) -> None:
         labels, scores, strata = scored
-        found = auroc_by_stratum(labels, scores, strata)
-        assert {name: group.num_positive for name, group in found.items()} == {
+        areas = auroc_by_stratum(labels, scores, strata)
+        assert {name: group.num_positive for name, group in areas.items()} == {
             "itc": 18,
             "macro": 11,
             "micro": 9,
             "macro+micro": 20,
             "all": 38,
         }
-        assert {group.num_negative for group in found.values()} == {40}
-        chosen = np.isin(strata, ["negative", "micro"])
-        assert found["micro"].auroc == pytest.approx(roc_auc_score(labels[chosen], scores[chosen]))
-        assert found["all"].auroc == pytest.approx(roc_auc_score(labels, scores))
-        assert all(group.low <= group.auroc <= group.high for group in found.values())
+        assert {group.num_negative for group in areas.values()} == {40}
+        members = np.isin(strata, ["negative", "micro"])
+        assert areas["micro"].auroc == pytest.approx(roc_auc_score(labels[members], scores[members]))
+        assert areas["all"].auroc == pytest.approx(roc_auc_score(labels, scores))
+        assert all(group.low <= group.auroc <= group.high for group in areas.values())
 
     def test_without_strata_there_is_one_group(self) -> None:
-        found = auroc_by_stratum([0, 1, 1], [0.1, 0.2, 0.0], [None, None, None])
-        assert list(found) == ["all"]
-        assert found["all"].auroc == 0.5
+        areas = auroc_by_stratum([0, 1, 1], [0.1, 0.2, 0.0], [None, None, None])
+        assert list(areas) == ["all"]
+        assert areas["all"].auroc == 0.5
 
     def test_one_of_macro_and_micro_is_enough_for_their_union(self) -> None:
-        found = auroc_by_stratum([0, 1], [0.1, 0.2], ["negative", "micro"])
-        assert list(found) == ["micro", "macro+micro", "all"]
+        areas = auroc_by_stratum([0, 1], [0.1, 0.2], ["negative", "micro"])
+        assert list(areas) == ["micro", "macro+micro", "all"]
 
     def test_rejects_a_wrong_number_of_strata(self) -> None:
         with pytest.raises(ValueError, match="1 strata for 2 labels"):

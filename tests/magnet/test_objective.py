@@ -1,4 +1,4 @@
-"""The loss of each slide by hand, from the parts that its formula names."""
+"""The loss of each slide and its parts, computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def entropy(logit: float, label: int) -> float:
 
 
 def zoomed(**parts: Any) -> Zoomed:
-    """The end of a zoom into a positive and a negative slide."""
+    """Return the result of a zoom into a positive and a negative slide."""
     known: dict[str, Any] = {"early_B": None, "late_B": None, "patch_BN": None, "value_BN": []}
     logit = torch.tensor([0.5, -1.0], requires_grad=True)
     trace = Trace(layers=(), running_BN=np.empty((2, 0)))
@@ -56,7 +56,7 @@ def test_auxiliary_and_paradoxical_losses_are_added_with_their_weights() -> None
     classifier = [entropy(0.5, 1), entropy(-1.0, 0)]
     early = [entropy(2.0, 1), entropy(1.0, 0)]
     late = [entropy(0.5, 1), entropy(-0.5, 0)]
-    hinge = [late[0] - early[0] + 0.1, 0.0]  # the late one is worse on the first slide, much better on the second
+    hinge = [late[0] - early[0] + 0.1, 0.0]  # the late logit is worse on the first slide and much better on the second
     assert parts["early"] == pytest.approx(early)
     assert parts["late"] == pytest.approx(late)
     assert parts["paradoxical"] == pytest.approx(hinge)
@@ -80,7 +80,7 @@ def test_the_paradoxical_loss_has_no_gradient_to_the_early_layer() -> None:
 
 
 def evidence() -> Zoomed:
-    """Patches 0 to 3 of two slides; children of one parent side by side."""
+    """Return a result with four patches of two slides; children of one parent are adjacent."""
     patch = torch.tensor([[0.0, 2.0, -1.0, 0.9], [5.0, 5.0, 5.0, 5.0]], requires_grad=True)
     return zoomed(patch_BN=patch, value_BN=[leaf(0.3, -0.3).repeat(2, 1), leaf(1.0, 2.0, 3.0, 4.0).repeat(2, 1)])
 
@@ -90,10 +90,10 @@ def test_maps_are_trained_on_the_evidence_below_their_regions() -> None:
     loss, parts = losses(evidence(), recipe, threshold=1.0)
     # Above 1.0 on the positive slide: patch 1, below node 0 of layer 1. Nothing counts on the negative slide.
     first = [(entropy(0.3, 1) + entropy(-0.3, 0)) / 2, (entropy(0.3, 0) + entropy(-0.3, 0)) / 2]
-    found = [0, 1, 0, 0]
+    target = [0, 1, 0, 0]
     second = [
         sum(entropy(v, f) for v, f in zip((1.0, 2.0, 3.0, 4.0), targets, strict=True)) / 4
-        for targets in (found, [0] * 4)
+        for targets in (target, [0] * 4)
     ]
     expected = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
     assert parts["value"] == pytest.approx(expected)
@@ -101,7 +101,7 @@ def test_maps_are_trained_on_the_evidence_below_their_regions() -> None:
 
 
 def at_patches() -> Zoomed:
-    """As `evidence`, with each layer's values at the last patches."""
+    """Return the result of `evidence` with each layer's values at the last patches."""
     end = evidence()
     values = [leaf(0.3, 0.4, -0.3, -0.4).repeat(2, 1), leaf(1.0, 2.0, 3.0, 4.0).repeat(2, 1)]
     return replace(end, patch_value_BN=values)
@@ -111,8 +111,8 @@ def test_maps_of_all_layers_can_be_trained_at_the_last_patches() -> None:
     recipe = RecipeConfig(value_weight=1.0, value_at="patches")
     _, parts = losses(at_patches(), recipe, threshold=1.0)
     layers = (0.3, 0.4, -0.3, -0.4), (1.0, 2.0, 3.0, 4.0)
-    for slide, found in enumerate([(0, 1, 0, 0), (0, 0, 0, 0)]):
-        each = [entropy(v, f) for values in layers for v, f in zip(values, found, strict=True)]
+    for slide, targets in enumerate([(0, 1, 0, 0), (0, 0, 0, 0)]):
+        each = [entropy(v, f) for values in layers for v, f in zip(values, targets, strict=True)]
         assert parts["value"][slide] == pytest.approx(sum(each) / 8)
 
 

@@ -1,4 +1,4 @@
-"""What label-free pretraining draws, how it changes it, and its loss, against formulas in numpy."""
+"""Contrastive pretraining: drawn regions, changed views and the loss, compared with formulas in numpy."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def test_views_are_transformed_to_all_eight_frames_and_no_other() -> None:
     image = np.arange(16.0).reshape(4, 4)
     frames = {np.rot90(side, k).tobytes() for side in (image, image[:, ::-1]) for k in range(4)}
     turned = turn(torch.from_numpy(image).expand(400, 1, 4, 4), generator()).numpy()
-    assert {one[0].tobytes() for one in turned} == frames
+    assert {view[0].tobytes() for view in turned} == frames
 
 
 def test_restaining_keeps_the_ratio_of_optical_densities() -> None:
     view = torch.rand((64, 3, 8, 8), generator=generator(), dtype=torch.float64) * 0.5 + 0.4
     once, twice = restain(view, generator(1)), restain(view**2, generator(1))
-    assert (once < 1).double().mean() > 0.9  # hardly anything is cut off
+    assert (once < 1).double().mean() > 0.9  # almost nothing is clipped
     torch.testing.assert_close(twice, once**2)
     assert (once - view).abs().mean() > 0.02
 
@@ -97,7 +97,7 @@ def test_blur_keeps_flat_views_and_reduces_the_contrast_of_others() -> None:
     spread, before = blur(noise, generator(1)).std(dim=(1, 2, 3)), noise.std(dim=(1, 2, 3))
     # Of white noise a share b mixed with its means over nine pixels keeps sqrt((1 - b)^2 + 2 b (1 - b) / 9 + b^2 / 9).
     assert torch.all(spread < before)
-    assert torch.all(spread > 0.38 * before)  # b = 0.7, and some for chance
+    assert torch.all(spread > 0.38 * before)  # b = 0.7, with some tolerance
 
 
 # -------------------------------------------------------------------------------------------------------------- loss
@@ -108,16 +108,16 @@ def test_the_contrastive_loss_is_the_cross_entropy_of_the_partner_among_all_othe
     first, second = rng.standard_normal((2, 5, 8))
     both = np.concatenate([first, second])
     unit = both / np.linalg.norm(both, axis=1, keepdims=True)
-    expected, found = [], []
+    expected, is_correct = [], []
     for i in range(10):
         others = [j for j in range(10) if j != i]
         partner = (i + 5) % 10
         weights = np.exp(unit[others] @ unit[i] / 0.2)
         expected.append(-np.log(np.exp(unit[partner] @ unit[i] / 0.2) / weights.sum()))
-        found.append(others[int(weights.argmax())] == partner)
+        is_correct.append(others[int(weights.argmax())] == partner)
     result = contrast(torch.from_numpy(first), torch.from_numpy(second), temperature=0.2)
     assert float(result.loss) == pytest.approx(np.mean(expected), rel=1e-5)
-    assert float(result.accuracy) == pytest.approx(np.mean(found))
+    assert float(result.accuracy) == pytest.approx(np.mean(is_correct))
 
 
 def test_equal_features_cost_the_logarithm_of_the_number_of_choices() -> None:

@@ -1,4 +1,4 @@
-"""Where a region lies: closed forms, round trips, frames against an array turned by numpy."""
+"""Coordinates of regions: closed forms, round trips, frames compared with an array that numpy rotates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = st.tuples(st.integers(1, 300_000), st.integers(1, 300_000))
 @pytest.mark.parametrize(
     ("region", "size", "box"),
     [
-        ((1, 0, 0), (1000, 600), (0, -200, 1000)),  # the root square sticks out above and below a wide slide
+        ((1, 0, 0), (1000, 600), (0, -200, 1000)),  # the root square extends above and below a wide slide
         ((1, 0, 0), (600, 1000), (-200, 0, 1000)),
         ((0.5, -0.5, -0.5), (1000, 1000), (0, 0, 500)),
         ((0.1, 0.4, 0.0), (1000, 600), (650, 250, 100)),
@@ -80,7 +80,7 @@ def test_at_native_scale_an_output_pixel_is_a_level0_pixel() -> None:
 
 
 def cell(region: NDArray[np.float64], side: int) -> tuple[int, int]:
-    """Row and column of the pixel of a (side, side) image that lies at a region's centre."""
+    """Return row and column of the pixel at a region's centre in an image of (side, side) pixels."""
     column, row = np.floor((region[1:] + 1) / 2 * side).astype(int)
     return row, column
 
@@ -89,12 +89,12 @@ def cell(region: NDArray[np.float64], side: int) -> tuple[int, int]:
 def test_frames_transform_regions_as_numpy_transforms_an_array(frame: int) -> None:
     side = 7
     slide = np.arange(side * side).reshape(side, side)
-    seen = np.rot90(slide, frame % 4)
-    seen = np.fliplr(seen) if frame >= 4 else seen
+    view = np.rot90(slide, frame % 4)
+    view = np.fliplr(view) if frame >= 4 else view
     for row in range(side):
         for column in range(side):
             region = np.array([1 / side, (2 * column + 1) / side - 1, (2 * row + 1) / side - 1])
-            assert slide[cell(to_slide_frame(region, frame), side)] == seen[row, column]
+            assert slide[cell(to_slide_frame(region, frame), side)] == view[row, column]
 
 
 def test_all_eight_frames_are_different() -> None:

@@ -1,4 +1,4 @@
-"""Sampler: values and slopes against closed forms, scipy, least squares and finite differences."""
+"""Sampler: values and slopes compared with closed forms, scipy, least squares and finite differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noise_image(num: int, side: int, seed: int = 0) -> torch.Tensor:
 
 
 def centres(left: float, px: float, side: int) -> torch.Tensor:
-    """Root coordinates of the centres of a window's pixels along one axis."""
+    """Return the root coordinates of the centres of a window's pixels along one axis."""
     return left + px * (torch.arange(side, dtype=F64) + 0.5)
 
 
@@ -36,7 +36,7 @@ SIDE, OUT = 40, 16
 
 
 def wave(x_slope: float, y_slope: float) -> torch.Tensor:
-    """An image of `PLACE` that is linear in root coordinates."""
+    """Return an image at `PLACE` that is linear in root coordinates."""
     x, y = centres(0.1, 0.01, SIDE), centres(-0.4, 0.008, SIDE)
     return (x_slope * x[None, :] + y_slope * y[:, None] + 0.3)[None, None]
 
@@ -230,8 +230,8 @@ def test_positions_are_exact_to_a_hundredth_of_a_pixel_on_a_gigapixel_slide(
     for first in (0, 31_337, 98_765, side_px - window_px):
         place = torch.tensor([[first * px - 1, first * px - 1, px, px]], dtype=F64)
         region = torch.tensor([[50 * px, (first + 57.3) * px - 1, (first + 57.3) * px - 1]], dtype=F64)
-        found = sample(image, place, region.to(dtype), out_px)[0, 0]
-        index = found[3] if axis == 0 else found[:, 3]
+        sampled = sample(image, place, region.to(dtype), out_px)[0, 0]
+        index = sampled[3] if axis == 0 else sampled[:, 3]
         assert (index.double() - (57.3 + 50 * unit - 0.5)).abs().max() < limit_px
 
 
@@ -260,7 +260,7 @@ def test_margins_contain_all_but_a_ten_thousandth_of_the_samples() -> None:
 
 
 def pink(num: int, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Images whose spectrum falls like natural ones'."""
+    """Return images whose spectrum decreases as that of natural images."""
     spectrum = torch.fft.rfft2(torch.randn(num, 3, side, side, generator=generator))
     radius = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
     radius[0, 0] = 1
@@ -274,14 +274,15 @@ def test_lms_points_to_a_distant_target_more_reliably_than_bilinear() -> None:
     image = pink(num, side, generator)
     place = torch.tensor([[-1.0, -1.0, 2 / side, 2 / side]], dtype=F64).expand(num, 4)
     target = torch.cat([torch.full((num, 1), scale), torch.rand(num, 2, generator=generator) * 0.6 - 0.3], dim=1)
-    away = torch.nn.functional.normalize(torch.randn(num, 2, generator=generator)) * 0.4 * scale
+    offset = torch.nn.functional.normalize(torch.randn(num, 2, generator=generator)) * 0.4 * scale
     goal = sample(image, place, target, out_px)
     cosine = {}
     for method in ("bilinear", "lms"):
-        start = (target + torch.nn.functional.pad(away, (1, 0))).requires_grad_()
+        start = (target + torch.nn.functional.pad(offset, (1, 0))).requires_grad_()
         view = sample(image, place, start, out_px, method=method, generator=generator)
         (grad,) = torch.autograd.grad((view - goal).square().mean((1, 2, 3)).sum(), start)
-        cosine[method] = torch.cosine_similarity(grad[:, 1:], away)  # downhill leads back
+        # The start is the target plus the offset, so that the negative gradient should point against the offset.
+        cosine[method] = torch.cosine_similarity(grad[:, 1:], offset)
     assert cosine["lms"].mean() > 0.8
     assert cosine["lms"].mean() > cosine["bilinear"].mean() + 0.15
     assert (cosine["lms"] > 0).float().mean() >= (cosine["bilinear"] > 0).float().mean() + 0.05

@@ -1,4 +1,4 @@
-"""Sparsemax against entmax, closed forms and finite differences."""
+"""Sparsemax compared with entmax, closed forms and finite differences."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_normalised_maps_have_zero_mean_and_the_temperature_as_spread() -> None:
 
 def test_masked_positions_have_no_probability() -> None:
     scores = noise(2, 3, 6, 6)
-    scores[..., :3] += 100  # by far the best, but masked out
+    scores[..., :3] += 100  # by far the largest, but masked
     mask = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
     mask[..., 3:] = True
     out = normalise_maps(scores, temperature=0.5, mask_HW=mask)

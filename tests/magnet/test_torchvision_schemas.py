@@ -1,4 +1,4 @@
-"""The schemas are declared where torchvision's operators do not load, and only there."""
+"""The schemas are declared only if torchvision's operators do not load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import torch, magnet.torchvision_schemas as schemas
 schemas.declare()
 print(torch.ops.torchvision.nms.default._schema, torch.ops.torchvision.qnms.default._schema)
 """
-    # a fresh interpreter, since operators are declared once per process
+    # in a new interpreter, because operators are declared once per process
     path = os.pathsep.join([str(tmp_path), str(PACKAGE)])
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Grey filter, tissue mask and sizes of views."""
+"""Grey filter, tissue mask and size of views."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from magnet.views import area_pool, grey_filter, tissue_mask
 
 
 def as_view(colours: list[tuple[int, int, int]]) -> torch.Tensor:
-    """One row of pixels; (1, 3, 1, W)."""
+    """Return one row of pixels as a view; (1, 3, 1, W)."""
     return (torch.tensor(colours, dtype=torch.float32) / 255).T[None, :, None, :]
 
 
 def test_a_pixel_is_grey_if_all_three_differences_are_within_the_tolerance() -> None:
-    # every combination near the limit, at several brightnesses, judged in whole numbers
+    # every combination near the limit, at several brightnesses, computed in whole numbers
     colours = [
         (base, base + a, base + b)
         for base in (20, 101, 230)

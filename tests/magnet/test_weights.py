@@ -1,4 +1,4 @@
-"""Weights files: formats, digests, URIs, and files that do not fit."""
+"""Files of weights: formats, digests, URIs, and weights that do not fit."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def assert_is_state(loaded: dict[str, torch.Tensor]) -> None:
 def test_paths_and_uris_give_the_same_weights(weights_file: Path) -> None:
     assert_is_state(read_state_dict(str(weights_file)))
     assert_is_state(read_state_dict(weights_file.as_uri()))
-    asked = []
+    requested = []
 
     def fetch(uri: str) -> bytes:
-        asked.append(uri)
+        requested.append(uri)
         return weights_file.read_bytes()
 
     uri = f"s3://bucket/models/{weights_file.name}"
     assert_is_state(read_state_dict(uri, fetch=fetch))
-    assert asked == [uri]
+    assert requested == [uri]
 
 
 def test_the_digest_is_checked(weights_file: Path) -> None:

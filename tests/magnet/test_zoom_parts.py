@@ -46,7 +46,7 @@ def test_no_region_is_finer_than_native_resolution() -> None:
             floor = native_scale(out_px, int(side))
             np.testing.assert_allclose(trace.regions[layer][b, :, 0], np.maximum(expected[b, :, 0], floor))
         np.testing.assert_allclose(trace.regions[layer][..., 1:], expected[..., 1:], atol=1e-12)
-        if layer == 1:  # children compose with the clamped parents
+        if layer == 1:  # children are composed with the clamped parents
             parent = trace.regions[1][:, :, None]
             scale = parent[..., :1] * theta[1][..., :1]
             centre = parent[..., :1] * theta[1][..., 1:] + parent[..., 1:]
@@ -76,7 +76,7 @@ def test_there_is_no_frozen_patch_without_its_setting_or_with_one_layer() -> Non
 
 def test_exploration_looks_at_tissue_and_depends_only_on_the_generator() -> None:
     def island(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Purple tissue on white glass, a fifth of the slide wide."""
+        """Return purple tissue, a fifth of the slide wide, on white glass."""
         tissue = (np.abs(x - 0.5) < 0.2) & (np.abs(y + 0.3) < 0.2)
         return np.where(tissue[..., None], [0.6, 0.3, 0.6], [0.95, 0.95, 0.95])
 
@@ -101,7 +101,8 @@ def test_the_papers_network_has_a_stack_of_three_mixed_layers_for_every_node() -
     assert [s.num_groups for s in stacks] == [3, 6, 18]  # of the tree (3, 2, 3)
     for s in stacks:
         mixed = [*s.layers, s.last]
-        assert [[kernel.shape[-1] for kernel in one.kernels] for one in mixed] == [[1, 3, 5, 7, 1]] * 3  # last: pooled
+        sizes = [[kernel.shape[-1] for kernel in layer.kernels] for layer in mixed]
+        assert sizes == [[1, 3, 5, 7, 1]] * 3  # the last kernel is that of the pooled branch
         view = torch.zeros(1, s.num_groups, 3, 56, 56, device="meta")
         assert s(view).shape == (1, s.num_groups, 56, 56)  # one map each, of the input's size
     assert model.encoder.num_features == 2048
@@ -130,11 +131,11 @@ def test_auxiliary_classifiers_see_the_views_of_their_layers(
     schedule: tuple[int, ...], early: int | None, late: int
 ) -> None:
     model = network(with_auxiliary(schedule)).train()
-    seen: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in ("early", "late"):
         part = getattr(model, name)
         if part is not None:
-            part.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: tuple(inputs[0].shape)}))
+            part.register_forward_pre_hook(lambda _, inputs, name=name: shapes.update({name: tuple(inputs[0].shape)}))
     run(model, by_layer(layer_colours(len(schedule)), 2), 2)
 
     def shape(layer: int) -> tuple[int, ...]:
@@ -142,11 +143,11 @@ def test_auxiliary_classifiers_see_the_views_of_their_layers(
         return (2, math.prod(schedule[:layer]), 3, px, px)
 
     expected = {"late": shape(late)} | ({"early": shape(early)} if early is not None else {})
-    assert seen == expected
+    assert shapes == expected
 
 
 def preset(name: str) -> tuple[ModelConfig, RecipeConfig]:
-    """A preset with pixels and encoders small enough for a test."""
+    """Return a preset with small views and small encoders."""
     model = PRESETS[name].get("model", {})
     zoom = {"map_px": 12, "view_px": 24, "patch_px": 32, "schedule": (2, 2, 2)}
     tiny = {"encoder": "test_resnet"}
@@ -219,7 +220,7 @@ def test_a_network_for_a_checkpoint_reads_no_weights_and_warns_about_none(caplog
 
 
 def test_a_network_for_a_checkpoint_normalises_its_input_as_configured_for_its_initial_weights() -> None:
-    """timm's weights of one architecture differ in that; no network is asked for them."""
+    """timm's weights of one architecture differ in their normalisation; they are not downloaded."""
     means = [
         make_encoder("inception_v3", tag, to_be_loaded=True).mean.flatten().tolist()
         for tag in ("tf_in1k", "gluon_in1k")
