@@ -59,6 +59,7 @@ def moments(p_HW: Tensor, spread: Spread = "rms") -> tuple[Tensor, Tensor]:
     eqs. 1 to 3 (the mean places the region, the spread sizes it).
     """
     x_W, y_H = pixel_centres(p_HW.shape[-1], like=p_HW), pixel_centres(p_HW.shape[-2], like=p_HW)
+    # Marginals are enough for the means and for "rms"; only "l2" needs the whole map.
     p_W, p_H = p_HW.sum(dim=-2), p_HW.sum(dim=-1)
     mean = torch.stack([(p_W * x_W).sum(dim=-1), (p_H * y_H).sum(dim=-1)], dim=-1)
     from_x, from_y = x_W - mean[..., :1], y_H - mean[..., 1:]

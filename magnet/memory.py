@@ -155,6 +155,7 @@ class _NoContent(TorchFunctionMode):
             return np.zeros(tuple(args[0].shape), str(args[0].dtype).removeprefix("torch."))
         if func is torch.from_numpy:
             return torch.empty(args[0].shape, dtype=getattr(torch, str(args[0].dtype)))
+        # False skips the Newton steps of sparsemax, whose number depends on the content.
         if func in (Tensor.__bool__, Tensor.__float__):
             return False
         return func(*args, **(kwargs or {}))
@@ -172,7 +173,7 @@ class _StorageCounter(TorchDispatchMode):
         self.peak: dict[str, int] = {}
         """Bytes by part at the peak."""
         self._bytes: Counter[str] = Counter()
-        self._owner: dict[int, list[str]] = {}
+        self._owner: dict[int, list[str]] = {}  # part by storage, in a list of one because `move` changes it
         self._total = self._peak_total = 0
         self._part = [WINDOWS]  # a stack of the parts whose modules are running
         for name, modules in _modules_by_part(model).items():

@@ -101,6 +101,7 @@ def auroc_by_stratum(
         raise ValueError(f"{len(names)} strata for {len(positive) + len(negative)} labels: give one per label")
     stratum = np.array([name or "" for name, label in zip(names, np.asarray(labels), strict=True) if label == 1])
     groups = {str(name): stratum == name for name in np.unique(stratum) if name}
+    # The paper reports this union; it exists also if only one of the two strata does.
     either = np.isin(stratum, MACRO_MICRO.split("+"))
     if either.any():
         groups[MACRO_MICRO] = either
@@ -126,6 +127,7 @@ def _interval(positive: Floats, negative: Floats, confidence: float) -> tuple[fl
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * np.sqrt(variance) / (inner * (1 - inner))
     centre = np.log(inner / (1 - inner))
     low, high = (float(1 / (1 + np.exp(-end))) for end in (centre - reach, centre + reach))
+    # The ends are those around the moved area; the interval must contain the measured one too.
     return min(low, area), max(high, area)
 
 
@@ -144,6 +146,7 @@ def _hanley_variance(area: float, num_positive: int, num_negative: int) -> float
 def _shares_below(scores: Floats, others: Floats) -> Floats:
     """Return for each score the share of the others that are below it; equal scores count half."""
     ordered = np.sort(others)
+    # "left" counts the scores below, "right" the scores below or equal; their mean counts equal scores half.
     below = np.searchsorted(ordered, scores, side="left") + np.searchsorted(ordered, scores, side="right")
     return below / (2 * len(others))
 

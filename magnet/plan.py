@@ -107,6 +107,7 @@ def largest_that_fits(options: list[Cut], fits: Callable[[Cut], bool]) -> Cut | 
     Returns:
         The split; None if none fits.
     """
+    # Splits come in order of size, so that the first that fits is the largest.
     overlapping = [cut for cut in options if cut.per_worker > 1]
     return next((cut for cut in overlapping or options if fits(cut)), None)
 

@@ -137,6 +137,7 @@ def drive_many(
         if not active:
             return
         oldest = active[0]
+        # With this distance between the requests of one zoom, those in flight spread evenly over the layers.
         min_ended = (num_in_flight - 1) // max_requests if max_requests else 0
         behind = [
             zoom
@@ -150,7 +151,7 @@ def drive_many(
             except StopIteration as end:
                 result: Result | Caught = end.value
             except catch as error:
-                zoom.zoom.close()
+                zoom.zoom.close()  # runs what its `finally` blocks do now, and not when it is collected
                 result = error
             active.remove(zoom)
             num_ended += 1

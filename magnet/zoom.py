@@ -195,17 +195,19 @@ class MagNet(nn.Module):
             records.append(views.make_record(tissue_BNHW, values[-1] if values else None))
             placed = magnify(small_BNCHW, tissue_BNHW, options.exploration, options.generator)
             values.append(placed.value_BNP.flatten(1))
+            # The value loss trains the maps, not the regions at which they are read: hence detached.
             maps.append((placed.map_BNPHW, region_BN3.detach()))
             theta_BNP3 = placed.theta_BNP3 if options.theta_gradient else placed.theta_BNP3.detach()
             out_px = self.config.zoom.out_px(layer + 1)
             region_BN3 = clamp_to_native(compose(region_BN3, theta_BNP3), out_px, side_px_B).flatten(1, 2)
+        # In training the losses need all last patches.
         if options.should_stop is not None and not self.training:
             return (yield from self._read_until(options.should_stop, region_BN3, values[-1], records, options))
         patches = yield from self.look(self.config.zoom.num_layers, region_BN3, options)
         auxiliary |= self._auxiliary_logits(self.config.zoom.num_layers, patches.view_BNCHW)
         records.append(patches.make_record(find_tissue(patches.view_BNCHW), values[-1]))
         patch_values = []
-        if self.training:
+        if self.training:  # only the value loss uses them
             patch_values = [value_at_patches(map_BNPHW, parent, region_BN3.detach()) for map_BNPHW, parent in maps]
         logits = self.head(self.encode(patches.view_BNCHW))
         return make_result(logits, records, values, patch_values, auxiliary)
@@ -269,6 +271,7 @@ class MagNet(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trained parameters in two groups: those of the locators and the rest."""
+        # The locators have their own learning rate, and their gradient is clipped separately.
         locators = [p for p in self.layers.parameters() if p.requires_grad]
         ids = {id(p) for p in locators}
         return {"locators": locators, "rest": [p for p in self.parameters() if p.requires_grad and id(p) not in ids]}
@@ -288,6 +291,7 @@ class MagNet(nn.Module):
             views = yield from self.look(self.config.zoom.num_layers, chunk_BN3, options)
             parts.append(views.make_record(find_tissue(views.view_BNCHW), chunk_value_BN))
             features.append(self.encode(views.view_BNCHW))
+            # The head runs again over all patches so far, which costs little compared with the encoder.
             logits = self.head(torch.cat(features, dim=1))
             if should_stop(logits.running_BN):
                 break
