@@ -87,7 +87,7 @@ def expected_score(map_HW: Tensor, p_HW: Tensor) -> Tensor:
     return (map_HW.to(p_HW.dtype) * p_HW).sum(dim=(-2, -1))
 
 
-def scale_from(spread: Tensor, limit: ScaleLimit = "hard", s_min: float = 0.05, s_max: float = 1.0) -> Tensor:
+def limit_scale(spread: Tensor, limit: ScaleLimit = "hard", s_min: float = 0.05, s_max: float = 1.0) -> Tensor:
     """Convert the spread of a map to the half-side of its region, within [s_min, s_max].
 
     Args:
@@ -113,7 +113,7 @@ def scale_from(spread: Tensor, limit: ScaleLimit = "hard", s_min: float = 0.05, 
     raise ValueError(f"limit {limit!r}: must be 'hard', 'straight_through' or 'softplus'")
 
 
-def centre_from(mean_2: Tensor, scale: Tensor, limit: CentreLimit = "tanh") -> Tensor:
+def limit_centre(mean_2: Tensor, scale: Tensor, limit: CentreLimit = "tanh") -> Tensor:
     """Convert the mean of a map to the centre of its region.
 
     Args:
@@ -138,7 +138,7 @@ def centre_from(mean_2: Tensor, scale: Tensor, limit: CentreLimit = "tanh") -> T
     raise ValueError(f"limit {limit!r}: must be 'tanh' or 'bounded'")
 
 
-def clamp_native(region_B3: Tensor, min_scale_B: Tensor) -> Tensor:
+def clamp_scale(region_B3: Tensor, min_scale_B: Tensor) -> Tensor:
     """Enlarge regions that are smaller than the smallest scale of their slide.
 
     The gradient passes as if there were no clamp, so that a node that has reached native resolution can grow again.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from magnet.affine import centre_from
+from magnet.affine import limit_centre
 from magnet.config import ModelConfig
 from magnet.windows import WindowRequest, Windows
 from magnet.zoom import MagNet, Zoomed, ZoomOptions, clamp_to_native, find_tissue, make_result, make_roots, shrink
@@ -71,7 +71,7 @@ class RandomTissue(MagNet):
         place_BN2 = (torch.stack([pixel_BN % wide, pixel_BN // wide], dim=-1) + within_BN2).to(self.device)
         centre_BN2 = place_BN2.double() * 2 / place_BN2.new_tensor([wide, high]) - 1
         half_BN = self.half_side_N.expand(b, num)
-        return torch.cat([half_BN[..., None], centre_from(centre_BN2, half_BN, "bounded")], dim=-1)
+        return torch.cat([half_BN[..., None], limit_centre(centre_BN2, half_BN, "bounded")], dim=-1)
 
 
 class Thumbnail(MagNet):

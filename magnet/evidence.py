@@ -78,7 +78,7 @@ def value_targets(
     return [evidence_BM.unflatten(1, (n, num_patches // n)).any(dim=-1).float() for n in num_nodes]
 
 
-def value_at(map_HW: Tensor, point_K2: Tensor) -> Tensor:
+def interpolate_map(map_HW: Tensor, point_K2: Tensor) -> Tensor:
     """Interpolate maps bilinearly at points; beyond the outer pixel centres the values are continued.
 
     Args:
@@ -96,7 +96,7 @@ def value_at(map_HW: Tensor, point_K2: Tensor) -> Tensor:
     return value_N11K.view(point_K2.shape[:-1])
 
 
-def value_at_patches(map_BNPHW: Tensor, parent_BN3: Tensor, patch_BM3: Tensor) -> Tensor:
+def interpolate_at_patches(map_BNPHW: Tensor, parent_BN3: Tensor, patch_BM3: Tensor) -> Tensor:
     """Return the values of a layer's maps at the centres of the last patches below, each from its own branch's map.
 
     Args:
@@ -111,7 +111,7 @@ def value_at_patches(map_BNPHW: Tensor, parent_BN3: Tensor, patch_BM3: Tensor) -
     parent_BN113 = parent_BN3[:, :, None, None]
     # From root coordinates to the parent's own, in which its maps are given.
     point_BNPK2 = (patch_BNPK3[..., 1:] - parent_BN113[..., 1:]) / parent_BN113[..., :1]
-    return value_at(map_BNPHW, point_BNPK2).flatten(1)
+    return interpolate_map(map_BNPHW, point_BNPK2).flatten(1)
 
 
 def value_loss(value_BN: Tensor, target_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:

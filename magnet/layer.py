@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from magnet.affine import centre_from, expected_score, moments, pixel_centres, scale_from
+from magnet.affine import expected_score, limit_centre, limit_scale, moments, pixel_centres
 from magnet.config import LocatorConfig
-from magnet.evidence import value_at
+from magnet.evidence import interpolate_map
 from magnet.sparsemax import normalise_maps, spatial_sparsemax
 from magnet.stacks import Locator
 
@@ -80,11 +80,11 @@ class MagnifyingLayer(nn.Module):
             if exploration > 0:
                 theta_BN3 = _explore(theta_BN3, tissue_BNHW & allowed_BNHW, exploration, generator)
             if config.inhibit_siblings:
-                allowed_BNHW = allowed_BNHW & ~_occupied(theta_BN3, allowed_BNHW, config.inhibit_radius)
+                allowed_BNHW = allowed_BNHW & ~_occupied_positions(theta_BN3, allowed_BNHW, config.inhibit_radius)
             thetas.append(theta_BN3)
             sparse.append(sparse_BNHW)
         theta_BNP3 = torch.stack(thetas, dim=2)
-        value_BNP = value_at(map_BNPHW, theta_BNP3[..., None, 1:])[..., 0]
+        value_BNP = interpolate_map(map_BNPHW, theta_BNP3[..., None, 1:])[..., 0]
         return Placement(theta_BNP3, map_BNPHW, torch.stack(sparse, dim=2), value_BNP)
 
 
@@ -92,7 +92,7 @@ def _place(map_BNHW: Tensor, allowed_BNHW: Tensor, config: LocatorConfig) -> tup
     """Place one child per node; return its theta (B, N, 3) and the sparse map that it comes from."""
     allowed_BNHW = _allow_all_if_empty(allowed_BNHW)
     if config.peak_radius is not None:
-        allowed_BNHW = allowed_BNHW & _near_peak(map_BNHW, allowed_BNHW, config.peak_radius)
+        allowed_BNHW = allowed_BNHW & _positions_near_peak(map_BNHW, allowed_BNHW, config.peak_radius)
     if config.normalise_maps:
         score_BNHW = normalise_maps(map_BNHW, config.temperature, allowed_BNHW)
     else:
@@ -104,8 +104,8 @@ def _place(map_BNHW: Tensor, allowed_BNHW: Tensor, config: LocatorConfig) -> tup
         spread_BN = expected_score(score_BNHW.masked_fill(sparse_BNHW == 0, 0), sparse_BNHW)
     else:
         mean_BN2, spread_BN = moments(sparse_BNHW, config.spread)
-    scale_BN = scale_from(spread_BN, config.scale_clamp, config.scale_min, config.scale_max)
-    centre_BN2 = centre_from(mean_BN2, scale_BN, config.centre)
+    scale_BN = limit_scale(spread_BN, config.scale_clamp, config.scale_min, config.scale_max)
+    centre_BN2 = limit_centre(mean_BN2, scale_BN, config.centre)
     return torch.cat([scale_BN[..., None], centre_BN2], dim=-1), sparse_BNHW
 
 
@@ -120,7 +120,7 @@ def _allow_all_if_empty(allowed_BNHW: Tensor) -> Tensor:
     return allowed_BNHW | ~allowed_BNHW.any(dim=(-2, -1), keepdim=True)
 
 
-def _near_peak(map_BNHW: Tensor, allowed_BNHW: Tensor, radius: float) -> Tensor:
+def _positions_near_peak(map_BNHW: Tensor, allowed_BNHW: Tensor, radius: float) -> Tensor:
     """Return the positions within `radius` (in half-sides of the view) of each map's largest allowed value.
 
     Without this limit the mean of a map with two peaks is between them, where there may be nothing.
@@ -131,7 +131,7 @@ def _near_peak(map_BNHW: Tensor, allowed_BNHW: Tensor, radius: float) -> Tensor:
     return (position_HW2 - peak_BN112).square().sum(dim=-1) <= radius**2
 
 
-def _occupied(theta_BN3: Tensor, like_BNHW: Tensor, radius: float) -> Tensor:
+def _occupied_positions(theta_BN3: Tensor, like_BNHW: Tensor, radius: float) -> Tensor:
     """Return the positions inside each region or within the radius of its centre."""
     theta_BN113 = theta_BN3.detach()[:, :, None, None]
     distance_BNHW2 = (_positions(like_BNHW) - theta_BN113[..., 1:]).abs()
@@ -151,7 +151,7 @@ def _explore(theta_BN3: Tensor, allowed_BNHW: Tensor, probability: float, genera
     position_BN = torch.multinomial(weight, 1, generator=generator).reshape(b, n).to(theta_BN3.device)
     moved_BN1 = (torch.rand(b, n, 1, generator=generator) < probability).to(theta_BN3.device)
     scale_BN = theta_BN3[..., 0].detach()
-    centre_BN2 = centre_from(_positions(allowed_BNHW).flatten(0, 1)[position_BN], scale_BN, "bounded")
+    centre_BN2 = limit_centre(_positions(allowed_BNHW).flatten(0, 1)[position_BN], scale_BN, "bounded")
     return torch.where(moved_BN1, torch.cat([scale_BN[..., None], centre_BN2], dim=-1), theta_BN3)
 
 

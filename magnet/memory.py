@@ -80,7 +80,7 @@ def step_memory(
     with mode, _NoContent(), _StorageCounter(model) as counter:
         label_B = torch.zeros(micro_batch)
         if accumulated:
-            for parameter in _trained(model):
+            for parameter in _trained_parameters(model):
                 parameter.grad = torch.zeros_like(parameter)
                 counter.move(parameter.grad, GRADIENTS)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -121,7 +121,7 @@ def _no_pixels(request: WindowRequest) -> Windows:
     return Windows(pixels=np.zeros((num, side, side, 3), np.uint8), place=np.ones((num, 4)), level=np.ones(num))
 
 
-def _trained(model: nn.Module) -> list[nn.Parameter]:
+def _trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that the optimizer updates."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -130,7 +130,7 @@ def _permanent_bytes(model: nn.Module) -> dict[str, int]:
     """Return the bytes that stay on the GPU from step to step, except for the gradients."""
     # Adam keeps two numbers for each trained weight.
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return {WEIGHTS: weights, OPTIMIZER: 2 * sum(parameter.nbytes for parameter in _trained(model))}
+    return {WEIGHTS: weights, OPTIMIZER: 2 * sum(parameter.nbytes for parameter in _trained_parameters(model))}
 
 
 def _remove_content(model: nn.Module, mode: FakeTensorMode) -> None:
@@ -182,7 +182,7 @@ class _StorageCounter(TorchDispatchMode):
                 module.register_forward_hook(lambda *_: self._part.pop() and None)
         for tensor in (*model.parameters(), *model.buffers()):
             self._owner[tensor.untyped_storage()._cdata] = [WEIGHTS]  # counted by _permanent_bytes
-        for parameter in _trained(model):
+        for parameter in _trained_parameters(model):
             parameter.register_post_accumulate_grad_hook(lambda p: self.move(p.grad, GRADIENTS))
 
     def __torch_dispatch__(

@@ -58,13 +58,13 @@ def _value_loss(
     if recipe.value_at == "patches":
         targets, values = [targets[-1]] * zoom.num_layers, zoomed.patch_value_BN
     losses = [
-        value_loss(value_BN, target_BN, _chosen_by_map(layer, value_BN, zoom))
+        value_loss(value_BN, target_BN, _choice_weights(layer, value_BN, zoom))
         for layer, (value_BN, target_BN) in enumerate(zip(values, targets, strict=True), start=1)
     ]
     return torch.stack(losses).mean(dim=0)
 
 
-def _chosen_by_map(layer: int, like_BN: Tensor, zoom: ZoomConfig) -> Tensor:
+def _choice_weights(layer: int, like_BN: Tensor, zoom: ZoomConfig) -> Tensor:
     """Return weights like `like_BN`: 0 for frozen patches and all nodes below them, 1 for nodes that a map chose."""
     weight_BN = torch.ones_like(like_BN)
     if zoom.frozen_patch and layer == FROZEN_LAYER:

@@ -21,7 +21,7 @@ class LayerRecord:
 
     region_BN3: NDArray[np.float64]
     """Regions in root coordinates."""
-    level_BN: NDArray[np.float64]
+    downsample_BN: NDArray[np.float64]
     """Level-0 pixels per pixel of the window that was read, 1 or more."""
     tissue_BN: NDArray[np.float32]
     """Share of each view that shows tissue, 0 to 1."""
@@ -59,7 +59,7 @@ def concatenate_nodes(records: Sequence[LayerRecord]) -> LayerRecord:
     first = records[0]
     return LayerRecord(
         region_BN3=join("region_BN3"),
-        level_BN=join("level_BN"),
+        downsample_BN=join("downsample_BN"),
         tissue_BN=join("tissue_BN"),
         value_BN=None if first.value_BN is None else join("value_BN"),
         view_BNHWC=None if first.view_BNHWC is None else join("view_BNHWC"),

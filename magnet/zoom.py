@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from magnet.affine import clamp_native, compose
+from magnet.affine import clamp_scale, compose
 from magnet.auxiliary import make_auxiliary_classifier
 from magnet.config import ModelConfig
 from magnet.encoder import make_encoder
-from magnet.evidence import value_at_patches
+from magnet.evidence import interpolate_at_patches
 from magnet.heads import EvidenceHead, RecurrentHead, SlideLogits
 from magnet.layer import MagnifyingLayer
 from magnet.regions import native_scale
@@ -94,7 +94,7 @@ class LayerViews:
     """Views in [0, 1]; they carry the gradient to the regions."""
     region_BN3: NDArray[np.float64]
     """Regions in root coordinates."""
-    level_BN: NDArray[np.float64]
+    downsample_BN: NDArray[np.float64]
     """Level-0 pixels per pixel of the window that was read."""
     keep: bool
     """Whether the record keeps the views."""
@@ -111,7 +111,7 @@ class LayerViews:
             view_BNHWC = (self.view_BNCHW.detach() * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).cpu().numpy()
         return LayerRecord(
             region_BN3=self.region_BN3,
-            level_BN=self.level_BN,
+            downsample_BN=self.downsample_BN,
             tissue_BN=tissue_BNHW.float().mean(dim=(-2, -1)).cpu().numpy(),
             value_BN=None if value_BN is None else value_BN.detach().float().cpu().numpy(),
             view_BNHWC=view_BNHWC,
@@ -208,7 +208,9 @@ class MagNet(nn.Module):
         records.append(patches.make_record(find_tissue(patches.view_BNCHW), values[-1]))
         patch_values = []
         if self.training:  # only the value loss uses them
-            patch_values = [value_at_patches(map_BNPHW, parent, region_BN3.detach()) for map_BNPHW, parent in maps]
+            patch_values = [
+                interpolate_at_patches(map_BNPHW, parent, region_BN3.detach()) for map_BNPHW, parent in maps
+            ]
         logits = self.head(self.encode(patches.view_BNCHW))
         return make_result(logits, records, values, patch_values, auxiliary)
 
@@ -256,7 +258,7 @@ class MagNet(nn.Module):
         return LayerViews(
             view_BNCHW=view_NCHW.unflatten(0, (b, n)),
             region_BN3=requested_BN3,
-            level_BN=windows.level.reshape(b, n),
+            downsample_BN=windows.level.reshape(b, n),
             keep=options.keep_views,
         )
 
@@ -323,7 +325,7 @@ def clamp_to_native(region_B3: Tensor, out_px: int, side_px_B: NDArray[np.float6
         out_px: side of their views.
         side_px_B: side of each slide's root square in level-0 pixels.
     """
-    return clamp_native(region_B3, region_B3.new_tensor([native_scale(out_px, side) for side in side_px_B]))
+    return clamp_scale(region_B3, region_B3.new_tensor([native_scale(out_px, side) for side in side_px_B]))
 
 
 def shrink(view_BNCHW: Tensor, out_px: int) -> Tensor:

@@ -41,7 +41,7 @@ def _layer(
     patch = None if zoomed.patch_BN is None else zoomed.patch_BN[0].double().sigmoid().tolist()
     last = layer == len(schedule)
     for n, (box, um) in enumerate(zip(box_N3.tolist(), um_N4, strict=True)):
-        downsample = float(np.float32(record.level_BN[0, n]))
+        downsample = float(np.float32(record.downsample_BN[0, n]))
         yield {
             "layer": layer,
             "parent": above + n // schedule[layer - 1] if layer else None,

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from magnet.affine import (
-    centre_from,
-    clamp_native,
+    clamp_scale,
     compose,
     expected_score,
+    limit_centre,
+    limit_scale,
     moments,
     pixel_centres,
-    scale_from,
 )
 
 F64 = torch.float64
@@ -124,15 +124,15 @@ def value_and_slope(function: Any, x: float) -> tuple[float, float]:
 def test_hard_limits_block_the_gradient_and_straight_through_ones_do_not(
     spread: float, value: float, hard: float, through: float
 ) -> None:
-    assert value_and_slope(lambda s: scale_from(s, "hard", 0.05, 0.8), spread) == pytest.approx((value, hard))
-    assert value_and_slope(lambda s: scale_from(s, "straight_through", 0.05, 0.8), spread) == pytest.approx(
+    assert value_and_slope(lambda s: limit_scale(s, "hard", 0.05, 0.8), spread) == pytest.approx((value, hard))
+    assert value_and_slope(lambda s: limit_scale(s, "straight_through", 0.05, 0.8), spread) == pytest.approx(
         (value, through)
     )
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.03, 0.05, 0.3])
 def test_the_softplus_limit_equals_its_formula(spread: float) -> None:
-    value, slope = value_and_slope(lambda s: scale_from(s, "softplus", 0.05), spread)
+    value, slope = value_and_slope(lambda s: limit_scale(s, "softplus", 0.05), spread)
     above = np.exp((spread - 0.05) / 0.05)
     assert value == pytest.approx(0.05 + 0.05 * np.log1p(above), abs=1e-9)
     assert slope == pytest.approx(above / (1 + above), abs=1e-9)
@@ -140,13 +140,13 @@ def test_the_softplus_limit_equals_its_formula(spread: float) -> None:
 
 def test_the_centre_of_the_paper_is_tanh() -> None:
     mean = noise(5, 2)
-    np.testing.assert_allclose(centre_from(mean, torch.ones(5)).numpy(), np.tanh(mean.numpy()), atol=1e-15)
+    np.testing.assert_allclose(limit_centre(mean, torch.ones(5)).numpy(), np.tanh(mean.numpy()), atol=1e-15)
 
 
 def test_a_bounded_centre_keeps_the_region_inside_its_parent() -> None:
     mean = torch.tensor([[0.9, -0.9], [0.2, -0.1]], dtype=F64, requires_grad=True)
     scale = torch.tensor([0.3, 0.3], dtype=F64, requires_grad=True)
-    centre = centre_from(mean, scale, "bounded")
+    centre = limit_centre(mean, scale, "bounded")
     torch.testing.assert_close(centre, torch.tensor([[0.7, -0.7], [0.2, -0.1]], dtype=F64))
     centre.sum().backward()
     torch.testing.assert_close(mean.grad, torch.ones(2, 2, dtype=F64))
@@ -155,7 +155,7 @@ def test_a_bounded_centre_keeps_the_region_inside_its_parent() -> None:
 
 def test_native_resolution_is_the_smallest_scale_of_each_slide() -> None:
     region = torch.tensor([[[0.001, 0.5, -0.5], [0.2, 0.0, 0.0]]] * 2, dtype=F64, requires_grad=True)
-    clamped = clamp_native(region, torch.tensor([0.01, 0.5]))
+    clamped = clamp_scale(region, torch.tensor([0.01, 0.5]))
     torch.testing.assert_close(clamped[..., 0], torch.tensor([[0.01, 0.2], [0.5, 0.5]], dtype=F64))
     torch.testing.assert_close(clamped[..., 1:], region[..., 1:])
     clamped.sum().backward()
@@ -166,9 +166,9 @@ def test_native_resolution_is_the_smallest_scale_of_each_slide() -> None:
     "call",
     [
         lambda: moments(torch.ones(2, 2), "mean"),  # type: ignore[arg-type]
-        lambda: scale_from(torch.ones(1), "soft"),  # type: ignore[arg-type]
-        lambda: scale_from(torch.ones(1), s_min=0.5, s_max=0.4),
-        lambda: centre_from(torch.ones(1, 2), torch.ones(1), "none"),  # type: ignore[arg-type]
+        lambda: limit_scale(torch.ones(1), "soft"),  # type: ignore[arg-type]
+        lambda: limit_scale(torch.ones(1), s_min=0.5, s_max=0.4),
+        lambda: limit_centre(torch.ones(1, 2), torch.ones(1), "none"),  # type: ignore[arg-type]
     ],
 )
 def test_unknown_options_are_rejected_with_the_allowed_values(call: Any) -> None:

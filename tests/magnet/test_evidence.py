@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from magnet.evidence import NegativeQuantile, value_at, value_at_patches, value_loss, value_targets
+from magnet.evidence import NegativeQuantile, interpolate_at_patches, interpolate_map, value_loss, value_targets
 
 POSITIVE, NEGATIVE = 1, 0
 
@@ -90,15 +90,15 @@ def test_values_are_interpolated_at_the_given_points() -> None:
     y, x = torch.meshgrid(torch.arange(4.0), torch.arange(8.0), indexing="ij")
     maps = torch.stack([10 * y + x, 100 + 10 * y + x])  # (2, 4, 8)
     centres = torch.tensor([[13 / 8 - 1, 3 / 4 - 1], [0.0, 0.0]])  # pixel (x 6, y 1); between the four middle ones
-    torch.testing.assert_close(value_at(maps, centres[:, None])[:, 0], torch.tensor([16.0, 100 + 15 + 3.5]))
+    torch.testing.assert_close(interpolate_map(maps, centres[:, None])[:, 0], torch.tensor([16.0, 100 + 15 + 3.5]))
     corner = torch.tensor([[1.0, 1.0]])  # beyond the centre of the corner pixel, whose value continues
-    torch.testing.assert_close(value_at(maps[0], corner), torch.tensor([37.0]))
+    torch.testing.assert_close(interpolate_map(maps[0], corner), torch.tensor([37.0]))
 
 
 def test_the_gradient_of_a_value_reaches_the_map_and_not_the_point() -> None:
     maps = torch.zeros(1, 1, 4, 4, requires_grad=True)
     centre = torch.tensor([[[-0.75, 0.25]]], requires_grad=True)
-    value_at(maps, centre[:, None]).sum().backward()
+    interpolate_map(maps, centre[:, None]).sum().backward()
     assert maps.grad is not None
     assert maps.grad[0, 0].nonzero().tolist() == [[2, 0]]
     assert centre.grad is None
@@ -112,7 +112,7 @@ def test_values_at_patches_come_from_the_map_of_their_branch() -> None:
     parents = torch.tensor([[[0.5, 0.2, 0.0], [0.25, -0.5, 0.0]]])
     patches = torch.tensor([[[0.1, 0.2, 0.0], [0.1, 0.45, 0.3], [0.1, -0.5, 0.0], [0.1, -0.625, 0.1]]])
     # relative to their parents: 0, half a half-side to the right; 0, half a half-side to the left
-    torch.testing.assert_close(value_at_patches(maps, parents, patches), torch.tensor([[0.0, 0.5, 0.0, -5.0]]))
+    torch.testing.assert_close(interpolate_at_patches(maps, parents, patches), torch.tensor([[0.0, 0.5, 0.0, -5.0]]))
 
 
 def test_the_value_loss_is_a_mean_over_nodes_of_weight_one() -> None:

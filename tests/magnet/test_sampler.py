@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from magnet import sampler
-from magnet.affine import centre_from, clamp_native, compose, moments, scale_from
+from magnet.affine import clamp_scale, compose, limit_centre, limit_scale, moments
 from magnet.sampler import MARGIN_PX, NUM_SAMPLES, sample, to_window
 from magnet.sparsemax import normalise_maps, spatial_sparsemax
 
@@ -82,12 +82,12 @@ def test_the_gradient_from_pixels_through_two_layers_to_maps_matches_finite_diff
 
     def theta(map_HW: torch.Tensor) -> torch.Tensor:
         mean, size = moments(spatial_sparsemax(normalise_maps(map_HW, 0.3)), spread)
-        scale = scale_from(size, scale_limit)
-        return torch.cat([scale[..., None], centre_from(mean, scale, centre_limit)], dim=-1)
+        scale = limit_scale(size, scale_limit)
+        return torch.cat([scale[..., None], limit_centre(mean, scale, centre_limit)], dim=-1)
 
     def view(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         region = compose(theta(first), theta(second)).flatten(0, 2)
-        return sample(image, place, clamp_native(region, torch.tensor([1e-3])), 2)
+        return sample(image, place, clamp_scale(region, torch.tensor([1e-3])), 2)
 
     maps = torch.randn(2, 1, 1, 5, 5, generator=seeded(1), dtype=F64)
     first, second = maps[0].clone().requires_grad_(), maps[1][:, :, None].clone().requires_grad_()

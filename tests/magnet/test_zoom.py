@@ -63,7 +63,7 @@ def test_requests_and_results_have_the_right_shapes_at_every_depth(schedule: tup
         assert request.region.dtype == np.float64
         assert views_of(end.trace)[layer].shape == (num_slides, n, px, px, 3)
         assert views_of(end.trace)[layer].dtype == np.uint8
-        assert end.trace.layers[layer].level_BN.shape == (num_slides, n)
+        assert end.trace.layers[layer].downsample_BN.shape == (num_slides, n)
     num_patches = num_nodes[-1]
     assert end.logit_B.shape == (num_slides,)
     assert end.patch_BN is not None
@@ -101,14 +101,14 @@ def test_views_are_kept_only_on_request() -> None:
     assert all(layer.view_BNHWC is None for layer in trace.layers)
 
 
-def test_the_trace_has_the_levels_of_the_windows() -> None:
+def test_the_trace_has_the_downsamples_of_the_windows() -> None:
     schedule, thetas = (2, 1), some_thetas(1, (2, 1))
     model = network(config(schedule)).eval()
     fix(model, thetas)
     trace = run(model, by_layer(layer_colours(2), 1), 1).trace
     for layer, region_BN3 in enumerate(compose_by_hand([theta.numpy() for theta in thetas])):
         out_px = 24 if layer < 2 else 32
-        level_px_per_output_px = region_BN3[..., 0] * SIDE_PX / trace.layers[layer].level_BN / out_px
+        level_px_per_output_px = region_BN3[..., 0] * SIDE_PX / trace.layers[layer].downsample_BN / out_px
         assert (level_px_per_output_px >= 1).all()
         assert (level_px_per_output_px < 2).all()
 

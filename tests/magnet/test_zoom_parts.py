@@ -51,7 +51,7 @@ def test_no_region_is_finer_than_native_resolution() -> None:
             scale = parent[..., :1] * theta[1][..., :1]
             centre = parent[..., :1] * theta[1][..., 1:] + parent[..., 1:]
             expected = np.concatenate([scale, centre], axis=-1).reshape(3, 4, 3)
-    assert trace.layers[2].level_BN.min() >= 1
+    assert trace.layers[2].downsample_BN.min() >= 1
     assert (trace.regions[2][0, :, 0] == 0.5).all()  # 32 of 64 px
     assert (trace.regions[2][2, :, 0] == 1.0).all()  # the whole of a slide of 20 px
 
