@@ -35,7 +35,7 @@ from magnet.presets import PRESETS
 from magnet.stacks import Locator
 from magnet.views import area_pool, tissue_mask
 from magnet.windows import Fetch, WindowRequest, Windows, drive
-from magnet.zoom import MagNet, Trace, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 
 SIDE_PX = 110_000
 SLIDE = waves([(3.0, 5.0), (7.0, 2.0), (11.0, 13.0)])
@@ -136,13 +136,12 @@ class Step:
 
     def zoom(self, fetch: Fetch) -> Zoomed:
         """The zoom of the step."""
-        zoom = self.model.zoom(
-            torch.full((self.batch,), float(SIDE_PX)).double().numpy(),
-            explore=self.recipe.exploration(0.0),
+        options = ZoomOptions(
+            exploration=self.recipe.exploration(0.0),
             theta_gradient=self.theta_gradient,
             generator=torch.Generator().manual_seed(0),
         )
-        return drive(zoom, fetch)
+        return drive(self.model.zoom(torch.full((self.batch,), float(SIDE_PX)).double().numpy(), options), fetch)
 
     def answer(self, ask: WindowRequest) -> Windows:
         """The windows of the first run. The same seed asks for the same ones."""
@@ -162,14 +161,14 @@ class Step:
         return region.requires_grad_(self.theta_gradient and layer > 0)
 
     def look(self, layer: int, region_BN3: Tensor) -> Tensor:
-        """Views of a layer from its windows; through the model's own method, which no public name reaches."""
-        generator = torch.Generator().manual_seed(layer)
-        looking = self.model._look(layer, region_BN3, self.asks[layer].out_px, generator, Trace(), False)
+        """Views of a layer from its windows."""
+        options = ZoomOptions(generator=torch.Generator().manual_seed(layer))
+        looking = self.model.look(layer, region_BN3, options)
         next(looking)
         try:
             looking.send(self.windows[layer])
         except StopIteration as end:
-            return end.value
+            return end.value.view_BNCHW
         raise AssertionError("a layer asks once")
 
     def small(self, view_BNCHW: Tensor) -> Tensor:
@@ -208,7 +207,7 @@ class Parts:
             "conv stacks": (self.locate, [*trainable(model.layers), *with_gradient(*self.smalls)]),
             "sparsemax, moments": (self.place, self.maps),
             "encoder": (self.encode, [*trainable(model.encoder), *with_gradient(last)]),
-            "head": (lambda: [model._logits(self.feature_BND)[0]], [*trainable(model.head), self.feature_BND]),
+            "head": (lambda: [model.head(self.feature_BND).running_BN], [*trainable(model.head), self.feature_BND]),
             "auxiliary classifiers": (lambda: [helper(view) for helper, view in self.helpers], helped),
             "losses": (lambda: [self.step.losses(self.zoomed)], logits_of(self.zoomed)),
         }

@@ -34,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 
 from magnet.windows import WindowRequest, Windows
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 from ray_jobs.cluster import connection as cluster
 from ray_jobs.cluster.processes import free_port, started
 from ray_jobs.models import checkpoints
@@ -74,9 +74,11 @@ def make_paced_network(ms_per_slide: float) -> type[MagNet]:
     class Paced(MagNet):
         """Sleeps at the end of each zoom, while other zooms read."""
 
-        def zoom(self, side_px_B: NDArray[np.float64], **options: Any) -> Generator[WindowRequest, Windows, Zoomed]:
+        def zoom(
+            self, side_px_B: NDArray[np.float64], options: ZoomOptions | None = None
+        ) -> Generator[WindowRequest, Windows, Zoomed]:
             """See `MagNet.zoom`."""
-            zoomed = yield from super().zoom(side_px_B, **options)
+            zoomed = yield from super().zoom(side_px_B, options)
             time.sleep(len(side_px_B) * ms_per_slide / 1e3)
             return zoomed
 

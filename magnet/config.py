@@ -1,7 +1,7 @@
-"""Settings of a MagNet and of its training, checked when they are made. Needs nothing but Python.
+"""Settings of a MagNet and of its training, checked when they are created.
 
-The defaults are the paper's (`paper` preset); `magnet/presets.py` holds what other presets change. Numbers that the
-paper leaves open are marked so; where they come from is told there.
+The defaults are those of the paper (preset `paper`); `magnet/presets.py` holds the differences of the other presets.
+Numbers that the paper does not give are marked as open. This module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from operator import mul
 from typing import ClassVar, Literal
 
 MAX_PATCHES = 4096
-"""Schedules with more last patches than this are refused: no card holds them."""
+"""Largest number of last patches of a schedule: no GPU can hold more."""
 
 CLOSED = {"extra": "forbid"}
-"""For pydantic, which reads these classes from YAML, command lines and HTTP: unknown keys are errors."""
+"""Configuration for pydantic, which reads these classes from YAML, command lines and HTTP: unknown keys are errors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZoomConfig:
-    """The zoom tree: how many regions, and how many pixels of each."""
+    """Settings of the zoom tree: the number of regions, and their size in pixels."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     schedule: tuple[int, ...] = (3, 2, 3)
-    """P_l, regions taken per parent at layer l = 1..L (the order is open in the paper)."""
+    """P_l, regions per parent at layer l = 1..L (the order is open in the paper)."""
     map_px: int = 56
-    """Side of I, the input of the conv stacks, and of their maps."""
+    """Side in pixels of I, the input of the conv stacks, and of their maps."""
     view_px: int = 112
-    """Side of I', the view of a node that is not a last patch; a multiple of `map_px`."""
+    """Side in pixels of I', the view of a node that is not a last patch; a multiple of `map_px`."""
     patch_px: int = 224
-    """Side of the last layer's patches."""
+    """Side in pixels of the last layer's patches."""
     margin_px: int = 6
-    """Window pixels read around each region, for the sampler's slopes: four spreads of its noise."""
+    """Window pixels read around each region, for the sampler's slopes: four standard deviations of its noise."""
     frozen_patch: bool = True
-    """The first child of every layer-1 region is that region again (layers 2 and up exist)."""
+    """Whether the first child of every layer-1 region is that region again; no effect with one layer."""
     grey_tolerance: int | None = 15
-    """Pixels whose channels differ by no more than this (of 255) become black; None keeps them."""
+    """Largest difference between the channels (of 255) of pixels that become black; null: none do."""
 
     def __post_init__(self) -> None:
         _require(len(self.schedule) >= 1, "schedule", self.schedule, "at least one layer")
@@ -59,67 +59,72 @@ class ZoomConfig:
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """Number of layers below the root, L."""
         return len(self.schedule)
 
     @property
     def num_nodes(self) -> tuple[int, ...]:
-        """Nodes of layers 0 (the root) to L."""
+        """Number of nodes of each of the layers 0 (the root) to L."""
         return (1, *accumulate(self.schedule, mul))
 
     @property
     def num_patches(self) -> int:
-        """Last patches: the product of the schedule."""
+        """Number of last patches: the product of the schedule."""
         return math.prod(self.schedule)
 
     @property
     def num_in_flight(self) -> int:
-        """Zooms at work at once, so that reading hides behind computing: one waits for each layer, one computes."""
+        """Zooms that run at once so that reading overlaps with computing: one waits at each layer, one computes."""
         return self.num_layers + 2
+
+    def out_px(self, layer: int) -> int:
+        """Return the side in pixels of the views of a layer, 0 (the root) to L (the last patches)."""
+        return self.view_px if layer < self.num_layers else self.patch_px
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocatorConfig:
-    """From a node's view to its children's regions."""
+    """Settings of the locator: from a node's view to its children's regions."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     share_stacks: Literal["node", "slot", "layer"] = "node"
-    """One conv stack per tree node (paper), per child slot of a layer, or per layer."""
+    """Sharing of the conv stacks: one per tree node (paper), one per child slot of a layer, or one per layer."""
     channels: int = 4
-    """Maps per kernel size inside a stack (open in the paper)."""
+    """Channels per kernel size inside a stack (open in the paper)."""
     inner_stride: int = 1
-    """2 computes the stacks at half resolution."""
+    """Stride of the first layer of a stack; 2 computes the stacks at half resolution."""
     padding: Literal["zeros", "replicate"] = "zeros"
-    """What the stacks see beyond a view's border: zeros, or the border's own pixels."""
+    """Padding of the views in the stacks: zeros, or the pixels of the border."""
     normalise_maps: bool = False
-    """Zero mean and unit spread per map before the temperature. Source: facts on sparsemax's scale sensitivity."""
+    """Whether each map is scaled to zero mean and unit spread before the temperature; see `magnet.sparsemax`."""
     temperature: float = 1.0
-    """Factor on the map before the sparsemax."""
+    """Factor that a map is multiplied by before the sparsemax."""
     tissue_mask: bool = False
-    """Only tissue can be chosen."""
+    """Whether only positions on tissue can be chosen."""
     peak_radius: float | None = None
-    """The sparsemax sees only positions this near (in half-sides of the view) to the map's maximum; None: all."""
+    """Largest distance from a map's maximum, in half-sides of the view, of the positions that the sparsemax uses;
+    null: all positions."""
     inhibit_siblings: bool = False
-    """A child's map has no weight where an earlier sibling lies (inhibition of return)."""
+    """Whether a child cannot choose positions inside an earlier sibling (inhibition of return)."""
     inhibit_radius: float = 0.0
-    """Nor this near to an earlier sibling's centre (in half-sides of the view): what is larger than a region is not
-    taken twice."""
+    """Radius around an earlier sibling's centre, in half-sides of the view, that a child cannot choose either: so a
+    structure that is larger than a region is not chosen twice."""
     spread: Literal["rms", "l2", "expected"] = "rms"
-    """What becomes the scale (open in the paper): the sparse map's spread per axis, its mean distance from the centre,
-    or the expected value of the map under it."""
+    """Quantity that becomes the scale (open in the paper): the sparse map's spread per axis, its mean distance from the
+    centre, or the expected value of the map under it."""
     scale_clamp: Literal["hard", "straight_through", "softplus"] = "hard"
-    """How the scale is kept above `scale_min`; "hard" is the paper's max(s, s_min)."""
+    """Method that keeps the scale above `scale_min`; "hard" is the paper's max(s, s_min)."""
     scale_min: float = 0.05
     """Smallest half-side of a child in its parent."""
     scale_max: float = 1.0
-    """Largest half-side of a child in its parent (the paper has no bound; its moments stay below .9)."""
+    """Largest half-side of a child in its parent (the paper has no bound; its moments stay below 0.9)."""
     centre: Literal["tanh", "bounded"] = "tanh"
-    """t = tanh(mean), or the mean kept within +-(1 - s) so that children stay inside their parent."""
+    """Limit of a child's centre: tanh(mean), or the mean within +-(1 - s), which keeps children inside their parent."""
     sampler: Literal["lms", "bilinear"] = "lms"
-    """Linearized multi-sampling, or bilinear; evaluation is always bilinear."""
+    """Sampler of training: linearized multi-sampling, or bilinear; evaluation is always bilinear."""
     sampler_noise: float = 0.5
-    """Spread of the auxiliary samples in output pixels."""
+    """Standard deviation of the auxiliary samples in output pixels."""
 
     def __post_init__(self) -> None:
         _require(1 <= self.channels <= 256, "channels", self.channels, "1 to 256")
@@ -134,27 +139,28 @@ class LocatorConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierConfig:
-    """From the last patches to the slide's logit."""
+    """Settings of the classifier: from the last patches to the slide's logit."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     encoder: str = "inception_v3"
-    """Any timm model by name."""
+    """Name of a timm model."""
     weights: str | None = None
-    """"imagenet" (timm's own), a path or URI of a state dict (.safetensors, .pth); null: random, with a warning."""
+    """Initial weights: "imagenet" (timm's own), or a path or URI of a state dict (.safetensors, .pth); null: random,
+    with a warning."""
     weights_sha256: str | None = None
-    """Checked against the file when given."""
+    """SHA-256 digest that the file of weights must have; null: not checked."""
     train_encoder: bool = True
-    """False keeps the encoder as loaded, its statistics too."""
+    """Whether the encoder is trained; false keeps its weights and its batch statistics as loaded."""
     checkpointing: bool = False
-    """Recompute the encoder's activations in the backward pass: less memory, more time."""
+    """Whether the encoder's activations are recomputed in the backward pass: less memory, more time."""
     channels_last: bool = True
-    """Memory layout of the encoder."""
+    """Whether the encoder runs in the channels-last memory format."""
     compile: bool = False
-    """Train with the encoder compiled by torch.compile, which needs a C++ compiler (on GPUs Triton too) on every
+    """Whether training compiles the encoder by torch.compile, which needs a C++ compiler (on GPUs Triton too) on every
     training node. Scoring never compiles, so that a model runs anywhere."""
     head: Literal["recurrent", "evidence"] = "recurrent"
-    """A GRU over the patches (paper), or one logit per patch pooled by log-mean-exp."""
+    """Head: a GRU over the patches (paper), or one logit per patch pooled by log-mean-exp."""
     hidden: int = 512
     """Units of the GRU (open in the paper)."""
 
@@ -165,36 +171,39 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuxiliaryConfig:
-    """Auxiliary classifiers on the views of an early and a late layer. Source: the paper, section 3.3."""
+    """Settings of the auxiliary classifiers on the views of an early and a late layer.
+
+    Source: the paper, section 3.3.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     encoder: str | None = "resnet18"
-    """Any timm model by name; null: no auxiliary classifiers."""
+    """Name of a timm model; null: no auxiliary classifiers."""
     weights: str | None = None
-    """As the classifier's."""
+    """Initial weights; see `ClassifierConfig.weights`."""
     weights_sha256: str | None = None
-    """As the classifier's."""
+    """SHA-256 digest that the file of weights must have; null: not checked."""
     early_layer: int = 1
-    """The layer whose views the first one sees."""
+    """Layer of the early classifier's views."""
     late_layer: int = 3
-    """The layer whose views the second one sees; the last layer where there are fewer."""
+    """Layer of the late classifier's views; the last layer if there are fewer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """A MagNet."""
+    """Settings of a MagNet."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     zoom: ZoomConfig = field(default_factory=ZoomConfig)
-    """The zoom tree."""
+    """Settings of the zoom tree."""
     locator: LocatorConfig = field(default_factory=LocatorConfig)
-    """Where to look."""
+    """Settings of the choice of regions."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    """What is seen."""
+    """Settings of the classification of the last patches."""
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
-    """Helpers in training."""
+    """Settings of the auxiliary classifiers, which are used in training only."""
 
     def __post_init__(self) -> None:
         early, late = self.auxiliary.early_layer, self.late_layer
@@ -206,55 +215,55 @@ class ModelConfig:
 
     @property
     def late_layer(self) -> int:
-        """The layer of the second auxiliary classifier in this tree."""
+        """Layer of the late auxiliary classifier in this tree."""
         return min(self.auxiliary.late_layer, self.zoom.num_layers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecipeConfig:
-    """How a MagNet is trained."""
+    """Settings of the training of a MagNet."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     epochs: int = 200
-    """Passes over the training slides."""
+    """Number of passes over the training slides."""
     batch: int = 16
-    """Slides per optimizer step, over all workers (paper: 16 for three layers, 8 for four)."""
+    """Number of slides per optimizer step, over all workers (paper: 16 for three layers, 8 for four)."""
     micro_batch: int = 4
-    """Slides in one forward pass; divides `batch`."""
+    """Number of slides in one forward pass; divides `batch`."""
     learning_rate: float = 3e-5
-    """Of Adam, decayed to zero on a cosine."""
+    """Initial learning rate of Adam, decayed to zero on a cosine."""
     locator_learning_rate: float | None = None
-    """Of the conv stacks; null: the same."""
+    """Initial learning rate of the conv stacks; null: `learning_rate`."""
     weight_decay: float = 0.0
     """L2 penalty of Adam."""
     clip_norm: float | None = None
-    """Largest norm of the gradient, of the locators and of the rest apart; null: no clipping (paper)."""
+    """Largest norm of the gradient, for the locators and for the rest separately; null: no clipping (paper)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the convolutions; sparsemax, moments and sampler are always float32."""
+    """Precision of the convolutions; sparsemax, moments and sampler are always float32."""
     augment: bool = True
-    """Mirror and turn the slides."""
+    """Whether slides are mirrored and rotated at random."""
     theta_gradient: Literal["on", "off", "late"] = "on"
-    """Whether the classifier's gradient reaches the regions; "late": once exploration has ended."""
+    """Whether the classifier's gradient reaches the regions; "late": after the end of exploration."""
     explore_until: float = 0.0
-    """Share of the training in which children are placed at random on tissue; 0: never."""
+    """Share of the training, 0 to 1, in which every child is placed at random on tissue; 0: none."""
     explore_end: float = 0.0
-    """Share of the training after which none is; linear in between."""
+    """Share of the training, 0 to 1, after which no child is; the probability falls linearly in between."""
     value_weight: float = 0.0
     """Weight of the value loss (evidence preset); 0: off."""
     value_at: Literal["regions", "patches"] = "regions"
-    """Where maps are told what was found: at the centres of their regions, the best patch below each; or at the centre
-    of every last patch, on the maps of all layers above it."""
+    """Positions at which maps are trained on evidence: the centres of their regions, by the best patch below each; or
+    the centres of all last patches, on the maps of all layers above them."""
     value_quantile: float = 0.98
-    """Patch logits of negative slides below this quantile count as no evidence."""
+    """Quantile of the patch logits of negative slides that a patch must exceed to count as evidence."""
     auxiliary_weight: float = 1.0
     """Weight of each auxiliary cross-entropy (open in the paper)."""
     paradoxical_weight: float = 1.0
     """Weight of the paradoxical loss (open in the paper)."""
     paradoxical_margin: float = 0.0
-    """Its margin (open in the paper)."""
+    """Margin of the paradoxical loss in nats (open in the paper)."""
     seed: int = 0
-    """Of everything random: order, frames, exploration, initial weights."""
+    """Seed of all random choices: order, frames, exploration, initial weights."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
@@ -274,7 +283,11 @@ class RecipeConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
     def exploration(self, progress: float) -> float:
-        """Probability that a child is placed at random at this share (0 to 1) of the training."""
+        """Return the probability, 0 to 1, that a child is placed at random.
+
+        Args:
+            progress: share of the training that is done, 0 to 1.
+        """
         if progress >= self.explore_end:
             return 0.0
         if progress < self.explore_until:
@@ -282,10 +295,15 @@ class RecipeConfig:
         return (self.explore_end - progress) / (self.explore_end - self.explore_until)
 
     def theta_gradient_on(self, progress: float) -> bool:
-        """Whether the classifier's gradient reaches the regions at this share of the training."""
+        """Return whether the classifier's gradient reaches the regions.
+
+        Args:
+            progress: share of the training that is done, 0 to 1.
+        """
         return self.theta_gradient == "on" or (self.theta_gradient == "late" and progress >= self.explore_end)
 
 
-def _require(good: bool, name: str, value: object, wanted: str) -> None:
-    if not good:
-        raise ValueError(f"{name} = {value!r}: must be {wanted}")
+def _require(valid: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a `ValueError` that names the field, its value and the allowed values, unless the value is valid."""
+    if not valid:
+        raise ValueError(f"{name} = {value!r}: must be {allowed}")

@@ -1,6 +1,6 @@
-"""Patch encoders: any timm model by name, as a map from views to feature vectors.
+"""Patch encoders: any timm model by name, as a function from views to feature vectors.
 
-Shapes: ``N`` views, ``C`` = 3 channels (RGB in [0, 1]), ``H W`` pixels, ``D`` features.
+Shape letters: N views, C = 3 channels (RGB in [0, 1]), H W pixels, D features.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-import magnet.torchvision_schemas  # isort: skip  # noqa: F401  before timm, see there
+import magnet.torchvision_schemas  # isort: skip  # noqa: F401  must precede timm, see its docstring
 import timm
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,22 @@ logger = logging.getLogger(__name__)
 
 
 class Encoder(nn.Module):
-    """A backbone without its classifier, with the normalisation of its input inside.
+    """A backbone without its classifier, which normalises its input.
 
     Args:
         backbone: maps (N, 3, H, W) to (N, D).
         num_features: D.
-        mean: per channel, subtracted from views in [0, 1].
-        std: per channel, divided by.
-        trained: False freezes the weights and keeps the backbone in evaluation mode, batch statistics included; the
-            gradient to the views still flows.
-        channels_last: run in that memory format, faster for most convolutions.
+        mean: mean of each channel, which is subtracted from views in [0, 1].
+        std: standard deviation of each channel, by which they are divided.
+        trained: False freezes the weights and keeps the backbone in evaluation mode, including its batch statistics;
+            the gradient still reaches the views.
+        channels_last: whether to run in the channels-last memory format, which is faster for most convolutions.
     """
 
     mean: Tensor
+    """Mean of each channel, shape (1, 3, 1, 1)."""
     std: Tensor
+    """Standard deviation of each channel, shape (1, 3, 1, 1)."""
 
     def __init__(
         self,
@@ -62,14 +64,14 @@ class Encoder(nn.Module):
             self.backbone.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Encoder:
-        """As usual, but a frozen backbone stays in evaluation mode."""
+        """Set the mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if not self.trained:
             self.backbone.eval()
         return self
 
     def forward(self, view_NCHW: Tensor) -> Tensor:
-        """Features (N, D) of views with values in [0, 1]."""
+        """Return the features (N, D) of views with values in [0, 1]."""
         normal = (view_NCHW - self.mean) / self.std
         return self.backbone(normal.contiguous(memory_format=self.memory_format))
 
@@ -90,32 +92,34 @@ def make_encoder(
     """Build an encoder from a timm model.
 
     Args:
-        name: a timm architecture, e.g. ``inception_v3`` or ``resnet18``.
-        weights: None for random ones; "imagenet" for timm's default, or the tag of another of timm's (both need a
-            network or timm's cache); else a path, ``file://`` or other URI of a ``.safetensors`` (preferred) or pickled
-            file.
-        in_px: side of the views; needed by architectures of fixed input size (vision transformers), else ignored.
+        name: a timm architecture, such as ``inception_v3`` or ``resnet18``.
+        weights: None for random weights; "imagenet" for timm's default or the tag of other weights of timm (both need
+            a network or timm's cache); otherwise a path, ``file://`` or other URI of a ``.safetensors`` (preferred) or
+            pickled file.
+        in_px: side of the views in pixels; needed by architectures of fixed input size (vision transformers), otherwise
+            ignored.
         sha256: digest that a file or URI must have.
-        fetch: reads paths and URIs of weights; None: local ones are read here.
+        fetch: reads paths and URIs of weights; None: local files are read.
         trained: False freezes the encoder; see `Encoder`.
-        checkpointing: recompute activations in the backward pass instead of keeping them.
+        checkpointing: whether activations are recomputed in the backward pass instead of being kept.
         channels_last: memory format; see `Encoder`.
-        compile: run the backbone through torch.compile, which compiles at the first views of each shape and mode and
-            needs a C++ compiler, on GPUs Triton too. The names of the weights stay.
-        to_be_loaded: a checkpoint will bring the weights: `weights` are not read, and random ones not warned about.
+        compile: whether the backbone runs through torch.compile, which compiles at the first views of each shape and
+            mode and needs a C++ compiler, on GPUs Triton too. The names of the weights stay the same.
+        to_be_loaded: whether a checkpoint will provide the weights: then `weights` are not read, and random weights
+            cause no warning.
 
     Raises:
-        ValueError: no such architecture, tag or digest, or weights that do not fit it.
-        OSError: weights not found, or timm's not to be had.
+        ValueError: unknown architecture or tag, wrong digest, or weights that do not fit the architecture.
+        OSError: weights not found, or timm's weights unreachable.
     """
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(f"encoder {name!r}: timm knows no such model; similar names: {', '.join(close) or 'none'}")
+        raise ValueError(f"encoder {name!r}: timm has no such model; similar names: {', '.join(close) or 'none'}")
     from_timm = weights is not None and not is_file_or_uri(weights)
-    # A tag matters also to weights that come later: it says how the input is normalised.
+    # The tag matters even if a checkpoint provides the weights: it decides how the input is normalised.
     backbone = _create(name, weights if from_timm else None, in_px, pretrained=from_timm and not to_be_loaded)
     if weights is None and not to_be_loaded:
-        logger.warning("encoder %s: random initialisation, no weights given", name)
+        logger.warning("encoder %s: random initialisation, because no weights are given", name)
     elif weights is not None and not from_timm and not to_be_loaded:
         state = read_state_dict(weights, sha256=sha256, fetch=fetch)
         load_strictly(backbone, state, ignore=classifier_names(backbone), source=weights)
@@ -134,7 +138,7 @@ def make_encoder(
 
 
 def _create(name: str, tag: str | None, in_px: int | None, *, pretrained: bool) -> Any:
-    """A timm model without classifier, set up as for the weights `tag` (None, "imagenet": the default ones)."""
+    """Create a timm model without classifier, configured for the weights `tag` (None, "imagenet": the default ones)."""
     published = timm.get_pretrained_cfg(name)
     fixed = published is not None and published.fixed_input_size
     options: dict[str, Any] = {"img_size": in_px} if fixed and in_px is not None else {}
@@ -143,7 +147,7 @@ def _create(name: str, tag: str | None, in_px: int | None, *, pretrained: bool) 
         return timm.create_model(full_name, pretrained=pretrained, num_classes=0, **options)
     except OSError as error:
         raise OSError(
-            f"encoder {name}: timm's weights {tag!r} are neither in its cache nor to be downloaded ({error}); "
+            f"encoder {name}: timm's weights {tag!r} are not in its cache and cannot be downloaded ({error}); "
             "without a network give a path or URI of a weights file instead"
         ) from error
     except RuntimeError as error:
@@ -151,16 +155,16 @@ def _create(name: str, tag: str | None, in_px: int | None, *, pretrained: bool) 
 
 
 def classifier_names(backbone: Any) -> set[str]:
-    """Modules of published weights that an encoder leaves out: the classifier, and Inception's auxiliary one."""
-    names = backbone.pretrained_cfg.get("classifier") or ()
+    """Return the modules of published weights that an encoder lacks: the classifier and Inception's auxiliary one."""
+    names = backbone.pretrained_cfg.get("classifier") or ()  # timm gives one name or several
     return {names, "AuxLogits"} if isinstance(names, str) else {*names, "AuxLogits"}
 
 
 def _checkpoint(backbone: Any) -> None:
     """Turn on activation checkpointing of the backbone's blocks.
 
-    timm's own switch is used where it exists and is harmless. It is not where there is batch normalisation: blocks run
-    twice, and would count each batch twice in their running statistics.
+    timm's own switch is used only for backbones without batch normalisation: it runs blocks twice, and they would
+    count each batch twice in their running statistics.
     """
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules()):
         for block in _blocks(backbone):
@@ -171,7 +175,7 @@ def _checkpoint(backbone: Any) -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest parts below containers; single operations are not worth it."""
+    """Yield the largest modules below containers; to recompute single operations would save little memory."""
     for child in module.children():
         if isinstance(child, nn.Sequential):
             yield from _blocks(child)
@@ -180,27 +184,28 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _recompute(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The block's own forward pass, without keeping its activations."""
+    """Run the block's own forward pass without keeping its activations."""
     forward = partial(type(block).forward, block)
-    if torch.compiler.is_compiling():  # it functionalises the statistics itself, and takes no contexts
+    # The compiler functionalises the statistics itself and does not support contexts.
+    if torch.compiler.is_compiling():
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of the forward pass and of its repetition."""
-    return nullcontext(), _statistics_kept(block)
+    """Return the contexts of the forward pass and of its repetition."""
+    return nullcontext(), _keep_statistics(block)
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch normalisation goes on as in training, without moving its running statistics."""
+def _keep_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch normalisation, which otherwise works as in training."""
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    previous = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
+        for norm, (momentum, count) in zip(norms, previous, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count

@@ -1,57 +1,39 @@
-"""Losses on slide logits, one value per slide so that callers weigh and average.
+"""Losses on slide logits, one value per slide, so that callers can weight and average them.
 
-Shapes: ``B`` slides. Labels are 0 or 1, any dtype.
+Shape letters: B slides. Labels are 0 or 1, of any dtype.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor
 
-ParadoxicalForm = Literal["entropy", "probability"]
-
 
 def cross_entropy(logit_B: Tensor, label_B: Tensor) -> Tensor:
-    """Binary cross-entropy of each slide in nats; (B,), float32 (float64 for float64)."""
-    logit_B = _exact(logit_B)
+    """Return the binary cross-entropy of each slide.
+
+    Returns:
+        Shape (B,), in nats, float32 (float64 for float64 logits).
+    """
+    logit_B = logit_B if logit_B.dtype.itemsize == 8 else logit_B.float()
     return F.binary_cross_entropy_with_logits(logit_B, label_B.to(logit_B.dtype), reduction="none")
 
 
-def paradoxical(
-    late_logit_B: Tensor,
-    early_logit_B: Tensor,
-    label_B: Tensor,
-    *,
-    margin: float = 0.0,
-    form: ParadoxicalForm = "entropy",
-    stop_gradient: bool = True,
-) -> Tensor:
-    """What a later layer's views lack to predict as well as an earlier layer's; (B,), 0 where they do.
+def paradoxical(late_logit_B: Tensor, early_logit_B: Tensor, label_B: Tensor, *, margin: float = 0.0) -> Tensor:
+    """Return by how much a late layer's views predict worse than an early layer's.
 
     Args:
-        late_logit_B: logits from the later layer's views.
-        early_logit_B: logits from the earlier layer's.
-        label_B: the slides' labels.
-        margin: by how much the later one must be better, in nats or in probability.
-        form: "entropy" compares cross-entropies, "probability" the probabilities given to the true class.
-        stop_gradient: keep the gradient from the earlier logits. Without it the loss also falls by making the earlier
-            prediction worse.
+        late_logit_B: logits from the late layer's views.
+        early_logit_B: logits from the early layer's views; they receive no gradient.
+        label_B: labels of the slides.
+        margin: by how much the late cross-entropy must be lower, in nats.
+
+    Returns:
+        Shape (B,), in nats, 0 where the late prediction is better by the margin.
 
     Source: the paper, section 3.3 (the premise); its formula is in Maksoud et al., CVPR 2020, arXiv 2003.05080, which
     this hinge follows in intent only.
     """
-    early = early_logit_B.detach() if stop_gradient else early_logit_B
-    if form == "entropy":
-        lack = cross_entropy(late_logit_B, label_B) - cross_entropy(early, label_B)
-    elif form == "probability":
-        sign = 2 * label_B.to(_exact(late_logit_B).dtype) - 1
-        lack = (sign * _exact(early)).sigmoid() - (sign * _exact(late_logit_B)).sigmoid()
-    else:
-        raise ValueError(f"form {form!r}: must be 'entropy' or 'probability'")
-    return F.relu(lack + margin)  # no gradient where both predict equally well
-
-
-def _exact(logit_B: Tensor) -> Tensor:
-    return logit_B if logit_B.dtype.itemsize == 8 else logit_B.float()
+    # With a gradient to the early logits the loss would also fall by making the early prediction worse.
+    lack_B = cross_entropy(late_logit_B, label_B) - cross_entropy(early_logit_B.detach(), label_B)
+    return F.relu(lack_B + margin)  # no gradient where both predict equally well

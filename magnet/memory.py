@@ -1,12 +1,14 @@
-"""Memory of a training step, measured without a card, without slides and almost without memory.
+"""Prediction of the memory of a training step, without a GPU, without slides and almost without memory.
 
-The very zoom, losses and backward pass of a training run here on tensors that have shapes but no content (torch's
-`FakeTensorMode`). Every storage that an operation makes is counted until it is freed, under the name of the module that
-was at work, and what was alive at the fullest moment is the prediction. Nothing is estimated by formulas, so that a
-change of the model changes the prediction with it.
+The same zoom, losses and backward pass as in training run here on tensors that have shapes but no content (torch's
+`FakeTensorMode`). Every storage that an operation creates is counted until it is freed, under the name of the module
+that created it; the bytes that are alive at the peak are the prediction. Nothing is estimated by formulas, so that a
+change of the model changes the prediction too.
 
-What the prediction leaves out: the card's own context, workspaces of convolutions, fragmentation, and the optimizer's
-temporary copies, which are made when the activations are gone. `magnet.plan.USABLE_SHARE` makes room for them.
+The prediction does not include the GPU's own context, workspaces of convolutions, fragmentation, and the optimizer's
+temporary copies, which are made after the activations are freed. `magnet.plan.USABLE_SHARE` leaves room for them.
+
+Shape letters: B slides.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode  # the only way to autocast what has no content
+from torch._subclasses.fake_tensor import FakeTensorMode  # only this mode autocasts tensors without content
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,103 +33,108 @@ from magnet.config import ModelConfig, RecipeConfig
 from magnet.layer import MagnifyingLayer
 from magnet.objective import objective
 from magnet.windows import WindowRequest, Windows, drive_many, window_side_px
-from magnet.zoom import MagNet
+from magnet.zoom import MagNet, ZoomOptions
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
-ENCODER, STACKS, HELPERS, WINDOWS = "encoder", "conv stacks", "auxiliary", "windows, views"
+ENCODER, STACKS, AUXILIARY, WINDOWS = "encoder", "conv stacks", "auxiliary", "windows, views"
 BACKWARD = "backward"
-PARTS = (WEIGHTS, GRADIENTS, OPTIMIZER, ENCODER, STACKS, HELPERS, WINDOWS, BACKWARD)
-"""Of a peak. The first three stay from step to step; "backward" are gradients of activations."""
+PARTS = (WEIGHTS, GRADIENTS, OPTIMIZER, ENCODER, STACKS, AUXILIARY, WINDOWS, BACKWARD)
+"""Parts of a peak. The first three stay from step to step; "backward" are gradients of activations."""
 
 SIDE_PX = 100_000.0
-"""Of the slides that are zoomed into: large enough for every zoom to be free of native resolution's clamp."""
+"""Side of the slides' root squares: so large that no region is limited by native resolution."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a training step holds at its fullest moment."""
+    """Memory of a training step at its peak."""
 
     micro_batch: int
-    """Slides of a forward pass."""
+    """Number of slides of a forward pass."""
     parts: Mapping[str, int]
-    """Bytes by the names of `PARTS`."""
+    """Bytes by part; the names are those of `PARTS`."""
 
     @property
     def peak_bytes(self) -> int:
-        """Of all parts."""
+        """Bytes of all parts together."""
         return sum(self.parts.values())
 
 
 def step_memory(
     config: ModelConfig, recipe: RecipeConfig, micro_batch: int, *, in_flight: int, accumulated: bool
 ) -> Memory:
-    """Predict the peak of a training step.
+    """Predict the peak memory of a training step.
 
     Args:
-        config: of the model; weights are not read, and nothing is compiled.
-        recipe: its precision, losses and gradient to the regions count, as they are at the end of the training, where
-            all that is ever on is on.
-        micro_batch: slides of a forward pass.
-        in_flight: zooms that run at once, while one of them computes its backward pass.
-        accumulated: the gradients of an earlier micro-batch are there already.
+        config: settings of the model; weights are not read, and nothing is compiled.
+        recipe: settings of the training. Losses and gradients count as at its end, when all that is ever switched on
+            is on.
+        micro_batch: number of slides of a forward pass.
+        in_flight: number of zooms that run at once, while one of them computes its backward pass.
+        accumulated: whether the gradients of an earlier micro-batch exist already.
     """
     model = MagNet(config, to_be_loaded=True).train()
     mode = FakeTensorMode()
-    _without_content(model, mode)
-    kept = _kept_bytes(model)
-    with mode, _NoContent(), _Live(model) as live:
+    _remove_content(model, mode)
+    permanent = _permanent_bytes(model)
+    with mode, _NoContent(), _StorageCounter(model) as counter:
         label_B = torch.zeros(micro_batch)
         if accumulated:
-            for parameter in _trained(model):
+            for parameter in _trained_parameters(model):
                 parameter.grad = torch.zeros_like(parameter)
-                live.move(parameter.grad, GRADIENTS)
+                counter.move(parameter.grad, GRADIENTS)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
             zooms = ((None, _zoom(model, recipe, micro_batch), _no_pixels) for _ in range(in_flight))
             with ThreadPoolExecutor(1) as pool:
                 _, zoomed = next(drive_many(zooms, pool, in_flight))
             loss_B, _ = objective(zoomed, label_B, recipe, config.zoom, threshold=0.0)
-            with live.during(BACKWARD):
+            with counter.attribute_to(BACKWARD):
                 loss_B.sum().backward()
-        parts = kept | live.fullest
+        parts = permanent | counter.peak
     return Memory(micro_batch, {name: parts.get(name, 0) for name in PARTS})
 
 
 def num_parameters(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part: encoder, head, conv stacks, auxiliary."""
+    """Count the parameters by part: encoder, head, conv stacks, auxiliary."""
     with torch.device("meta"):
         model = MagNet(config, to_be_loaded=True)
-    modules: dict[str, list[nn.Module]] = {ENCODER: [model.encoder], "head": [model.head], STACKS: [model.layers]}
-    modules[HELPERS] = _helpers(model)
-    return {name: sum(p.numel() for module in those for p in module.parameters()) for name, those in modules.items()}
+    parts: dict[str, list[nn.Module]] = {ENCODER: [model.encoder], "head": [model.head], STACKS: [model.layers]}
+    parts[AUXILIARY] = _auxiliary_modules(model)
+    return {name: sum(p.numel() for module in modules for p in module.parameters()) for name, modules in parts.items()}
 
 
 def _zoom(model: MagNet, recipe: RecipeConfig, num_slides: int) -> Any:
+    """Return a zoom as at the end of the training, with exploration if the training has any."""
     return model.zoom(
         np.full(num_slides, SIDE_PX),
-        explore=1.0 if recipe.explore_end else 0.0,
-        theta_gradient=recipe.theta_gradient_on(1.0),
-        generator=torch.Generator().manual_seed(0),
+        ZoomOptions(
+            exploration=1.0 if recipe.explore_end else 0.0,
+            theta_gradient=recipe.theta_gradient_on(1.0),
+            generator=torch.Generator().manual_seed(0),
+        ),
     )
 
 
-def _no_pixels(ask: WindowRequest) -> Windows:
-    """Black windows; the operating system gives no memory for zeros that nobody writes to."""
-    side, num = window_side_px(ask.out_px, ask.margin_px), len(ask.slide)
+def _no_pixels(request: WindowRequest) -> Windows:
+    """Return black windows; the operating system allocates no memory for zeros that are never written to."""
+    side, num = window_side_px(request.out_px, request.margin_px), len(request.slide)
     return Windows(pixels=np.zeros((num, side, side, 3), np.uint8), place=np.ones((num, 4)), level=np.ones(num))
 
 
-def _trained(model: nn.Module) -> list[nn.Parameter]:
+def _trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that the optimizer updates."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _kept_bytes(model: nn.Module) -> dict[str, int]:
-    """What lies on the card from step to step, the gradients apart; Adam keeps two numbers for each weight."""
+def _permanent_bytes(model: nn.Module) -> dict[str, int]:
+    """Return the bytes that stay on the GPU from step to step, except for the gradients."""
+    # Adam keeps two numbers for each trained weight.
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return {WEIGHTS: weights, OPTIMIZER: 2 * sum(parameter.nbytes for parameter in _trained(model))}
+    return {WEIGHTS: weights, OPTIMIZER: 2 * sum(parameter.nbytes for parameter in _trained_parameters(model))}
 
 
-def _without_content(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace parameters and buffers by ones of the same shape and memory format that have no content."""
+def _remove_content(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace parameters and buffers by tensors of the same shape and memory format that have no content."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -139,7 +146,7 @@ def _without_content(model: nn.Module, mode: FakeTensorMode) -> None:
 
 
 class _NoContent(TorchFunctionMode):
-    """Answers where a model asks for the content of a tensor that has none: zeros, and no to every question."""
+    """Answers operations that need the content of a tensor without content: by zeros, and by False for conditions."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -148,33 +155,34 @@ class _NoContent(TorchFunctionMode):
             return np.zeros(tuple(args[0].shape), str(args[0].dtype).removeprefix("torch."))
         if func is torch.from_numpy:
             return torch.empty(args[0].shape, dtype=getattr(torch, str(args[0].dtype)))
+        # False skips the Newton steps of sparsemax, whose number depends on the content.
         if func in (Tensor.__bool__, Tensor.__float__):
             return False
         return func(*args, **(kwargs or {}))
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, by the part of the model that made them.
+class _StorageCounter(TorchDispatchMode):
+    """Counts the bytes of the storages that are alive, by the part of the model that created them.
 
     Args:
-        model: whose modules name the parts.
+        model: its modules determine the parts.
     """
 
     def __init__(self, model: MagNet) -> None:
         super().__init__()
-        self.fullest: dict[str, int] = {}
-        """Bytes by part at the fullest moment."""
+        self.peak: dict[str, int] = {}
+        """Bytes by part at the peak."""
         self._bytes: Counter[str] = Counter()
-        self._owner: dict[int, list[str]] = {}
-        self._total = self._most = 0
-        self._part = [WINDOWS]
+        self._owner: dict[int, list[str]] = {}  # part by storage, in a list of one because `move` changes it
+        self._total = self._peak_total = 0
+        self._part = [WINDOWS]  # a stack of the parts whose modules are running
         for name, modules in _modules_by_part(model).items():
             for module in modules:
                 module.register_forward_pre_hook(lambda *_, name=name: self._part.append(name))
                 module.register_forward_hook(lambda *_: self._part.pop() and None)
         for tensor in (*model.parameters(), *model.buffers()):
-            self._owner[tensor.untyped_storage()._cdata] = [WEIGHTS]  # counted elsewhere
-        for parameter in _trained(model):
+            self._owner[tensor.untyped_storage()._cdata] = [WEIGHTS]  # counted by _permanent_bytes
+        for parameter in _trained_parameters(model):
             parameter.register_post_accumulate_grad_hook(lambda p: self.move(p.grad, GRADIENTS))
 
     def __torch_dispatch__(
@@ -187,14 +195,14 @@ class _Live(TorchDispatchMode):
         return result
 
     @contextmanager
-    def during(self, part: str) -> Iterator[None]:
-        """Count what is made while the context lasts as of this part, whatever module is at work."""
-        before, self._part = self._part, _Always([part])
+    def attribute_to(self, part: str) -> Iterator[None]:
+        """Count all storages that are created within the context under this part."""
+        previous, self._part = self._part, _ConstantStack([part])
         yield
-        self._part = before
+        self._part = previous
 
     def move(self, tensor: Tensor | None, part: str) -> None:
-        """Count a tensor as of another part from now on."""
+        """Count a tensor under another part from now on."""
         assert tensor is not None
         storage = tensor.untyped_storage()
         owner = self._owner[storage._cdata]
@@ -207,20 +215,20 @@ class _Live(TorchDispatchMode):
         if key not in self._owner:
             self._owner[key] = owner = [self._part[-1]]
             self._add(owner[0], storage.nbytes())
-            weakref.finalize(storage, self._freed, key, storage.nbytes())
+            weakref.finalize(storage, self._remove, key, storage.nbytes())
 
-    def _freed(self, key: int, size: int) -> None:
+    def _remove(self, key: int, size: int) -> None:
         self._add(self._owner.pop(key)[0], -size)
 
     def _add(self, part: str, size: int) -> None:
         self._bytes[part] += size
         self._total += size
-        if self._total > self._most:
-            self._most, self.fullest = self._total, dict(self._bytes)
+        if self._total > self._peak_total:
+            self._peak_total, self.peak = self._total, dict(self._bytes)
 
 
-class _Always(list[str]):
-    """A stack whose top stays: modules that are computed again in the backward pass change nothing."""
+class _ConstantStack(list[str]):
+    """A stack that stays as it is: modules that are recomputed in the backward pass do not change the part."""
 
     def append(self, item: str, /) -> None: ...
 
@@ -229,9 +237,11 @@ class _Always(list[str]):
 
 
 def _modules_by_part(model: MagNet) -> dict[str, list[nn.Module]]:
+    """Return the modules whose storages are counted under each part."""
     stacks = [layer.locator for layer in model.layers if isinstance(layer, MagnifyingLayer)]
-    return {ENCODER: [model.encoder, model.head], STACKS: [*stacks], HELPERS: _helpers(model)}
+    return {ENCODER: [model.encoder, model.head], STACKS: [*stacks], AUXILIARY: _auxiliary_modules(model)}
 
 
-def _helpers(model: MagNet) -> list[nn.Module]:
+def _auxiliary_modules(model: MagNet) -> list[nn.Module]:
+    """Return the auxiliary classifiers that the model has."""
     return [module for module in (model.early, model.late) if module is not None]

@@ -1,8 +1,8 @@
-"""The two presets: what each changes of the settings' defaults, which are the paper's.
+"""The two presets, as differences from the defaults of the settings, which are the paper's.
 
-`paper` is the paper's network and recipe. `evidence` keeps the zoom but trains each layer's map to say where evidence
-was found below it, calibrated on negative slides, with exploration first and the classifier's gradient kept from the
-regions. A run names one of them; whatever else it changes is logged as an override.
+`paper` is the paper's network and recipe. `evidence` keeps the zoom but trains each layer's map to predict where
+evidence was found below it, calibrated on negative slides; training starts with exploration, and the classifier's
+gradient does not reach the regions. A run names one preset; all other changes are logged as overrides.
 """
 
 from __future__ import annotations
@@ -47,3 +47,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
+"""Differences from the defaults by name of the preset, then by part: "model" and "recipe"."""

@@ -1,10 +1,10 @@
-"""Pretraining of a patch encoder without labels: two views of one region are to be told from views of all others.
+"""Contrastive pretraining of a patch encoder, without labels.
 
-A region is drawn on tissue at a size that last patches have. Its two views are random crops of it, mirrored, turned,
-restained and blurred; the encoder, with a small projection on top that is thrown away afterwards, learns to give them
-features closer to each other than to those of the batch's other regions.
+A region is drawn on tissue at a size that last patches have. Its two views are random crops of it, mirrored, rotated,
+restained and blurred. The encoder, with a small projection on top that is discarded afterwards, learns to give the two
+views features that are closer to each other than to those of the batch's other regions.
 
-Shapes: ``N`` regions, ``C`` = 3 channels (RGB in [0, 1]), ``H W`` pixels, ``D`` features, 3 (s, tx, ty).
+Shape letters: N regions, C = 3 channels (RGB in [0, 1]), H W pixels, D features, 3 (s, tx, ty).
 
 Source: Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020 (SimCLR).
 """
@@ -25,32 +25,35 @@ from magnet.regions import Floats, native_scale
 from magnet.zoom import FROZEN_LAYER
 
 TEMPERATURE = 0.1
-"""Of the similarities. Source: SimCLR, table 5, which found 0.1 best."""
+"""Temperature of the similarities. Source: SimCLR, table 5, where 0.1 is best."""
 PROJECTION = 64
-"""Numbers that a projection has; SimCLR, figure 8, found no difference from 32 to 2048."""
+"""Dimension of a projection; in figure 8 of SimCLR 32 to 2048 make no difference."""
 
 MIN_CROP = 0.6
 """Smallest side of a view's crop as a share of its region's side."""
 STRENGTH_SPREAD, STAIN_SPREAD = 0.25, 0.1
-"""Standard deviations: of the logarithm of the overall stain, and of each entry of the mixing of its channels."""
+"""Standard deviations of the logarithm of the stain, and of each entry of the matrix that mixes its channels."""
 GREY_SHARE = 0.2
 """Share of the views that lose their colour. Source: SimCLR, appendix A."""
 MAX_BLUR = 0.7
-"""A view is mixed with its means over 3 x 3 pixels in a share of 0 to this."""
+"""Largest share, 0 to 1, of the means over 3 x 3 pixels in a blurred view."""
 
-_DARKEST = 1 / 256  # the light that a black pixel of 8 bits lets through, so that its density is finite
+_DARKEST = 1 / 256  # light that a black pixel is assumed to transmit, so that its density is finite
 
 
 def patch_scales(config: ModelConfig, side_px: float) -> tuple[float, float]:
-    """Smallest and largest half-side, in root coordinates, that the last patches of a zoom can have.
+    """Return the range of half-sides that the last patches of a zoom can have.
 
     Args:
-        config: of the network.
+        config: settings of the network.
         side_px: side of the slide's root square in level-0 pixels.
+
+    Returns:
+        Smallest and largest half-side, in root coordinates.
     """
     zoom, locator = config.zoom, config.locator
     finest = native_scale(zoom.patch_px, int(side_px))
-    frozen = zoom.frozen_patch and zoom.num_layers >= FROZEN_LAYER  # one layer does not magnify that patch
+    frozen = zoom.frozen_patch and zoom.num_layers >= FROZEN_LAYER  # that layer does not magnify its frozen patch
     smallest, largest = locator.scale_min**zoom.num_layers, locator.scale_max ** (zoom.num_layers - frozen)
     return max(finest, smallest), max(finest, largest)
 
@@ -58,13 +61,13 @@ def patch_scales(config: ModelConfig, side_px: float) -> tuple[float, float]:
 def draw_regions(
     tissue_HW: NDArray[np.bool_], scales: tuple[float, float], num: int, rng: np.random.Generator
 ) -> Floats:
-    """Regions within the root square, centred on its tissue as far as that goes.
+    """Draw regions within the root square, centred on tissue except where the edge of the square moves them.
 
     Args:
-        tissue_HW: where the root view shows tissue, somewhere at least.
-        scales: smallest and largest half-side; their logarithms are drawn evenly.
-        num: how many.
-        rng: source of all that is random.
+        tissue_HW: boolean mask of the tissue in the root view; true somewhere.
+        scales: smallest and largest half-side; the logarithm is drawn uniformly between theirs.
+        num: number of regions.
+        rng: source of the random numbers.
 
     Returns:
         (num, 3), in root coordinates.
@@ -77,11 +80,14 @@ def draw_regions(
 
 
 def crop(region_N3: Tensor, generator: torch.Generator) -> Tensor:
-    """Random squares inside regions, with `MIN_CROP` to 1 of their side; (N, 3).
+    """Draw a random square inside each region, with `MIN_CROP` to 1 of its side.
 
     Args:
-        region_N3: in root coordinates, float64.
-        generator: of the CPU, as for all functions here.
+        region_N3: regions in root coordinates, float64.
+        generator: source of the random numbers, on the CPU, as for all functions here.
+
+    Returns:
+        (N, 3), in root coordinates.
     """
     draw_N3 = torch.rand(region_N3.shape, generator=generator, dtype=region_N3.dtype).to(region_N3.device)
     side_N1 = MIN_CROP + (1 - MIN_CROP) * draw_N3[:, :1]
@@ -90,7 +96,7 @@ def crop(region_N3: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def turn(view_NCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Square views, each in one of its eight mirrored and turned frames."""
+    """Mirror and rotate square views, each to a random one of its eight frames."""
     flags_3N = torch.randint(2, (3, len(view_NCHW), 1, 1, 1), generator=generator).bool().to(view_NCHW.device)
     view_NCHW = torch.where(flags_3N[0], view_NCHW.transpose(-1, -2), view_NCHW)
     view_NCHW = torch.where(flags_3N[1], view_NCHW.flip(-1), view_NCHW)
@@ -98,10 +104,11 @@ def turn(view_NCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def restain(view_NCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Views as another laboratory might have stained them; some without colour.
+    """Change the stain of views as another laboratory might; some views lose their colour.
 
-    Light falls off exponentially with the dye, so that a stronger stain is a factor on the optical density, and another
-    dye a mixing of the channels' densities. A contrastive loss without this learns the slides' colours.
+    Light decreases exponentially with the amount of dye, so that a stronger stain is a factor on the optical density,
+    and another dye mixes the densities of the channels. Without this change a contrastive loss learns the slides'
+    colours.
 
     Source: Tellez et al., Whole-slide mitosis detection in H&E breast histology, TMI 2018, whose factors are on the
     densities of two dyes.
@@ -116,14 +123,17 @@ def restain(view_NCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def blur(view_NCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Views a little out of focus, each by another amount."""
+    """Blur views, each by a random amount, as if they were slightly out of focus."""
     share_N111 = MAX_BLUR * torch.rand((len(view_NCHW), 1, 1, 1), generator=generator).to(view_NCHW)
     smooth_NCHW = F.avg_pool2d(F.pad(view_NCHW, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return torch.lerp(view_NCHW, smooth_NCHW, share_N111)
 
 
 def make_projection(num_features: int) -> nn.Sequential:
-    """From features (N, D) to what the loss compares, (N, `PROJECTION`). Source: SimCLR, section 4.2."""
+    """Build the network from features (N, D) to the projections (N, `PROJECTION`) that the loss compares.
+
+    Source: SimCLR, section 4.2.
+    """
     return nn.Sequential(
         nn.Linear(num_features, num_features),
         nn.BatchNorm1d(num_features),
@@ -134,27 +144,27 @@ def make_projection(num_features: int) -> nn.Sequential:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """How well views find their partners."""
+    """Result of `contrast`."""
 
     loss: Tensor
-    """Mean cross-entropy, a scalar; log(2 N - 1) for features that say nothing."""
-    found: Tensor
+    """Mean cross-entropy, a scalar; log(2 N - 1) for features without information."""
+    accuracy: Tensor
     """Share of the views, 0 to 1, that are most similar to their partner; 1 / (2 N - 1) by chance."""
 
 
 def contrast(first_ND: Tensor, second_ND: Tensor, temperature: float = TEMPERATURE) -> Contrast:
-    """Each view against all others of both sets: which is the other view of the same region?
+    """Compute the contrastive loss: each view is compared with all others, of which one shows the same region.
 
     Args:
         first_ND: projections of one view of each region.
-        second_ND: of the other view, in the same order.
-        temperature: cosines are divided by it.
+        second_ND: projections of the other view, in the same order.
+        temperature: number above 0 that cosines are divided by.
 
     Source: SimCLR, eq. 1 (NT-Xent).
     """
     unit = F.normalize(torch.cat([first_ND, second_ND]).float(), dim=1)
-    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    similarity = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf)
+    is_itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    similarity = (unit @ unit.T / temperature).masked_fill(is_itself, -torch.inf)
     partner = torch.arange(len(unit), device=unit.device).roll(len(first_ND))
-    found = (similarity.detach().argmax(dim=1) == partner).float().mean()
-    return Contrast(F.cross_entropy(similarity, partner), found)
+    accuracy = (similarity.detach().argmax(dim=1) == partner).float().mean()
+    return Contrast(F.cross_entropy(similarity, partner), accuracy)

@@ -1,7 +1,6 @@
-"""Localisation: small stacks of convolutions that turn a view into one score per position.
+"""Conv stacks: small convolutional networks that map a view to one score per position.
 
-Shapes: ``B`` slides, ``N`` parents, ``P`` children of a parent, ``G`` independent stacks, ``C`` channels,
-``H W`` pixels.
+Shape letters: B slides, N parents, P children per parent, G independent stacks, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ _POOL = 3  # side of the pooled branch's window, as in Inception-v3
 class _Mixed(nn.Module):
     """Convolutions of several kernel sizes and an average-pooled branch, for G stacks at once.
 
-    All branches are linear in the input, so one grouped convolution computes them: their kernels, padded with zeros to
-    the largest size, are laid side by side (or added). Channels are ordered by stack, then by branch.
+    All branches are linear in the input, so that one grouped convolution computes them: their kernels are padded with
+    zeros to the largest size and concatenated (or added). Channels are ordered by stack, then by branch.
 
     Args:
         num_groups: G.
         in_channels: input channels per stack.
         channels: output channels per branch and stack.
-        kernels: odd sizes; the pooled branch averages 3 x 3 pixels and mixes their channels.
-        stride: of all branches.
-        add: add the branches instead of laying them side by side.
-        padding: what lies beyond the border, zeros or the border's own pixels.
+        kernels: odd kernel sizes; the pooled branch averages 3 x 3 pixels and mixes their channels.
+        stride: stride of all branches.
+        add: whether the branches are added instead of concatenated.
+        padding: zeros, or the pixels of the border.
     """
 
     def __init__(
@@ -58,9 +57,9 @@ class _Mixed(nn.Module):
             nn.init.normal_(kernel, std=(2 / fan_in) ** 0.5)  # He et al. 2015: keeps the spread through ReLUs
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, G * in_channels, H, W) to (B, G * out, H / stride, W / stride)."""
+        """Map (B, G * in_channels, H, W) to (B, G * out, H / stride, W / stride)."""
         *sized, pooling = self.kernels
-        branches = [self._padded(k) for k in (*sized, (pooling / _POOL**2).expand(-1, -1, -1, _POOL, _POOL))]
+        branches = [self._pad(k) for k in (*sized, (pooling / _POOL**2).expand(-1, -1, -1, _POOL, _POOL))]
         kernel = torch.stack(branches).sum(dim=0) if self.add else torch.cat(branches, dim=1)
         weight = kernel.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         reach = self.size // 2
@@ -68,28 +67,33 @@ class _Mixed(nn.Module):
             x, reach = F.pad(x, [reach] * 4, mode="replicate"), 0
         return F.conv2d(x, weight, self.bias, stride=self.stride, padding=reach, groups=self.num_groups)
 
-    def _padded(self, kernel: Tensor) -> Tensor:
+    def _pad(self, kernel: Tensor) -> Tensor:
+        """Pad a kernel with zeros to the largest size."""
         return F.pad(kernel, [(self.size - kernel.shape[-1]) // 2] * 4)
 
 
 class ConvStacks(nn.Module):
     """G independent stacks of inception-like layers, run as grouped convolutions without a loop over stacks.
 
-    Each layer but the last lays its branches side by side, normalises and rectifies; the last adds one channel from
-    each branch. No parameter is shared between stacks. Each image and stack is normalised by itself, so that a slide's
-    regions do not depend on the other slides of its batch.
+    Each layer except the last concatenates its branches, normalises and rectifies; the last adds one channel from each
+    branch. Stacks share no parameter. Each view and stack is normalised separately, so that a slide's regions do not
+    depend on the other slides of its batch.
 
     Args:
         num_groups: G, the number of stacks.
         in_channels: channels of a view.
         channels: channels of each branch; a layer has ``(len(kernels) + 1) * channels`` per stack.
         kernels: odd kernel sizes of the convolutional branches.
-        num_layers: layers per stack, the last included.
-        inner_stride: 2 computes at half resolution and interpolates the map: a quarter of the work.
-        padding: what the convolutions see beyond the border. With "zeros" the border itself is a feature, by which maps
-            come to prefer corners.
+        num_layers: layers per stack, including the last; at least 2.
+        inner_stride: 1 or 2; 2 computes at half resolution and interpolates the map: a quarter of the work.
+        padding: padding of the convolutions. With "zeros" the border itself is a feature, by which maps learn to prefer
+            corners.
 
-    Source: the paper, section 3.1, "Convolutional layers"; kernels and channels are in an appendix not at hand.
+    Raises:
+        ValueError: an argument has another value.
+
+    Source: the paper, section 3.1, "Convolutional layers"; kernels and channels are in an appendix that is not
+    available.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class ConvStacks(nn.Module):
         self.last = _Mixed(num_groups, width, 1, kernels, stride=1, add=True, padding=padding)
 
     def forward(self, view_BGCHW: Tensor) -> Tensor:
-        """Maps (B, G, H, W) of views (B, G, C, H, W); (B, 1, C, H, W) is shown to all stacks."""
+        """Return the maps (B, G, H, W) of views (B, G, C, H, W), or of views (B, 1, C, H, W) that all stacks see."""
         size = view_BGCHW.shape[-2:]
         x = view_BGCHW.expand(-1, self.num_groups, -1, -1, -1).flatten(1, 2)  # B (G C) H W
         x = x.contiguous(memory_format=torch.channels_last)  # grouped convolutions with few channels: 3 times faster
@@ -133,22 +137,28 @@ class ConvStacks(nn.Module):
 
 
 class StackOptions(TypedDict, total=False):
-    """Keywords of `ConvStacks` that a `Locator` passes on."""
+    """Keyword arguments of `ConvStacks` that a `Locator` passes on."""
 
     channels: int
+    """Channels of each branch."""
     inner_stride: int
+    """Stride of the first layer, 1 or 2."""
     padding: Padding
+    """Padding of the convolutions."""
 
 
 class Locator(nn.Module):
-    """The maps of one layer of the tree: one per parent and child.
+    """The conv stacks of one layer of the tree, which give one map per parent and child.
 
     Args:
         num_parents: N, nodes of the layer above.
-        num_children: P, regions taken per parent.
-        share: which nodes share a stack. "node": none, N * P stacks (the paper's); "slot": the same child of all
-            parents, P stacks; "layer": all, one stack and one map per parent, the same for its children.
-        **stack: keywords of `ConvStacks`.
+        num_children: P, children per parent.
+        share: sharing of stacks. "node": none is shared, N * P stacks (the paper's); "slot": one for the same child of
+            all parents, P stacks; "layer": one for all, with one map per parent for all its children.
+        **stack: keyword arguments of `ConvStacks`.
+
+    Raises:
+        ValueError: unknown sharing.
     """
 
     def __init__(
@@ -162,7 +172,7 @@ class Locator(nn.Module):
         self.stacks = ConvStacks(num_groups, **stack)
 
     def forward(self, view_BNCHW: Tensor) -> Tensor:
-        """Maps (B, N, P, H, W) of views (B, N, C, H, W)."""
+        """Return the maps (B, N, P, H, W) of views (B, N, C, H, W)."""
         batch, num_parents = view_BNCHW.shape[:2]
         if self.share == "node":
             view_BGCHW = view_BNCHW.repeat_interleave(self.num_children, dim=1)  # G = N P, a view for each child

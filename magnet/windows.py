@@ -1,7 +1,9 @@
-"""What a zoom asks for and what it is sent: regions out, windows in.
+"""The protocol of a zoom: it requests regions and is sent windows of pixels.
 
-A zoom never reads from storage. It is a generator: it yields a `WindowRequest`, receives the `Windows` that answer it,
+A zoom never reads from storage. It is a generator that yields a `WindowRequest`, receives the `Windows` that answer it,
 and returns its result at the end. The caller decides where the pixels come from. This module needs only numpy.
+
+Shape letters: N regions, K pixels per side of a window, 3 (s, tx, ty) or RGB, 4 (left, top, pixel width, pixel height).
 """
 
 from __future__ import annotations
@@ -17,40 +19,45 @@ from numpy.typing import NDArray
 from magnet.regions import NUM_FRAMES, to_slide_frame
 
 MAX_STEP = 2.0
-"""Level pixels per output pixel stay below this: a reader halves the levels of coarser pyramids."""
+"""Upper bound of level pixels per output pixel: a reader halves the levels of coarser pyramids."""
 
 
 def window_side_px(out_px: int, margin_px: int) -> int:
-    """Side of the array in which a window for `out_px` output pixels arrives, whatever level it comes from.
+    """Return the side K in pixels of the array in which a window arrives, whatever level it comes from.
 
-    A window covers its region at 1 to `MAX_STEP` level pixels per output pixel, `margin_px` more on each side, and up
-    to one pixel on each side from snapping to whole pixels. One side for all keeps the model's shapes static.
+    A window covers its region at 1 to `MAX_STEP` level pixels per output pixel, with a margin on each side, and up to
+    one more pixel on each side because it starts and ends at whole pixels. The same side for all windows keeps the
+    shapes of the model's inputs static.
+
+    Args:
+        out_px: side of the view in output pixels.
+        margin_px: margin on each side in level pixels.
     """
     return int(np.ceil(MAX_STEP * out_px)) + 2 * margin_px + 2
 
 
 @dataclass(frozen=True, slots=True)
 class WindowRequest:
-    """Regions that a zoom wants to see next, N over all slides of its batch."""
+    """Regions that a zoom needs next, N over all slides of its batch."""
 
     layer: int
-    """0 for the root, L for the last patches."""
+    """Layer of the regions: 0 for the root, L for the last patches."""
     slide: NDArray[np.int64]
-    """(N,) place of each region's slide in the batch."""
+    """(N,) position of each region's slide in the batch."""
     region: NDArray[np.float64]
     """(N, 3) regions in root coordinates."""
     out_px: int
-    """Side in pixels that the model will sample from each window."""
+    """Side in pixels of the view that the model will sample from each window."""
     margin_px: int
-    """Level pixels wanted around each region."""
+    """Margin in level pixels around each region."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Snapped rectangles of level pixels, one for each region of an `WindowRequest`, in its order.
+    """Rectangles of whole level pixels, one for each region of a `WindowRequest`, in its order.
 
-    Which pixels the model sees does not depend on batching, caching or who read them: resampling to the region is
-    left to the model's sampler. Black outside the slide.
+    The model's sampler resamples a window to its region, so that what the model sees does not depend on batching,
+    caching or on who read the pixels. Windows are black outside the slide.
     """
 
     pixels: NDArray[np.uint8]
@@ -58,14 +65,17 @@ class Windows:
     place: NDArray[np.float64]
     """(N, 4) left, top, and width and height of one pixel, in root coordinates."""
     level: NDArray[np.float64]
-    """(N,) level-0 pixels per window pixel (the downsample of the level read), 1 at native resolution."""
+    """(N,) level-0 pixels per window pixel (the downsample of the level that was read), 1 at native resolution."""
 
     def __post_init__(self) -> None:
-        num, high, wide, bands = self.pixels.shape
-        if self.pixels.dtype != np.uint8 or high != wide or bands != 3:
+        num, high, wide, channels = self.pixels.shape
+        if self.pixels.dtype != np.uint8 or high != wide or channels != 3:
             raise ValueError(f"windows: pixels are {self.pixels.dtype} {self.pixels.shape}, want uint8 (N, K, K, 3)")
         if self.place.shape != (num, 4) or self.level.shape != (num,):
-            raise ValueError(f"windows: {num} of pixels, place {self.place.shape}, level {self.level.shape}")
+            raise ValueError(
+                f"windows: {num} of pixels, but place has shape {self.place.shape} and level {self.level.shape}; "
+                f"want ({num}, 4) and ({num},)"
+            )
 
 
 Key = TypeVar("Key")
@@ -77,11 +87,16 @@ Fetch = Callable[[WindowRequest], Windows]
 
 
 def drive(zoom: Generator[WindowRequest, Windows, Result], fetch: Fetch) -> Result:
-    """Run a zoom to its end, answering each of its questions by `fetch`."""
+    """Run a zoom to its end and return its result.
+
+    Args:
+        zoom: a generator that was not started.
+        fetch: answers each of its requests.
+    """
     try:
-        ask = next(zoom)
+        request = next(zoom)
         while True:
-            ask = zoom.send(fetch(ask))
+            request = zoom.send(fetch(request))
     except StopIteration as end:
         return end.value
 
@@ -92,100 +107,127 @@ def drive_many(
     num_in_flight: int,
     catch: type[Caught] | tuple[()] = (),
 ) -> Iterator[tuple[Key, Result | Caught]]:
-    """Run zooms to their ends, `num_in_flight` at a time: while one computes, the others wait for their windows.
+    """Run zooms to their ends, several at a time: while one computes, the others wait for their windows.
 
-    Turns are taken in a fixed order, not in that of arriving windows: results come in the same order in every run, that
-    of `zooms` where all ask equally often, and a sum over them is the same too. Before each turn of the oldest, those
-    that have asked less than it have one, the youngest first, if enough others have ended since they asked. So zooms
-    spread evenly over the layers, and what each of them waits for is read while older ones compute their ends. If all
-    asked at the same time, nobody would compute while they wait.
+    Zooms take turns in a fixed order, which does not depend on when windows arrive. So results come in the same order
+    in every run (that of `zooms` if all make equally many requests), and so does a sum over them.
+
+    Before each turn of the oldest zoom, the zooms that have made fewer requests than it take a turn, the youngest
+    first, provided that enough other zooms have ended since their last request. This spreads the zooms evenly over the
+    layers, so that the windows of each are read while older zooms compute their ends. If all zooms made their requests
+    at the same time, nothing would be computed while they wait.
 
     Args:
-        zooms: each with a key, which comes back with its result, and what answers it; taken when there is room.
-        pool: threads that fetch; as many as `num_in_flight` serve best.
-        num_in_flight: zooms begun and not ended; `ZoomConfig.num_in_flight` hides reads that take no longer than the
-            end of a zoom computes, n times as many those that take n times as long.
-        catch: an error of this kind ends its own zoom alone and comes in place of the result; others are raised.
+        zooms: for each zoom a key, which is returned with its result, the generator, and what answers its requests; a
+            zoom is taken from the iterable when there is room for it.
+        pool: threads that fetch; `num_in_flight` of them are best.
+        num_in_flight: number of zooms that have started and not ended. `ZoomConfig.num_in_flight` hides reads that take
+            no longer than the end of a zoom computes; n times as many hide reads that take n times as long.
+        catch: an error of this type ends only its own zoom and is yielded in place of the result; others are raised.
+
+    Yields:
+        Key and result of each zoom.
     """
-    coming = iter(zooms)
-    begun: list[_Begun[Key, Result]] = []
-    num_ended = most_asked = 0
+    pending = iter(zooms)
+    active: list[_ActiveZoom[Key, Result]] = []
+    num_ended = max_requests = 0
     while True:
-        while len(begun) < num_in_flight and (new := next(coming, None)) is not None:
-            begun.append(_Begun(*new))
-        if not begun:
+        while len(active) < num_in_flight and (entry := next(pending, None)) is not None:
+            active.append(_ActiveZoom(*entry))
+        if not active:
             return
-        oldest = begun[0]
-        rest = (num_in_flight - 1) // most_asked if most_asked else 0
-        behind = [one for one in reversed(begun) if one.num_asked < oldest.num_asked and one.may_turn(num_ended, rest)]
-        for one in (*behind, oldest):
+        oldest = active[0]
+        # With this distance between the requests of one zoom, those in flight spread evenly over the layers.
+        min_ended = (num_in_flight - 1) // max_requests if max_requests else 0
+        behind = [
+            zoom
+            for zoom in reversed(active)
+            if zoom.num_requests < oldest.num_requests and zoom.may_advance(num_ended, min_ended)
+        ]
+        for zoom in (*behind, oldest):
             try:
-                one.turn(pool, num_ended)
+                zoom.advance(pool, num_ended)
                 continue
             except StopIteration as end:
                 result: Result | Caught = end.value
             except catch as error:
-                one.zoom.close()
+                zoom.zoom.close()  # runs what its `finally` blocks do now, and not when it is collected
                 result = error
-            begun.remove(one)
+            active.remove(zoom)
             num_ended += 1
-            most_asked = max(most_asked, one.num_asked)
-            yield one.key, result
+            max_requests = max(max_requests, zoom.num_requests)
+            yield zoom.key, result
 
 
 @dataclass(slots=True, eq=False)
-class _Begun(Generic[Key, Result]):
-    """A zoom on its way."""
+class _ActiveZoom(Generic[Key, Result]):
+    """A zoom that has been taken and has not ended."""
 
     key: Key
     zoom: Generator[WindowRequest, Windows, Result]
     fetch: Fetch
     answer: Future[Windows] | None = None
-    num_asked: int = 0
-    asked_after: int = 0
-    """How many zooms had ended when it asked last."""
+    """Windows that are being fetched; None before the first request."""
+    num_requests: int = 0
+    """Number of requests made so far."""
+    ended_at_request: int = 0
+    """Number of zooms that had ended when this one made its last request."""
 
-    def may_turn(self, num_ended: int, rest: int) -> bool:
-        """Whether enough zooms have ended since it asked; nothing is waited for before the first question."""
-        return self.num_asked == 0 or num_ended - self.asked_after >= rest
+    def may_advance(self, num_ended: int, min_ended: int) -> bool:
+        """Return whether enough zooms have ended since the last request; before the first one none needs to."""
+        return self.num_requests == 0 or num_ended - self.ended_at_request >= min_ended
 
-    def turn(self, pool: Executor, num_ended: int) -> None:
-        """Wait for the windows, compute, ask for the next. Raises StopIteration with the result at the end."""
-        windows, self.answer = self.answer, None  # they are let go of as soon as the zoom does
-        ask = next(self.zoom) if windows is None else self.zoom.send(windows.result())
-        self.num_asked, self.asked_after = self.num_asked + 1, num_ended
-        self.answer = pool.submit(self.fetch, ask)
+    def advance(self, pool: Executor, num_ended: int) -> None:
+        """Wait for the windows, compute, and make the next request.
+
+        Raises:
+            StopIteration: with the result, at the end of the zoom.
+        """
+        # Nothing here may keep the windows: they are large, and the zoom releases them as soon as it has sampled them.
+        windows, self.answer = self.answer, None
+        request = next(self.zoom) if windows is None else self.zoom.send(windows.result())
+        self.num_requests, self.ended_at_request = self.num_requests + 1, num_ended
+        self.answer = pool.submit(self.fetch, request)
 
 
 def in_frames(fetch: Fetch, frames: NDArray[np.int64]) -> Fetch:
-    """A `Fetch` for a model that sees slide b of its batch in the mirrored or rotated frame ``frames[b]``.
+    """Return a `Fetch` for a model that sees each slide in a mirrored or rotated frame.
 
-    `fetch` itself goes on speaking the slides' own frame. Source: the paper, section 4.2 (mirroring and rotation).
+    Source: the paper, section 4.2 (mirroring and rotation).
+
+    Args:
+        fetch: answers requests in the slides' own frame.
+        frames: frame of each slide of the batch, 0 to 7; see `magnet.regions.to_slide_frame`.
     """
 
-    def fetch_in_frames(ask: WindowRequest) -> Windows:
-        frame = frames[ask.slide]
-        region = ask.region.copy()
-        for f in np.unique(frame):
-            region[frame == f] = to_slide_frame(ask.region[frame == f], int(f))
-        windows = fetch(replace(ask, region=region))
-        return turned(windows, frame)
+    def fetch_in_frames(request: WindowRequest) -> Windows:
+        frame_N = frames[request.slide]
+        region_N3 = request.region.copy()
+        for frame in np.unique(frame_N):
+            rows = frame_N == frame
+            region_N3[rows] = to_slide_frame(request.region[rows], int(frame))
+        return turn_windows(fetch(replace(request, region=region_N3)), frame_N)
 
     return fetch_in_frames
 
 
-def turned(windows: Windows, frame: NDArray[np.int64]) -> Windows:
-    """Windows of the slides' own frame as they look in each row's mirrored or rotated frame."""
+def turn_windows(windows: Windows, frame_N: NDArray[np.int64]) -> Windows:
+    """Return windows of the slides' own frame as they look in a mirrored or rotated frame.
+
+    Args:
+        windows: N windows.
+        frame_N: frame of each window, 0 to 7.
+    """
     pixels, place = windows.pixels.copy(), windows.place.copy()
     side = pixels.shape[1]
-    for n, f in enumerate(frame):
-        if not 0 <= f < NUM_FRAMES:
-            raise ValueError(f"frame {f}: must be 0 to {NUM_FRAMES - 1}")
+    for n, frame in enumerate(frame_N):
+        if not 0 <= frame < NUM_FRAMES:
+            raise ValueError(f"frame {frame}: must be 0 to {NUM_FRAMES - 1}")
         left, top, px_w, px_h = windows.place[n]
-        for _ in range(f % 4):  # rot90 takes the point (x, y) to (y, -x)
+        for _ in range(frame % 4):  # rot90 takes the point (x, y) to (y, -x)
             left, top, px_w, px_h = top, -(left + side * px_w), px_h, px_w
-        image = np.rot90(windows.pixels[n], f % 4)
-        if f >= 4:
+        image = np.rot90(windows.pixels[n], frame % 4)
+        if frame >= 4:
             left, image = -(left + side * px_w), image[:, ::-1]
         pixels[n], place[n] = image, (left, top, px_w, px_h)
     return Windows(pixels=pixels, place=place, level=windows.level)

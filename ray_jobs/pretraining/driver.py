@@ -188,7 +188,7 @@ def pretrain(
         result.loss.backward()
         optimizer.step()
         if after_step is not None:
-            after_step(step + 1, loss, result.found.item())
+            after_step(step + 1, loss, result.accuracy.item())
     return encoder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from magnet.zoom import Trace
+from magnet.trace import Trace
 from ray_jobs.scoring.rows import ScoredSlide
 from service import storage
 from service.errors import MagnetError
@@ -81,11 +81,12 @@ def to_layers(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:
     half_px = max(info.size_px) / 2
     return [
         Layer(
-            views=views_BNHWC[0],
-            regions=region_BN3[0],
+            views=layer.view_BNHWC[0],
+            regions=layer.region_BN3[0],
             um_per_px=None
             if mpp is None
-            else float(np.mean(region_BN3[0, :, 0])) * 2 * half_px / views_BNHWC.shape[2] * mpp,
+            else float(np.mean(layer.region_BN3[0, :, 0])) * 2 * half_px / layer.view_BNHWC.shape[2] * mpp,
         )
-        for views_BNHWC, region_BN3 in zip(trace.views, trace.regions, strict=True)
+        for layer in trace.layers
+        if layer.view_BNHWC is not None
     ]

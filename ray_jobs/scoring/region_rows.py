@@ -34,15 +34,15 @@ def to_region_rows(
 def _layer_rows(
     layer: int, zoomed: Zoomed, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    trace = zoomed.trace
-    box_N3 = to_level0(trace.regions[layer][0], info.size_px)
+    record = zoomed.trace.layers[layer]
+    box_N3 = to_level0(record.region_BN3[0], info.size_px)
     um_N4 = to_um(box_N3, info.mpp_xy) if info.mpp_xy is not None else [(None,) * 4] * len(box_N3)
     # The parent column counts rows of the whole zoom: regions of the layers above the parents' come first.
     above = sum([1, *accumulate(schedule, mul)][: max(0, layer - 1)])
     patch = None if zoomed.patch_BN is None else zoomed.patch_BN[0].double().sigmoid().tolist()
     last = layer == len(schedule)
     for n, (box, um) in enumerate(zip(box_N3.tolist(), um_N4, strict=True)):
-        downsample = float(np.float32(trace.levels[layer][0, n]))  # float32, as the table stores it
+        downsample = float(np.float32(record.downsample_BN[0, n]))  # float32, as the table stores it
         yield {
             "layer": layer,
             "parent": above + n // schedule[layer - 1] if layer else None,
@@ -50,8 +50,8 @@ def _layer_rows(
             **dict(zip(("x_um", "y_um", "width_um", "height_um"), um, strict=True)),
             "level": _find_level(info, downsample),
             "downsample": downsample,
-            "tissue": float(trace.tissue[layer][0, n]),
-            "value": float(trace.values[layer - 1][0, n]) if layer else None,
+            "tissue": float(record.tissue_BN[0, n]),
+            "value": None if record.value_BN is None else float(record.value_BN[0, n]),
             "patch_probability": patch[n] if last and patch is not None else None,
             "running_probability": running[n] if last else None,
         }

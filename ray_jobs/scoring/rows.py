@@ -19,7 +19,7 @@ from torch import Tensor
 
 from magnet.regions import NUM_FRAMES
 from magnet.windows import Fetch, WindowRequest, Windows, drive_many, in_frames
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 from ray_jobs.scoring.region_rows import to_region_rows
 from service.cohort.manifest import Slide
 from service.errors import MagnetError
@@ -98,8 +98,8 @@ class SlideZoom:
         batch = self.opened.batch
         assert batch is not None
         self._fetch = in_frames(batch.fetch, np.arange(self._settings.frames) % NUM_FRAMES)
-        enough = self._may_end if self._settings.may_end_early else None
-        zoom = model.zoom(batch.side_px, keep_views=keep_views, enough=enough)
+        should_stop = self._may_end if self._settings.may_end_early else None
+        zoom = model.zoom(batch.side_px, ZoomOptions(keep_views=keep_views, should_stop=should_stop))
         windows, started_s = None, time.perf_counter()
         while True:
             try:
@@ -229,7 +229,7 @@ def _cost_columns(opened: OpenedSlide) -> dict[str, Any]:
 
 
 def _result_columns(zoomed: Zoomed, info: SlideInfo, model: MagNet, ended: str) -> dict[str, Any]:
-    running = zoomed.trace.running.mean(axis=0).tolist()  # over the frames
+    running = zoomed.trace.running_BN.mean(axis=0).tolist()  # over the frames
     regions = to_region_rows(zoomed, info, running, model.config.zoom.schedule)
     return {
         "status": "scored",

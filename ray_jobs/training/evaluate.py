@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from magnet.health import Looked
 from magnet.metrics import auroc_by_stratum
 from magnet.windows import Fetch, drive_many
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 from ray_jobs.training.group import gather
 from ray_jobs.training.learner import autocast
 from ray_jobs.training.prefetch import prefetch
@@ -153,7 +153,7 @@ def zooms_of(
         reader: reads the slides.
         precision: "fp32" or "bf16".
         lost: receives URI and reason of each unreadable slide, and the others continue; None: the error is raised.
-        **options: options of `MagNet.zoom`.
+        **options: fields of `ZoomOptions`.
     """
 
     def start_zooms() -> Iterator[tuple[tuple[Slide, Batch], Any, Fetch]]:
@@ -164,7 +164,11 @@ def zooms_of(
             except SlideLostError as error:
                 lose(error)
             else:
-                yield (slide, batch), model.zoom(batch.side_px, **options), fetch_or_lose(batch.fetch, [slide.uri])
+                yield (
+                    (slide, batch),
+                    model.zoom(batch.side_px, ZoomOptions(**options)),
+                    fetch_or_lose(batch.fetch, [slide.uri]),
+                )
 
     def lose(error: SlideLostError) -> None:
         if lost is None:
@@ -220,5 +224,5 @@ def evaluate(
 
 def _viewed(zoomed: Zoomed) -> Looked:
     """Return the regions that a zoom into one slide looked at."""
-    trace = zoomed.trace
-    return Looked(tuple(layer[0] for layer in trace.regions), tuple(layer[0] for layer in trace.tissue))
+    layers = zoomed.trace.layers
+    return Looked(tuple(layer.region_BN3[0] for layer in layers), tuple(layer.tissue_BN[0] for layer in layers))

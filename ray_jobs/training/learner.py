@@ -20,7 +20,7 @@ from magnet.config import RecipeConfig
 from magnet.evidence import NegativeQuantile
 from magnet.objective import objective
 from magnet.windows import WindowRequest, Windows, drive_many
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 from ray_jobs.training.group import gather
 from ray_jobs.training.micro_batch import StepInput
 from ray_jobs.training.quarantine import SlideLostError
@@ -144,12 +144,12 @@ class Learner:
     def _zoom(self, step: int, step_input: StepInput) -> Generator[WindowRequest, Windows, Zoomed]:
         """Begin a zoom; its random numbers depend on the micro-batch, not on which worker computes it or when."""
         progress = step / self.num_steps
-        return self.model.zoom(
-            step_input.side_px_B,
-            explore=self.recipe.exploration(progress),
+        options = ZoomOptions(
+            exploration=self.recipe.exploration(progress),
             theta_gradient=self.recipe.theta_gradient_on(progress),
             generator=torch.Generator().manual_seed(derive_micro_batch_seed(self.recipe.seed, step, step_input.index)),
         )
+        return self.model.zoom(step_input.side_px_B, options)
 
     def _backward(self, zoomed: Zoomed, label_B: Tensor, sums: dict[str, float]) -> Tensor:
         """Add the gradients and losses of a micro-batch; return the patch logits of its negative slides, flat."""

@@ -1,4 +1,4 @@
-"""Settings: the paper's numbers, and every bound named in the message that refuses what lies beyond."""
+"""Settings: the numbers of the paper, and the messages about values out of range."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from magnet.config import (
 )
 
 
-def test_defaults_are_the_papers() -> None:
+def test_the_defaults_are_those_of_the_paper() -> None:
     model, recipe = ModelConfig(), RecipeConfig()
     assert (model.zoom.map_px, model.zoom.view_px, model.zoom.patch_px) == (56, 112, 224)
     assert model.zoom.num_patches == 18
@@ -33,7 +33,9 @@ def test_defaults_are_the_papers() -> None:
     ("schedule", "num_nodes"),
     [((5,), (1, 5)), ((3, 2, 3), (1, 3, 6, 18)), ((3, 2, 3, 2), (1, 3, 6, 18, 36)), ((1, 1, 1, 1, 1), (1,) * 6)],
 )
-def test_nodes_of_a_schedule(schedule: tuple[int, ...], num_nodes: tuple[int, ...]) -> None:
+def test_the_nodes_of_a_schedule_are_its_running_products(
+    schedule: tuple[int, ...], num_nodes: tuple[int, ...]
+) -> None:
     zoom = ZoomConfig(schedule=schedule)
     assert zoom.num_nodes == num_nodes
     assert zoom.num_layers == len(schedule)
@@ -94,7 +96,9 @@ def test_nodes_of_a_schedule(schedule: tuple[int, ...], num_nodes: tuple[int, ..
         (RecipeConfig, {"seed": -1}, "seed = -1: must be 0 or more"),
     ],
 )
-def test_what_lies_beyond_a_bound_is_refused_by_name_value_and_bound(kind: Any, wrong: Any, message: str) -> None:
+def test_a_value_out_of_range_is_rejected_with_its_name_and_the_allowed_range(
+    kind: Any, wrong: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**wrong)
 
@@ -111,38 +115,38 @@ def test_what_lies_beyond_a_bound_is_refused_by_name_value_and_bound(kind: Any, 
         (RecipeConfig, {"value_weight": 0.0, "clip_norm": None, "seed": 0}),
     ],
 )
-def test_the_bounds_themselves_are_allowed(kind: Any, edge: Any) -> None:
+def test_the_bounds_are_valid_values(kind: Any, edge: Any) -> None:
     kind(**edge)
 
 
 @pytest.mark.parametrize(("early", "late"), [(0, 3), (3, 3), (2, 2)])
-def test_the_early_auxiliary_classifier_comes_before_the_late_one(early: int, late: int) -> None:
+def test_the_early_layer_must_come_before_the_late_layer(early: int, late: int) -> None:
     message = rf"auxiliary\.early_layer = {early}: must be 1 to {late - 1}"
     with pytest.raises(ValueError, match=message):
         ModelConfig(auxiliary=AuxiliaryConfig(early_layer=early, late_layer=late))
 
 
-def test_the_late_auxiliary_classifier_sees_a_layer_below_the_root() -> None:
+def test_the_late_layer_must_be_below_the_root() -> None:
     with pytest.raises(ValueError, match=r"auxiliary\.late_layer = 0: must be at least 1"):
         ModelConfig(zoom=ZoomConfig(schedule=(2,)), auxiliary=AuxiliaryConfig(late_layer=0))
 
 
-def test_without_auxiliary_classifiers_their_layers_do_not_matter() -> None:
+def test_layers_of_auxiliary_classifiers_are_not_checked_without_an_encoder() -> None:
     ModelConfig(auxiliary=AuxiliaryConfig(encoder=None, early_layer=3, late_layer=1))
 
 
 @pytest.mark.parametrize(("num_layers", "late"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3)])
-def test_the_late_layer_is_the_last_where_there_are_fewer(num_layers: int, late: int) -> None:
+def test_the_late_layer_is_the_last_layer_of_a_shallow_tree(num_layers: int, late: int) -> None:
     assert ModelConfig(zoom=ZoomConfig(schedule=(2,) * num_layers)).late_layer == late
 
 
-def test_exploration_falls_from_one_to_nothing() -> None:
+def test_exploration_decreases_linearly_from_one_to_zero() -> None:
     recipe = RecipeConfig(explore_until=0.25, explore_end=0.75)
     shares = [recipe.exploration(p) for p in (0.0, 0.24, 0.25, 0.5, 0.625, 0.75, 1.0)]
     assert shares == pytest.approx([1, 1, 1, 0.5, 0.25, 0, 0])
 
 
-def test_no_exploration_by_default_and_none_left_where_it_ends_at_once() -> None:
+def test_there_is_no_exploration_by_default_and_it_can_end_abruptly() -> None:
     assert RecipeConfig().exploration(0.0) == 0
     abrupt = RecipeConfig(explore_until=0.5, explore_end=0.5)
     assert [abrupt.exploration(p) for p in (0.49, 0.5)] == [1, 0]
@@ -151,12 +155,12 @@ def test_no_exploration_by_default_and_none_left_where_it_ends_at_once() -> None
 @pytest.mark.parametrize(
     ("kind", "at_start", "at_end"), [("on", True, True), ("off", False, False), ("late", False, True)]
 )
-def test_when_the_gradient_reaches_the_regions(kind: Any, at_start: bool, at_end: bool) -> None:
+def test_the_gradient_reaches_the_regions_at_the_configured_time(kind: Any, at_start: bool, at_end: bool) -> None:
     recipe = RecipeConfig(theta_gradient=kind, explore_until=0.2, explore_end=0.5)
     assert [recipe.theta_gradient_on(p) for p in (0.0, 0.49)] == [at_start] * 2
     assert [recipe.theta_gradient_on(p) for p in (0.5, 1.0)] == [at_end] * 2
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
-        ZoomConfig().map_px = 8  # type: ignore[misc]  # that is the point
+        ZoomConfig().map_px = 8  # type: ignore[misc]  # the assignment must fail

@@ -23,7 +23,7 @@ def views(num: int, side: int, seed: int = 0) -> torch.Tensor:
 
 
 def saved(name: str, folder: Path, **options: Any) -> tuple[Any, Path]:
-    """A timm model with its classifier, and the safetensors file of its weights."""
+    """Return a timm model with its classifier, and the safetensors file of its weights."""
     torch.manual_seed(0)
     model = timm.create_model(name, **options)
     path = folder / f"{name}.safetensors"
@@ -32,19 +32,19 @@ def saved(name: str, folder: Path, **options: Any) -> tuple[Any, Path]:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnet10t"])
-def test_features_of_any_model_by_name(name: str) -> None:
+def test_any_timm_model_gives_features(name: str) -> None:
     encoder = make_encoder(name)
     features = encoder(views(2, 64))
     assert features.shape == (2, encoder.num_features)
 
 
-def test_inception_v3_takes_the_papers_patches() -> None:
+def test_inception_v3_accepts_the_patches_of_the_paper() -> None:
     encoder = make_encoder("inception_v3").eval()
     with torch.inference_mode():
         assert encoder(views(1, 224)).shape == (1, 2048)
 
 
-def test_features_are_those_of_timms_model_on_normalised_pixels(tmp_path: Path) -> None:
+def test_features_equal_those_of_the_timm_model_on_normalised_pixels(tmp_path: Path) -> None:
     model, path = saved("test_resnet", tmp_path)
     encoder = make_encoder("test_resnet", str(path)).eval()
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
@@ -54,13 +54,13 @@ def test_features_are_those_of_timms_model_on_normalised_pixels(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_published_inception_files_load_although_they_hold_two_classifiers(tmp_path: Path) -> None:
+def test_published_inception_files_load_although_they_contain_two_classifiers(tmp_path: Path) -> None:
     _, path = saved("inception_v3", tmp_path, aux_logits=True)
     assert any(k.startswith("AuxLogits.") for k in safetensors.torch.load_file(path))
     make_encoder("inception_v3", str(path))
 
 
-def test_random_weights_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_cause_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         make_encoder("test_resnet")
     assert "test_resnet" in caplog.text
@@ -68,10 +68,10 @@ def test_random_weights_are_warned_about(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize(
-    ("weights", "asked"), [("imagenet", "resnet18"), ("tv_in1k", "resnet18.tv_in1k")], ids=["default", "tag"]
+    ("weights", "requested"), [("imagenet", "resnet18"), ("tv_in1k", "resnet18.tv_in1k")], ids=["default", "tag"]
 )
-def test_published_weights_are_asked_of_timm_by_name(
-    weights: str, asked: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_published_weights_are_requested_from_timm_by_name(
+    weights: str, requested: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     create, names = timm.create_model, []
 
@@ -82,11 +82,11 @@ def test_published_weights_are_asked_of_timm_by_name(
     monkeypatch.setattr(timm, "create_model", offline)
     with caplog.at_level(logging.WARNING):
         make_encoder("resnet18", weights)
-    assert names == [(asked, True)]
+    assert names == [(requested, True)]
     assert caplog.records == []
 
 
-def test_a_frozen_encoder_never_changes_but_passes_the_gradient_on() -> None:
+def test_a_frozen_encoder_does_not_change_and_passes_the_gradient_on() -> None:
     encoder = make_encoder("test_resnet", trained=False).train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     view = views(4, 64).requires_grad_()
@@ -108,7 +108,7 @@ def test_a_trained_encoder_follows_train_and_eval() -> None:
     ("name", "side"),
     [("test_resnet", 64), ("resnet10t", 64), ("test_efficientnet", 64), ("test_vit", 160), ("inception_v3", 96)],
 )
-def test_checkpointing_changes_memory_and_nothing_else(name: str, side: int) -> None:
+def test_checkpointing_reduces_memory_and_changes_no_result(name: str, side: int) -> None:
     kept, features, grads, states = [], [], [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
@@ -134,7 +134,7 @@ def test_checkpointing_changes_memory_and_nothing_else(name: str, side: int) -> 
 
 
 @pytest.mark.slow
-def test_copies_and_pickles_of_a_checkpointed_encoder_have_weights_of_their_own() -> None:
+def test_copies_and_pickles_of_a_checkpointed_encoder_do_not_share_weights() -> None:
     encoder = make_encoder("resnet10t", checkpointing=True).eval()
     expected = encoder(views(1, 64))
     for twin in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
@@ -146,28 +146,28 @@ def test_copies_and_pickles_of_a_checkpointed_encoder_have_weights_of_their_own(
         torch.testing.assert_close(encoder(views(1, 64)), expected)
 
 
-def test_channels_last_changes_the_layout_and_not_the_features() -> None:
+def test_channels_last_changes_the_memory_format_and_not_the_features() -> None:
     features = []
     for channels_last in (False, True):
         torch.manual_seed(0)
         encoder = make_encoder("test_resnet", channels_last=channels_last).eval()
-        laid_out: list[bool] = []  # inputs and weights of the convolutions of more than one pixel
+        is_channels_last: list[bool] = []  # inputs and weights of the convolutions of more than one pixel
         for module in encoder.modules():
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
                 module.register_forward_pre_hook(
-                    lambda conv, inputs, out=laid_out: out.extend(
+                    lambda conv, inputs, out=is_channels_last: out.extend(
                         t.is_contiguous(memory_format=torch.channels_last) for t in (*inputs, conv.weight)
                     )
                 )
         features.append(encoder(views(2, 64)))
-        assert laid_out == [channels_last] * len(laid_out)
-        assert laid_out
+        assert is_channels_last == [channels_last] * len(is_channels_last)
+        assert is_channels_last
     torch.testing.assert_close(features[0], features[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_compiling_changes_nothing_but_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # traced and differentiated as always, but run without a C++ compiler
+def test_compilation_does_not_change_features_gradients_or_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    # this backend traces and differentiates as usual, but needs no C++ compiler
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     results = []
     for compile in (False, True):
@@ -180,7 +180,7 @@ def test_compiling_changes_nothing_but_the_speed(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_only_training_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_for_scoring_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no C++ compiler")
 
@@ -195,7 +195,7 @@ def test_only_training_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     MagNet(config, to_be_loaded=True)  # as for scoring
 
 
-def test_models_of_fixed_input_size_can_be_built_for_other_views() -> None:
+def test_models_of_fixed_input_size_can_be_built_for_another_size() -> None:
     encoder = make_encoder("test_vit", in_px=64)
     assert encoder(views(1, 64)).shape == (1, encoder.num_features)
 
@@ -207,17 +207,17 @@ def test_any_backbone_can_be_wrapped() -> None:
     torch.testing.assert_close(features, torch.tensor([[2.0, 1.0, 0.5]]))
 
 
-def test_an_unknown_model_is_named_with_similar_ones() -> None:
+def test_the_message_about_an_unknown_model_lists_similar_names() -> None:
     with pytest.raises(ValueError, match=r"resnet19.*similar names: .*resnet18"):
         make_encoder("resnet19")
 
 
-def test_an_unknown_tag_is_named() -> None:
+def test_the_message_about_an_unknown_tag_names_it() -> None:
     with pytest.raises(ValueError, match="no weights 'nosuchtag'"):
         make_encoder("test_resnet", "nosuchtag")
 
 
-def test_timms_weights_out_of_reach_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_about_unreachable_weights_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route to host")
 

@@ -1,4 +1,4 @@
-"""Figures of where regions lie, and when a layer counts as collapsed."""
+"""Statistics of the positions of regions, and the layers that count as collapsed."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from magnet.health import Looked, complaints, health, movement
 from magnet.regions import ROOT
 
 
-def looked(*children: tuple[float, float, float], tissue: float = 0.5) -> Looked:
-    """One layer of regions below the root."""
+def regions_of(*children: tuple[float, float, float], tissue: float = 0.5) -> Looked:
+    """Return the root and one layer of regions below it."""
     regions = np.array(children)
     return Looked((ROOT[None], regions), (np.array([0.3], np.float32), np.full(len(regions), tissue, np.float32)))
 
 
-def test_overlap_is_the_shared_area_over_the_smaller_regions() -> None:
-    # side 1 at the origin; side 0.5 whose left half lies inside it
-    one = health([looked((0.5, 0, 0), (0.25, 0.5, 0))], (2,), scale_min=0.1)
-    assert one["layer1_overlap"] == pytest.approx(0.5)
-    apart = health([looked((0.2, -0.5, 0), (0.2, 0.5, 0))], (2,), scale_min=0.1)
+def test_overlap_is_the_shared_area_divided_by_that_of_the_smaller_region() -> None:
+    # one region of side 1 at the origin, one of side 0.5 whose left half is inside the first
+    overlapping = health([regions_of((0.5, 0, 0), (0.25, 0.5, 0))], (2,), scale_min=0.1)
+    assert overlapping["layer1_overlap"] == pytest.approx(0.5)
+    apart = health([regions_of((0.2, -0.5, 0), (0.2, 0.5, 0))], (2,), scale_min=0.1)
     assert apart["layer1_overlap"] == 0
 
 
 def test_floor_scale_and_tissue_are_shares_of_the_regions() -> None:
-    figures = health([looked((0.1, 0, 0), (0.3, 0, 0), tissue=0.02)], (2,), scale_min=0.1)
+    figures = health([regions_of((0.1, 0, 0), (0.3, 0, 0), tissue=0.02)], (2,), scale_min=0.1)
     assert figures["layer1_floor"] == 0.5
     assert figures["layer1_scale"] == pytest.approx(0.2)
     assert figures["layer1_tissue"] == pytest.approx(0.02)
@@ -45,27 +45,30 @@ def test_floor_and_spread_of_a_deeper_layer_are_relative_to_its_parents() -> Non
     assert "layer1_overlap" not in figures  # one child has no sibling
 
 
-def test_movement_is_the_mean_distance_of_centres_over_common_slides() -> None:
-    before = {"a": looked((0.1, 0, 0), (0.1, 0, 0)), "gone": looked((0.1, 0, 0), (0.1, 0, 0))}
-    after = {"a": looked((0.1, 0.3, 0.4), (0.1, 0, 0)), "new": looked((0.1, 0.9, 0), (0.1, 0, 0))}
+def test_movement_is_the_mean_distance_of_centres_over_the_common_slides() -> None:
+    before = {"a": regions_of((0.1, 0, 0), (0.1, 0, 0)), "gone": regions_of((0.1, 0, 0), (0.1, 0, 0))}
+    after = {"a": regions_of((0.1, 0.3, 0.4), (0.1, 0, 0)), "new": regions_of((0.1, 0.9, 0), (0.1, 0, 0))}
     assert movement(before, after) == {"layer1_moved": pytest.approx(0.25)}
     assert movement({}, after) == {}
 
 
 @pytest.mark.parametrize(
-    ("slides", "words"),
+    ("slides", "phrase"),
     [
-        ([looked((0.2, 0, 0), (0.2, 0.01, 0)), looked((0.2, 0.9, 0), (0.2, 0.9, 0.01))], "siblings"),
-        ([looked((0.2, -0.5, 0), (0.2, 0.5, 0)), looked((0.2, -0.5, 0), (0.2, 0.5, 0))], "same place"),
-        ([looked((0.2, -0.5, 0), (0.2, 0.5, 0), tissue=0), looked((0.2, 0.5, 0), (0.2, 0, 0), tissue=0)], "no tissue"),
+        ([regions_of((0.2, 0, 0), (0.2, 0.01, 0)), regions_of((0.2, 0.9, 0), (0.2, 0.9, 0.01))], "siblings"),
+        ([regions_of((0.2, -0.5, 0), (0.2, 0.5, 0)), regions_of((0.2, -0.5, 0), (0.2, 0.5, 0))], "same place"),
+        (
+            [regions_of((0.2, -0.5, 0), (0.2, 0.5, 0), tissue=0), regions_of((0.2, 0.5, 0), (0.2, 0, 0), tissue=0)],
+            "no tissue",
+        ),
     ],
 )
-def test_a_collapsed_layer_is_told(slides: list[Looked], words: str) -> None:
+def test_a_collapsed_layer_is_reported(slides: list[Looked], phrase: str) -> None:
     [sentence] = complaints(health(slides, (2,), scale_min=0.1), (2,))
     assert sentence.startswith("layer 1:")
-    assert words in sentence
+    assert phrase in sentence
 
 
-def test_a_layer_that_looks_around_is_not_complained_of() -> None:
-    slides = [looked((0.2, -0.5, 0), (0.2, 0.5, 0)), looked((0.2, 0.3, 0.5), (0.2, -0.2, -0.6))]
+def test_a_healthy_layer_is_not_reported() -> None:
+    slides = [regions_of((0.2, -0.5, 0), (0.2, 0.5, 0)), regions_of((0.2, 0.3, 0.5), (0.2, -0.2, -0.6))]
     assert complaints(health(slides, (2,), scale_min=0.1), (2,)) == []

@@ -1,4 +1,4 @@
-"""The loss of each slide by hand, from the parts that its formula names."""
+"""The loss of each slide and its parts, computed by hand."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from magnet.config import RecipeConfig, ZoomConfig
 from magnet.objective import objective
-from magnet.zoom import Trace, Zoomed
+from magnet.trace import Trace
+from magnet.zoom import Zoomed
 
 LABEL = torch.tensor([1.0, 0.0])
 TREE = ZoomConfig(schedule=(2, 2), frozen_patch=False)
@@ -23,10 +25,11 @@ def entropy(logit: float, label: int) -> float:
 
 
 def zoomed(**parts: Any) -> Zoomed:
-    """The end of a zoom into a positive and a negative slide."""
+    """Return the result of a zoom into a positive and a negative slide."""
     known: dict[str, Any] = {"early_B": None, "late_B": None, "patch_BN": None, "value_BN": []}
     logit = torch.tensor([0.5, -1.0], requires_grad=True)
-    return Zoomed(**({"logit_B": logit, "running_BN": logit[:, None], "trace": Trace()} | known | parts))
+    trace = Trace(layers=(), running_BN=np.empty((2, 0)))
+    return Zoomed(**({"logit_B": logit, "running_BN": logit[:, None], "trace": trace} | known | parts))
 
 
 def leaf(*values: float) -> Tensor:
@@ -40,20 +43,20 @@ def losses(end: Zoomed, recipe: RecipeConfig, threshold: float | None = None, zo
     return loss_B.tolist(), {name: part.tolist() for name, part in parts.items()}
 
 
-def test_the_classifier_alone() -> None:
+def test_without_other_parts_the_loss_is_that_of_the_classifier() -> None:
     loss, parts = losses(zoomed(), RecipeConfig())
     assert loss == pytest.approx([entropy(0.5, 1), entropy(-1.0, 0)])
     assert parts == {"classifier": pytest.approx(loss)}
 
 
-def test_auxiliary_classifiers_and_the_paradoxical_loss() -> None:
+def test_auxiliary_and_paradoxical_losses_are_added_with_their_weights() -> None:
     end = zoomed(early_B=leaf(2.0, 1.0), late_B=leaf(0.5, -0.5))
     recipe = RecipeConfig(auxiliary_weight=0.5, paradoxical_weight=3.0, paradoxical_margin=0.1)
     loss, parts = losses(end, recipe)
     classifier = [entropy(0.5, 1), entropy(-1.0, 0)]
     early = [entropy(2.0, 1), entropy(1.0, 0)]
     late = [entropy(0.5, 1), entropy(-0.5, 0)]
-    hinge = [late[0] - early[0] + 0.1, 0.0]  # the late one is worse on the first slide, much better on the second
+    hinge = [late[0] - early[0] + 0.1, 0.0]  # the late logit is worse on the first slide and much better on the second
     assert parts["early"] == pytest.approx(early)
     assert parts["late"] == pytest.approx(late)
     assert parts["paradoxical"] == pytest.approx(hinge)
@@ -61,13 +64,13 @@ def test_auxiliary_classifiers_and_the_paradoxical_loss() -> None:
     assert loss == pytest.approx(expected)
 
 
-def test_one_auxiliary_classifier_has_nothing_to_be_compared_with() -> None:
+def test_a_single_auxiliary_classifier_has_no_paradoxical_loss() -> None:
     loss, parts = losses(zoomed(late_B=leaf(0.5, -0.5)), RecipeConfig())
     assert set(parts) == {"classifier", "late"}
     assert loss == pytest.approx([2 * entropy(0.5, 1), entropy(-1.0, 0) + entropy(-0.5, 0)])
 
 
-def test_the_paradoxical_loss_does_not_pay_for_a_worse_early_layer() -> None:
+def test_the_paradoxical_loss_has_no_gradient_to_the_early_layer() -> None:
     early, late = leaf(2.0, 1.0), leaf(0.5, -0.5)
     recipe = RecipeConfig(auxiliary_weight=0.0)
     loss_B, _ = objective(zoomed(early_B=early, late_B=late), LABEL, recipe, TREE, None)
@@ -77,20 +80,20 @@ def test_the_paradoxical_loss_does_not_pay_for_a_worse_early_layer() -> None:
 
 
 def evidence() -> Zoomed:
-    """Patches 0 to 3 of two slides; children of one parent side by side."""
+    """Return a result with four patches of two slides; children of one parent are adjacent."""
     patch = torch.tensor([[0.0, 2.0, -1.0, 0.9], [5.0, 5.0, 5.0, 5.0]], requires_grad=True)
     return zoomed(patch_BN=patch, value_BN=[leaf(0.3, -0.3).repeat(2, 1), leaf(1.0, 2.0, 3.0, 4.0).repeat(2, 1)])
 
 
-def test_maps_learn_where_evidence_was_found() -> None:
+def test_maps_are_trained_on_the_evidence_below_their_regions() -> None:
     recipe = RecipeConfig(value_weight=2.0)
     loss, parts = losses(evidence(), recipe, threshold=1.0)
     # Above 1.0 on the positive slide: patch 1, below node 0 of layer 1. Nothing counts on the negative slide.
     first = [(entropy(0.3, 1) + entropy(-0.3, 0)) / 2, (entropy(0.3, 0) + entropy(-0.3, 0)) / 2]
-    found = [0, 1, 0, 0]
+    target = [0, 1, 0, 0]
     second = [
         sum(entropy(v, f) for v, f in zip((1.0, 2.0, 3.0, 4.0), targets, strict=True)) / 4
-        for targets in (found, [0] * 4)
+        for targets in (target, [0] * 4)
     ]
     expected = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
     assert parts["value"] == pytest.approx(expected)
@@ -98,22 +101,22 @@ def test_maps_learn_where_evidence_was_found() -> None:
 
 
 def at_patches() -> Zoomed:
-    """As `evidence`, with each layer's values at the last patches."""
+    """Return the result of `evidence` with each layer's values at the last patches."""
     end = evidence()
     values = [leaf(0.3, 0.4, -0.3, -0.4).repeat(2, 1), leaf(1.0, 2.0, 3.0, 4.0).repeat(2, 1)]
     return replace(end, patch_value_BN=values)
 
 
-def test_maps_of_all_layers_can_learn_at_the_patches() -> None:
+def test_maps_of_all_layers_can_be_trained_at_the_last_patches() -> None:
     recipe = RecipeConfig(value_weight=1.0, value_at="patches")
     _, parts = losses(at_patches(), recipe, threshold=1.0)
     layers = (0.3, 0.4, -0.3, -0.4), (1.0, 2.0, 3.0, 4.0)
-    for slide, found in enumerate([(0, 1, 0, 0), (0, 0, 0, 0)]):
-        each = [entropy(v, f) for values in layers for v, f in zip(values, found, strict=True)]
+    for slide, targets in enumerate([(0, 1, 0, 0), (0, 0, 0, 0)]):
+        each = [entropy(v, f) for values in layers for v, f in zip(values, targets, strict=True)]
         assert parts["value"][slide] == pytest.approx(sum(each) / 8)
 
 
-def test_what_lies_below_a_frozen_patch_teaches_no_map_that_did_not_choose_it() -> None:
+def test_patches_below_a_frozen_patch_do_not_train_the_map_that_did_not_choose_it() -> None:
     tree = ZoomConfig(schedule=(2, 2), frozen_patch=True)
     _, parts = losses(at_patches(), RecipeConfig(value_weight=1.0, value_at="patches"), threshold=1.0, zoom=tree)
     first = sum(entropy(v, f) for v, f in zip((0.3, 0.4, -0.3, -0.4), (0, 1, 0, 0), strict=True)) / 4
@@ -121,7 +124,7 @@ def test_what_lies_below_a_frozen_patch_teaches_no_map_that_did_not_choose_it() 
     assert parts["value"][0] == pytest.approx((first + second) / 2)
 
 
-def test_frozen_patches_teach_no_map() -> None:
+def test_frozen_patches_train_no_map() -> None:
     tree = ZoomConfig(schedule=(2, 2), frozen_patch=True)
     _, parts = losses(evidence(), RecipeConfig(value_weight=1.0), threshold=1.0, zoom=tree)
     first = (entropy(0.3, 1) + entropy(-0.3, 0)) / 2
@@ -129,7 +132,7 @@ def test_frozen_patches_teach_no_map() -> None:
     assert parts["value"][0] == pytest.approx((first + second) / 2)
 
 
-def test_the_value_loss_reaches_maps_and_not_patches() -> None:
+def test_the_gradient_of_the_value_loss_reaches_maps_and_not_patches() -> None:
     end = evidence()
     assert end.patch_BN is not None
     loss_B, _ = objective(end, LABEL, RecipeConfig(value_weight=1.0), TREE, 1.0)
@@ -141,7 +144,9 @@ def test_the_value_loss_reaches_maps_and_not_patches() -> None:
 @pytest.mark.parametrize(
     ("recipe", "threshold"), [(RecipeConfig(value_weight=1.0), None), (RecipeConfig(value_weight=0.0), 1.0)]
 )
-def test_no_value_loss_before_calibration_or_without_weight(recipe: RecipeConfig, threshold: float | None) -> None:
+def test_there_is_no_value_loss_before_calibration_or_without_weight(
+    recipe: RecipeConfig, threshold: float | None
+) -> None:
     loss, parts = losses(evidence(), recipe, threshold)
     assert set(parts) == {"classifier"}
     assert loss == pytest.approx(parts["classifier"])

@@ -1,4 +1,4 @@
-"""A schedule's costs by hand, and by dice; a batch cut to a card."""
+"""Cost of a schedule, by hand and by simulation; the split of a batch into micro-batches."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from magnet.config import ZoomConfig
 from magnet.plan import Cut, TileGuess, cuts, expected_reads, largest_that_fits, smaller, warnings
 
 
-def test_windows_of_the_paper_s_trees_by_hand() -> None:
+def test_windows_of_the_papers_trees_equal_a_count_by_hand() -> None:
     assert expected_reads(ZoomConfig(schedule=(3, 2, 3))).windows == 1 + 3 + 6 + 18
     assert expected_reads(ZoomConfig(schedule=(3, 2, 3, 2))).windows == 1 + 3 + 6 + 18 + 36
-    # one 112 px root of 2 * 112 + 2 * 6 + 2 px, and two 224 px patches
+    # a 112 px root of 2 * 112 + 2 * 6 + 2 px, and two 224 px patches
     sent = 3 * (238**2 + 2 * 462**2)
     assert expected_reads(ZoomConfig(schedule=(2,))).window_bytes == sent
 
 
-def test_expected_tiles_and_requests_are_those_of_windows_thrown_at_random() -> None:
+def test_expected_tiles_and_requests_match_a_simulation_of_random_windows() -> None:
     zoom, guess = ZoomConfig(schedule=(2, 2)), TileGuess(side_px=256, bytes_per_pixel=0.5, opening_requests=3)
     rng = np.random.default_rng(0)
     tiles = requests = 0.0
     for num, out_px in ((1, 112), (2, 112), (4, 224)):
-        throws = 200_000
-        side = out_px * 2 ** rng.uniform(0, 1, throws) + 2 * zoom.margin_px
-        first = rng.uniform(0, 256, (2, throws))
-        across, down = np.floor((first + side - 1) / 256) + 1
+        num_windows = 200_000
+        side = out_px * 2 ** rng.uniform(0, 1, num_windows) + 2 * zoom.margin_px
+        offset = rng.uniform(0, 256, (2, num_windows))
+        across, down = np.floor((offset + side - 1) / 256) + 1
         tiles += num * (across * down).mean()
         requests += num * down.mean()
     reads = expected_reads(zoom, guess)
@@ -36,7 +36,7 @@ def test_expected_tiles_and_requests_are_those_of_windows_thrown_at_random() -> 
     assert reads.size_bytes == pytest.approx(tiles * 256 * 256 * 0.5, rel=0.03)
 
 
-def test_a_batch_is_cut_into_equal_micro_batches_that_leave_no_worker_idle() -> None:
+def test_a_batch_is_split_into_equal_micro_batches_that_leave_no_worker_idle() -> None:
     assert cuts(12, 1) == [Cut(12, 1), Cut(6, 2), Cut(4, 3), Cut(3, 4), Cut(2, 6), Cut(1, 12)]
     assert cuts(16, 3) == [Cut(4, 2), Cut(2, 3), Cut(1, 6)]
 
@@ -44,16 +44,16 @@ def test_a_batch_is_cut_into_equal_micro_batches_that_leave_no_worker_idle() -> 
 @pytest.mark.parametrize(
     ("batch", "room", "size"), [(16, 16, 8), (16, 5, 4), (16, 1, 1), (16, 0, None), (1, 1, 1), (1, 0, None)]
 )
-def test_the_largest_that_fits_still_lets_two_zooms_overlap(batch: int, room: int, size: int | None) -> None:
-    found = largest_that_fits(cuts(batch, 1), lambda cut: cut.micro_batch <= room)
-    assert (found and found.micro_batch) == size
+def test_the_largest_split_that_fits_still_lets_two_zooms_overlap(batch: int, room: int, size: int | None) -> None:
+    split = largest_that_fits(cuts(batch, 1), lambda cut: cut.micro_batch <= room)
+    assert (split and split.micro_batch) == size
 
 
-def test_after_running_out_of_memory_halves_or_the_nearest_divisor_come_next() -> None:
+def test_after_running_out_of_memory_half_or_the_nearest_divisor_is_next() -> None:
     assert [smaller(size) for size in (16, 12, 9, 5, 2, 1)] == [8, 6, 3, 1, 1, None]
 
 
-def test_schedules_of_the_paper_pass_and_one_that_explodes_is_named() -> None:
+def test_schedules_of_the_paper_cause_no_warning_and_a_very_large_one_does() -> None:
     for schedule in ((3, 2, 3), (3, 2, 3, 2), (3, 2, 3, 3)):
         assert warnings(ZoomConfig(schedule=schedule)) == []
     [sentence] = warnings(ZoomConfig(schedule=(4, 4, 4, 4)))

@@ -1,4 +1,4 @@
-"""Grouped stacks against a loop over stacks, and their independence."""
+"""Grouped stacks compared with a loop over stacks, and their independence."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def views(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-def varied(module: torch.nn.Module) -> Any:
-    """In float64 with all parameters random, biases and norms too."""
+def randomise(module: torch.nn.Module) -> Any:
+    """Return the module in float64 with all parameters random, also biases and norms."""
     generator = torch.Generator().manual_seed(3)
     module.double()
     with torch.no_grad():
@@ -28,7 +28,7 @@ def varied(module: torch.nn.Module) -> Any:
 
 
 def one_stack(stacks: Any, g: int, view: torch.Tensor, stride: int) -> torch.Tensor:
-    """Stack g on views (B, C, H, W), branch by branch, from the same parameters."""
+    """Apply stack g to views (B, C, H, W), branch by branch, with the same parameters."""
     num = stacks.num_groups
     x = view
     for i, layer in enumerate([*stacks.layers, stacks.last]):
@@ -49,8 +49,8 @@ def one_stack(stacks: Any, g: int, view: torch.Tensor, stride: int) -> torch.Ten
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("num_layers", [2, 3])
 @pytest.mark.parametrize("kernels", [(1, 3, 5, 7), (1,)])
-def test_grouped_stacks_are_a_loop_over_stacks(stride: int, num_layers: int, kernels: tuple[int, ...]) -> None:
-    stacks = varied(ConvStacks(5, channels=2, kernels=kernels, num_layers=num_layers, inner_stride=stride))
+def test_grouped_stacks_equal_a_loop_over_stacks(stride: int, num_layers: int, kernels: tuple[int, ...]) -> None:
+    stacks = randomise(ConvStacks(5, channels=2, kernels=kernels, num_layers=num_layers, inner_stride=stride))
     view = views(2, 5, 3, 16, 16)
     maps = stacks(view)
     for g in range(5):
@@ -60,8 +60,8 @@ def test_grouped_stacks_are_a_loop_over_stacks(stride: int, num_layers: int, ker
         torch.testing.assert_close(maps[:, g], expected[:, 0], rtol=0, atol=1e-11)
 
 
-def test_stacks_share_nothing() -> None:
-    stacks = varied(ConvStacks(3, channels=2))
+def test_stacks_share_no_parameters_and_no_inputs() -> None:
+    stacks = randomise(ConvStacks(3, channels=2))
     view = views(2, 3, 3, 12, 12).requires_grad_()
     stacks(view)[:, 1].square().sum().backward()
     assert view.grad is not None
@@ -74,12 +74,12 @@ def test_stacks_share_nothing() -> None:
 
 
 def test_a_slides_maps_do_not_depend_on_its_batch() -> None:
-    stacks = varied(ConvStacks(2, channels=2))
+    stacks = randomise(ConvStacks(2, channels=2))
     view = views(4, 2, 3, 12, 12)
     torch.testing.assert_close(stacks(view)[1:2], stacks(view[1:2]), rtol=0, atol=1e-12)
 
 
-def test_with_replicated_borders_a_plain_view_gives_a_plain_map() -> None:
+def test_with_replicated_borders_a_constant_view_gives_a_constant_map() -> None:
     plain = torch.full((1, 1, 3, 24, 24), 0.6)
     spread = {}
     for padding in ("zeros", "replicate"):
@@ -90,14 +90,14 @@ def test_with_replicated_borders_a_plain_view_gives_a_plain_map() -> None:
 
 
 def test_one_view_can_be_shown_to_all_stacks() -> None:
-    stacks = varied(ConvStacks(3, channels=2))
+    stacks = randomise(ConvStacks(3, channels=2))
     view = views(2, 1, 3, 12, 12)
     torch.testing.assert_close(stacks(view), stacks(view.expand(-1, 3, -1, -1, -1)))
 
 
 @pytest.mark.parametrize(("share", "num_stacks"), [("node", 6), ("slot", 2), ("layer", 1)])
-def test_sharing_decides_which_nodes_have_the_same_stack(share: Any, num_stacks: int) -> None:
-    locator = varied(Locator(3, 2, share, channels=2))
+def test_sharing_determines_which_nodes_have_the_same_stack(share: Any, num_stacks: int) -> None:
+    locator = randomise(Locator(3, 2, share, channels=2))
     assert locator.stacks.num_groups == num_stacks
     view = views(2, 1, 3, 12, 12).expand(-1, 3, -1, -1, -1)  # the same view at all three parents
     maps = locator(view)
@@ -109,7 +109,7 @@ def test_sharing_decides_which_nodes_have_the_same_stack(share: Any, num_stacks:
 
 @pytest.mark.parametrize("share", ["node", "slot", "layer"])
 def test_each_map_comes_from_its_own_parents_view(share: Any) -> None:
-    locator = varied(Locator(3, 2, share, channels=2))
+    locator = randomise(Locator(3, 2, share, channels=2))
     view = views(2, 3, 3, 12, 12).requires_grad_()
     locator(view)[0, 1].square().sum().backward()
     assert view.grad is not None
@@ -118,14 +118,14 @@ def test_each_map_comes_from_its_own_parents_view(share: Any) -> None:
 
 
 def test_stacks_of_a_node_tree_are_ordered_by_parent_then_child() -> None:
-    locator = varied(Locator(2, 3, "node", channels=2))
+    locator = randomise(Locator(2, 3, "node", channels=2))
     view = views(1, 2, 3, 12, 12)
     expected = one_stack(locator.stacks, 1 * 3 + 2, view[:, 1], 1)
     torch.testing.assert_close(locator(view)[:, 1, 2], expected, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 1}, {"inner_stride": 4}, {"kernels": (1, 4)}], ids=str)
-def test_wrong_options_are_named(options: dict[str, Any]) -> None:
+def test_invalid_options_are_rejected_with_the_allowed_values(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ConvStacks(1, **options)
     with pytest.raises(ValueError, match="must be 'node'"):

@@ -1,4 +1,4 @@
-"""Grey filter, tissue mask and sizes of views."""
+"""Grey filter, tissue mask and size of views."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from magnet.views import area_pool, grey_filter, tissue_mask
 
 
 def as_view(colours: list[tuple[int, int, int]]) -> torch.Tensor:
-    """One row of pixels; (1, 3, 1, W)."""
+    """Return one row of pixels as a view; (1, 3, 1, W)."""
     return (torch.tensor(colours, dtype=torch.float32) / 255).T[None, :, None, :]
 
 
-def test_grey_means_all_three_differences_within_the_tolerance() -> None:
-    # every combination near the limit, at several brightnesses, judged in whole numbers
+def test_a_pixel_is_grey_if_all_three_differences_are_within_the_tolerance() -> None:
+    # every combination near the limit, at several brightnesses, computed in whole numbers
     colours = [
         (base, base + a, base + b)
         for base in (20, 101, 230)
@@ -34,7 +34,7 @@ def test_grey_means_all_three_differences_within_the_tolerance() -> None:
         torch.testing.assert_close(out, expected.float())
 
 
-def test_gradient_reaches_the_pixels_that_stay() -> None:
+def test_the_gradient_reaches_only_pixels_that_are_kept() -> None:
     view = as_view([(200, 100, 150), (128, 130, 125)]).requires_grad_()
     grey_filter(view).sum().backward()
     torch.testing.assert_close(view.grad, torch.tensor([1.0, 0.0]).expand(1, 3, 1, 2))
@@ -55,7 +55,7 @@ def test_tissue_is_neither_black_nor_grey_nor_glass() -> None:
     assert tissue_mask(as_view(list(colours)))[0, 0].tolist() == list(colours.values())
 
 
-def test_tissue_of_a_real_slide(test_data: Path) -> None:
+def test_the_tissue_of_a_real_slide_is_darker_than_the_rest(test_data: Path) -> None:
     with openslide.OpenSlide(test_data / "slides" / "cmu-1-small-region.svs") as slide:
         thumbnail = slide.get_thumbnail((112, 112)).convert("RGB")
     view = torch.from_numpy(np.array(thumbnail)).permute(2, 0, 1)[None] / 255
@@ -81,7 +81,7 @@ def test_area_pool_averages_blocks() -> None:
         area_pool(view, 50)
 
 
-def test_i_is_the_bilinear_resize_of_i_prime() -> None:
+def test_area_pooling_to_half_the_size_equals_bilinear_resizing() -> None:
     view = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(1))
     resized = F.interpolate(view, (56, 56), mode="bilinear", align_corners=False)
     torch.testing.assert_close(area_pool(view, 56), resized)

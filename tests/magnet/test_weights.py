@@ -1,4 +1,4 @@
-"""Weights files: formats, digests, URIs, and files that do not fit."""
+"""Files of weights: formats, digests, URIs, and weights that do not fit."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def assert_is_state(loaded: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(loaded[k], v) for k, v in STATE.items())
 
 
-def test_paths_file_uris_and_other_uris_give_the_same(weights_file: Path) -> None:
+def test_paths_and_uris_give_the_same_weights(weights_file: Path) -> None:
     assert_is_state(read_state_dict(str(weights_file)))
     assert_is_state(read_state_dict(weights_file.as_uri()))
-    asked = []
+    requested = []
 
     def fetch(uri: str) -> bytes:
-        asked.append(uri)
+        requested.append(uri)
         return weights_file.read_bytes()
 
     uri = f"s3://bucket/models/{weights_file.name}"
     assert_is_state(read_state_dict(uri, fetch=fetch))
-    assert asked == [uri]
+    assert requested == [uri]
 
 
 def test_the_digest_is_checked(weights_file: Path) -> None:
@@ -72,22 +72,22 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
-def test_other_files_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
+def test_files_without_weights_are_rejected(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="not a readable file of weights"):
         read_state_dict(str(tmp_path / name))
 
 
-def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_without_tensors_is_rejected(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="no dictionary of tensors"):
         read_state_dict(str(tmp_path / "w.pth"))
 
 
-def test_missing_files_and_unreadable_schemes_are_named(tmp_path: Path) -> None:
+def test_messages_name_missing_files_and_unreadable_schemes(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
         read_state_dict(str(tmp_path / "none.pth"))
-    with pytest.raises(ValueError, match="nothing here reads s3://"):
+    with pytest.raises(ValueError, match="s3:// cannot be read without fetch"):
         read_state_dict("s3://bucket/w.pth")
 
 
@@ -95,11 +95,11 @@ def test_missing_files_and_unreadable_schemes_are_named(tmp_path: Path) -> None:
     ("weights", "expected"),
     [("imagenet", False), ("tv_in1k", False), ("w.pth", True), ("a/w.safetensors", True), ("s3://b/w", True)],
 )
-def test_tags_are_told_from_files(weights: str, expected: bool) -> None:
+def test_tags_are_distinguished_from_files(weights: str, expected: bool) -> None:
     assert is_file_or_uri(weights) is expected
 
 
-def test_every_misfit_is_listed() -> None:
+def test_the_message_lists_every_weight_that_does_not_fit() -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(3, 2)})
     state = {"a.weight": torch.zeros(2, 4), "a.bias": torch.zeros(2), "c.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match="do not fit") as caught:

@@ -1,4 +1,4 @@
-"""What a zoom sees of a real slide, against the whole image as Pillow resizes and pads it."""
+"""The root view of a real slide compared with the whole image as Pillow resizes and pads it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 from PIL import Image, ImageOps
 
 from magnet.windows import drive
+from magnet.zoom import ZoomOptions
 from service.slides.reader import RegionReader
-from tests.magnet.zoom_harness import config, network
+from tests.magnet.zoom_harness import config, network, views_of
 
 
 @pytest.mark.parametrize(("name", "side"), [("cmu-1-small-region-pyramid.svs", 96), ("he-two-pieces.tif", 60)])
-def test_the_root_view_is_the_slide_resized_with_its_aspect_between_symmetric_black(
-    name: str, side: int, test_data: Path
-) -> None:
+def test_the_root_view_is_the_resized_slide_with_symmetric_black_padding(name: str, side: int, test_data: Path) -> None:
     path = test_data / "slides" / name
     model = network(config((1,), view_px=side)).eval()
     with RegionReader() as reader, torch.inference_mode():
         batch = reader.batch([str(path)])
-        seen = drive(model.zoom(batch.side_px, keep_views=True), batch.fetch).trace.views[0][0, 0].astype(int)
+        root = views_of(drive(model.zoom(batch.side_px, ZoomOptions(keep_views=True)), batch.fetch).trace)[0][0, 0]
+    view = root.astype(int)
     with openslide.OpenSlide(path) as slide:
         whole = slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")
     padded = np.asarray(ImageOps.pad(whole, (side, side), Image.Resampling.BOX)).astype(int)
     if whole.width > whole.height:
-        seen, padded = seen.transpose(1, 0, 2), padded.transpose(1, 0, 2)
+        view, padded = view.transpose(1, 0, 2), padded.transpose(1, 0, 2)
     bar = int(side * (1 - min(whole.size) / max(whole.size)) / 2)  # whole output pixels of black on each side
     assert bar > 5
-    assert not seen[:, :bar].any()
-    assert not seen[:, side - bar :].any()
+    assert not view[:, :bar].any()
+    assert not view[:, side - bar :].any()
     inside = np.s_[:, bar + 1 : side - bar - 1]
-    assert seen[inside].any(axis=(0, 2)).all()
-    error, aside = (np.abs(seen - image)[inside].mean() for image in (padded, np.roll(padded, 1, axis=0)))
+    assert view[inside].any(axis=(0, 2)).all()
+    error, aside = (np.abs(view - image)[inside].mean() for image in (padded, np.roll(padded, 1, axis=0)))
     assert error < 4  # of 255: box and bilinear reductions differ at edges
     assert error < aside / 3

@@ -46,17 +46,17 @@ def test_no_region_is_finer_than_native_resolution() -> None:
             floor = native_scale(out_px, int(side))
             np.testing.assert_allclose(trace.regions[layer][b, :, 0], np.maximum(expected[b, :, 0], floor))
         np.testing.assert_allclose(trace.regions[layer][..., 1:], expected[..., 1:], atol=1e-12)
-        if layer == 1:  # children compose with the clamped parents
+        if layer == 1:  # children are composed with the clamped parents
             parent = trace.regions[1][:, :, None]
             scale = parent[..., :1] * theta[1][..., :1]
             centre = parent[..., :1] * theta[1][..., 1:] + parent[..., 1:]
             expected = np.concatenate([scale, centre], axis=-1).reshape(3, 4, 3)
-    assert trace.levels[2].min() >= 1
+    assert trace.layers[2].downsample_BN.min() >= 1
     assert (trace.regions[2][0, :, 0] == 0.5).all()  # 32 of 64 px
     assert (trace.regions[2][2, :, 0] == 1.0).all()  # the whole of a slide of 20 px
 
 
-def test_the_frozen_patch_is_its_parent_again_at_better_resolution() -> None:
+def test_the_frozen_patch_is_its_parent_at_higher_resolution() -> None:
     schedule = (2, 3, 2)
     model = network(config(schedule, frozen_patch=True)).eval()
     trace = run(model, by_layer(layer_colours(3), 2), 2, keep_views=True).trace
@@ -66,7 +66,7 @@ def test_the_frozen_patch_is_its_parent_again_at_better_resolution() -> None:
     assert not (trace.regions[3].reshape(2, 6, 2, 3)[:, :, 0] == trace.regions[2]).all(axis=-1).any()
 
 
-def test_there_is_no_frozen_patch_without_its_flag_or_in_one_layer() -> None:
+def test_there_is_no_frozen_patch_without_its_setting_or_with_one_layer() -> None:
     plain = network(config((2, 3))).eval()
     trace = run(plain, by_layer(layer_colours(2), 1), 1).trace
     assert (trace.regions[2].reshape(2, 3, 3)[:, 0] != trace.regions[1][0]).any(axis=-1).all()
@@ -74,9 +74,9 @@ def test_there_is_no_frozen_patch_without_its_flag_or_in_one_layer() -> None:
     assert (run(single, by_layer(layer_colours(1), 1), 1).trace.regions[1][..., 0] < 1).all()
 
 
-def test_exploration_looks_at_tissue_and_is_the_generators() -> None:
+def test_exploration_looks_at_tissue_and_depends_only_on_the_generator() -> None:
     def island(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Purple tissue on white glass, a fifth of the slide wide."""
+        """Return purple tissue, a fifth of the slide wide, on white glass."""
         tissue = (np.abs(x - 0.5) < 0.2) & (np.abs(y + 0.3) < 0.2)
         return np.where(tissue[..., None], [0.6, 0.3, 0.6], [0.95, 0.95, 0.95])
 
@@ -84,7 +84,7 @@ def test_exploration_looks_at_tissue_and_is_the_generators() -> None:
     model, fetch = network(settings).eval(), formula_fetch([island] * 8, [SIDE_PX] * 8)
 
     def centres(seed: int) -> NDArray[np.float64]:
-        end = run(model, fetch, 8, explore=1.0, generator=torch.Generator().manual_seed(seed))
+        end = run(model, fetch, 8, exploration=1.0, generator=torch.Generator().manual_seed(seed))
         return end.trace.regions[1][..., 1:]
 
     first = centres(0)
@@ -101,14 +101,15 @@ def test_the_papers_network_has_a_stack_of_three_mixed_layers_for_every_node() -
     assert [s.num_groups for s in stacks] == [3, 6, 18]  # of the tree (3, 2, 3)
     for s in stacks:
         mixed = [*s.layers, s.last]
-        assert [[kernel.shape[-1] for kernel in one.kernels] for one in mixed] == [[1, 3, 5, 7, 1]] * 3  # last: pooled
+        sizes = [[kernel.shape[-1] for kernel in layer.kernels] for layer in mixed]
+        assert sizes == [[1, 3, 5, 7, 1]] * 3  # the last kernel is that of the pooled branch
         view = torch.zeros(1, s.num_groups, 3, 56, 56, device="meta")
         assert s(view).shape == (1, s.num_groups, 56, 56)  # one map each, of the input's size
     assert model.encoder.num_features == 2048
     assert [p.num_features for p in (model.early[0].encoder, model.late[0].encoder)] == [512, 512]
 
 
-def test_auxiliary_classifiers_speak_only_in_training() -> None:
+def test_auxiliary_classifiers_give_logits_only_in_training() -> None:
     model = network(with_auxiliary((2, 1, 2)))
     fetch = by_layer(layer_colours(3), 2)
     trained = run(model.train(), fetch, 2)
@@ -130,11 +131,11 @@ def test_auxiliary_classifiers_see_the_views_of_their_layers(
     schedule: tuple[int, ...], early: int | None, late: int
 ) -> None:
     model = network(with_auxiliary(schedule)).train()
-    seen: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in ("early", "late"):
         part = getattr(model, name)
         if part is not None:
-            part.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: tuple(inputs[0].shape)}))
+            part.register_forward_pre_hook(lambda _, inputs, name=name: shapes.update({name: tuple(inputs[0].shape)}))
     run(model, by_layer(layer_colours(len(schedule)), 2), 2)
 
     def shape(layer: int) -> tuple[int, ...]:
@@ -142,11 +143,11 @@ def test_auxiliary_classifiers_see_the_views_of_their_layers(
         return (2, math.prod(schedule[:layer]), 3, px, px)
 
     expected = {"late": shape(late)} | ({"early": shape(early)} if early is not None else {})
-    assert seen == expected
+    assert shapes == expected
 
 
 def preset(name: str) -> tuple[ModelConfig, RecipeConfig]:
-    """A preset with pixels and encoders small enough for a test."""
+    """Return a preset with small views and small encoders."""
     model = PRESETS[name].get("model", {})
     zoom = {"map_px": 12, "view_px": 24, "patch_px": 32, "schedule": (2, 2, 2)}
     tiny = {"encoder": "test_resnet"}
@@ -161,14 +162,14 @@ def preset(name: str) -> tuple[ModelConfig, RecipeConfig]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_part_of_a_preset_learns(name: str, precision: str) -> None:
+def test_every_part_of_a_preset_receives_a_gradient(name: str, precision: str) -> None:
     settings, recipe = preset(name)
     model = network(settings).train()
     generator = torch.Generator().manual_seed(0)
     gradient_on = recipe.theta_gradient_on(0.0)
     fetch = by_layer(layer_colours(3), 2)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        end = run(model, fetch, 2, explore=0.5, theta_gradient=gradient_on, generator=generator)
+        end = run(model, fetch, 2, exploration=0.5, theta_gradient=gradient_on, generator=generator)
         loss_B, parts = objective(end, torch.tensor([1.0, 0.0]), recipe, settings.zoom, threshold=-10.0)
         loss_B.sum().backward()
     assert loss_B.dtype == torch.float32
@@ -185,7 +186,7 @@ def test_every_part_of_a_preset_learns(name: str, precision: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_half_precision_leaves_regions_and_logits_finite_and_near() -> None:
+def test_half_precision_changes_regions_and_logits_only_slightly() -> None:
     model, fetch = network(config((2, 2), temperature=0.01)).eval(), by_layer(layer_colours(2), 1)
     full = run(model, fetch, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -194,7 +195,7 @@ def test_half_precision_leaves_regions_and_logits_finite_and_near() -> None:
     assert half.logit_B.float().item() == pytest.approx(full.logit_B.item(), abs=0.05)
 
 
-def test_parameter_groups_hold_every_trained_parameter_once() -> None:
+def test_parameter_groups_contain_every_trained_parameter_once() -> None:
     model = network(replace(with_auxiliary((2, 2)), classifier=ClassifierConfig(encoder="test_resnet", hidden=8)))
     groups = model.parameter_groups()
     ids = [id(p) for group in groups.values() for p in group]
@@ -205,7 +206,7 @@ def test_parameter_groups_hold_every_trained_parameter_once() -> None:
     assert not kept & {id(p) for group in frozen.parameter_groups().values() for p in group}
 
 
-def test_a_network_to_be_loaded_reads_no_weights_and_warns_of_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_for_a_checkpoint_reads_no_weights_and_warns_about_none(caplog: pytest.LogCaptureFixture) -> None:
     missing = replace(config(), classifier=ClassifierConfig(encoder="test_resnet", weights="/nowhere/x.safetensors"))
     with caplog.at_level(logging.WARNING):
         MagNet(missing, to_be_loaded=True)
@@ -218,8 +219,8 @@ def test_a_network_to_be_loaded_reads_no_weights_and_warns_of_none(caplog: pytes
     assert len(caplog.records) == 3  # the classifier's encoder and both auxiliary ones
 
 
-def test_a_network_to_be_loaded_normalises_its_input_as_for_the_weights_it_began_with() -> None:
-    """timm's weights of one architecture differ in that; no network is asked for them."""
+def test_a_network_for_a_checkpoint_normalises_its_input_as_configured_for_its_initial_weights() -> None:
+    """timm's weights of one architecture differ in their normalisation; they are not downloaded."""
     means = [
         make_encoder("inception_v3", tag, to_be_loaded=True).mean.flatten().tolist()
         for tag in ("tf_in1k", "gluon_in1k")

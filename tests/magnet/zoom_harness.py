@@ -1,4 +1,4 @@
-"""Small networks, slides that are formulas, and regions that a test chooses: what the tests of the zoom share."""
+"""Shared by the tests of the zoom: small networks, slides whose colours are formulas, and layers with given regions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, ZoomConfig
 from magnet.fake_slide import Colour, formula_fetch, waves
 from magnet.layer import Placement
+from magnet.trace import Trace
 from magnet.windows import Fetch, WindowRequest, Windows, drive
-from magnet.zoom import MagNet, Zoomed
+from magnet.zoom import MagNet, Zoomed, ZoomOptions
 
 SIDE_PX = 2.0**20
-"""Of the slides' root squares: native resolution is out of reach unless a test wants it."""
+"""Side of the slides' root squares: so large that native resolution limits no region."""
 
 SCHEDULES = [(3,), (3, 2), (2, 1, 3), (1, 2, 2, 2), (2, 1, 2, 1, 2)]
 
 
 def config(schedule: tuple[int, ...] = (2, 3), **changes: Any) -> ModelConfig:
-    """A network small enough for a test; `changes` go to the part that has the field."""
+    """Return settings of a small network; each of `changes` goes to the part that has this field."""
     parts: dict[str, Any] = {
         "zoom": ZoomConfig(
             schedule=schedule, map_px=12, view_px=24, patch_px=32, margin_px=3, grey_tolerance=None, frozen_patch=False
@@ -43,8 +44,8 @@ def network(settings: ModelConfig, seed: int = 0) -> MagNet:
     return MagNet(settings, to_be_loaded=True)
 
 
-class Fixed(nn.Module):
-    """A magnifying layer whose children lie where a test says, whatever is seen."""
+class FixedLayer(nn.Module):
+    """A magnifying layer whose children have given regions, independent of the views."""
 
     def __init__(self, theta_BNP3: Tensor) -> None:
         super().__init__()
@@ -65,14 +66,14 @@ def some_thetas(num_slides: int, schedule: tuple[int, ...], seed: int = 0, sprea
 
 
 def fix(model: MagNet, thetas: list[Tensor]) -> list[nn.Parameter]:
-    """Put `Fixed` layers in place of the model's; their parameters."""
+    """Replace the model's layers by `FixedLayer` layers and return their parameters."""
     for layer, theta in enumerate(thetas):
-        model.layers[layer] = Fixed(theta.clone())
+        model.layers[layer] = FixedLayer(theta.clone())
     return [layer.theta for layer in model.layers]
 
 
-def composed(thetas: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-    """Regions (B, N, 3) of layers 0 to L by the definition, one at a time: S = S_p s, T = S_p t + T_p."""
+def compose_by_hand(thetas: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """Return regions (B, N, 3) of layers 0 to L, one at a time: S = S_p s, T = S_p t + T_p."""
     num_slides = len(thetas[0])
     layers = [np.tile([1.0, 0.0, 0.0], (num_slides, 1, 1))]
     for theta in thetas:
@@ -86,27 +87,27 @@ def composed(thetas: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
 
 
 def layer_colours(num_layers: int) -> list[Colour]:
-    """One colour per layer, whose waves are some 50 output pixels long in a region of that layer."""
+    """Return one colour per layer, whose waves are about 50 output pixels long in a region of that layer."""
     return [
         waves([(0.4 / 0.45**layer, 0.1 / 0.45**layer), (-0.15 / 0.45**layer, 0.35 / 0.45**layer), (0.2, 0.3)])
         for layer in range(num_layers + 1)
     ]
 
 
-def by_layer(colours: list[Colour], num_slides: int, heard: list[WindowRequest] | None = None) -> Fetch:
-    """Answers each layer in its own colour: one wave cannot tell places apart at all scales."""
+def by_layer(colours: list[Colour], num_slides: int, requests: list[WindowRequest] | None = None) -> Fetch:
+    """Return a fetch that answers each layer in another colour: one wave cannot distinguish places at all scales."""
     fetches = [formula_fetch([colour] * num_slides, [SIDE_PX] * num_slides) for colour in colours]
 
-    def fetch(ask: WindowRequest) -> Windows:
-        if heard is not None:
-            heard.append(ask)
-        return fetches[ask.layer](ask)
+    def fetch(request: WindowRequest) -> Windows:
+        if requests is not None:
+            requests.append(request)
+        return fetches[request.layer](request)
 
     return fetch
 
 
 def places(region: NDArray[np.float64], out_px: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(x, y) of the output pixels of a region, each (out_px, out_px)."""
+    """Return x and y of the output pixels of a region, each (out_px, out_px)."""
     s, tx, ty = region
     centres = (2 * np.arange(out_px) + 1) / out_px - 1
     x, y = np.meshgrid(tx + s * centres, ty + s * centres)
@@ -114,4 +115,12 @@ def places(region: NDArray[np.float64], out_px: int) -> tuple[NDArray[np.float64
 
 
 def run(model: MagNet, fetch: Fetch, num_slides: int, **options: Any) -> Zoomed:
-    return drive(model.zoom(np.full(num_slides, SIDE_PX), **options), fetch)
+    """Zoom into slides of `SIDE_PX`; `options` are fields of `ZoomOptions`."""
+    return drive(model.zoom(np.full(num_slides, SIDE_PX), ZoomOptions(**options)), fetch)
+
+
+def views_of(trace: Trace) -> list[NDArray[np.uint8]]:
+    """Return the views (B, N, H, W, C) of all layers of a trace that kept them."""
+    views = [layer.view_BNHWC for layer in trace.layers if layer.view_BNHWC is not None]
+    assert len(views) == len(trace.layers)
+    return views

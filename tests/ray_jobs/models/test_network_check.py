@@ -43,13 +43,13 @@ def test_wrong_encoders_and_weights_are_usage_errors_that_name_the_problem(weigh
     (tmp_path / "text.pth").write_text("these are no weights")
     torch.save([1, 2, 3], tmp_path / "list.pth")
     for config, message in (
-        (with_weights(None, "resnet_18"), "timm knows no such model"),
+        (with_weights(None, "resnet_18"), "timm has no such model"),
         (with_weights("nobody", "resnet18"), "timm has no weights 'nobody'"),
         (with_weights(weights, "resnet18"), "do not fit this encoder"),
         (with_weights(weights, sha256="0" * 64), "SHA-256 is"),
         (with_weights(str(tmp_path / "torn.safetensors")), "not a readable file"),
         (with_weights(str(tmp_path / "text.pth")), "not a readable file"),
-        (with_weights(str(tmp_path / "list.pth")), "holds no dictionary of tensors"),
+        (with_weights(str(tmp_path / "list.pth")), "has no dictionary of tensors"),
     ):
         with pytest.raises(UsageError, match=message):
             require_network(config)

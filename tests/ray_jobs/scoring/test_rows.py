@@ -100,14 +100,16 @@ def test_a_row_holds_score_regions_and_cost(model: MagNet, tmp_path: Path) -> No
     assert root["x_um"] is None
     assert row["windows"] == 7
     assert scored.zoomed is not None
-    assert scored.zoomed.trace.views == []
+    assert all(layer.view_BNHWC is None for layer in scored.zoomed.trace.layers)
 
 
 def test_views_are_kept_only_on_request(model: MagNet, tmp_path: Path) -> None:
     (scored,) = score(model, make_cohort(tmp_path, 1), keep_views=True)
     assert scored.zoomed is not None
-    assert scored.zoomed.trace.views[-1].shape == (1, 4, 32, 32, 3)
-    assert scored.zoomed.trace.views[-1].std() > 1
+    view_BNHWC = scored.zoomed.trace.layers[-1].view_BNHWC
+    assert view_BNHWC is not None
+    assert view_BNHWC.shape == (1, 4, 32, 32, 3)
+    assert view_BNHWC.std() > 1
 
 
 def test_rows_do_not_depend_on_what_is_in_flight(model: MagNet, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def _evidence(world: TrainedWorld, kind: str) -> list[bool]:
         pixels = torch.from_numpy(windows.pixels).permute(0, 3, 1, 2) / 255
         with torch.inference_mode():
             view = sample(pixels, torch.from_numpy(windows.place), torch.from_numpy(region), px, method="bilinear")
-            logit = model.head(model.encoder(view)[None]).patch[0]
+            logit = model.head(model.encoder(view)[None]).patch_BN[0]
         result += (logit > threshold).tolist()
     return result
 
