@@ -8,7 +8,7 @@ dies is started anew by Ray, which sends it the unanswered messages once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from zlib import crc32
 
@@ -21,10 +21,10 @@ from magnet.regions import root_side_px
 from magnet.windows import WindowRequest, Windows, window_side_px
 from service.errors import MagnetError, SlideChangedError, StorageError
 from service.settings.train import ComputeSettings
+from service.slides.byte_cache import ByteCache
 from service.slides.reader import RegionReader, SlideBatch
 from service.slides.reader_protocol import Reader
-from service.slides.slide import Slide, SlideInfo
-from service.slides.tile_cache import ByteCache
+from service.slides.slide import SlideFile, SlideInfo
 from service.storage.counters import ReadCounters
 
 MESSAGES_AT_ONCE = 8
@@ -56,7 +56,7 @@ class ReaderActor:
 
     def __init__(self, compute: ComputeSettings, deadline_s: float) -> None:
         self._reader = RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=deadline_s)
-        self._opened: ByteCache[Slide] = ByteCache(OPENED_BYTES)
+        self._opened: ByteCache[SlideFile] = ByteCache(OPENED_BYTES, lambda slide: slide.held_bytes)
 
     def open(self, uris: list[str]) -> Answer[list[SlideInfo]]:
         """The current versions of slides."""
@@ -79,12 +79,12 @@ class ReaderActor:
         """See `RegionReader.thumbnail`."""
         return _answer(1, lambda counters: self._reader.thumbnail(uri, max_px, counters[0]))
 
-    def _now(self, uri: str, counters: ReadCounters) -> Slide:
+    def _now(self, uri: str, counters: ReadCounters) -> SlideFile:
         slide = self._reader.open(uri, counters)
-        self._opened.put((uri, slide.info.etag), slide, slide.held_bytes)
+        self._opened.put((uri, slide.info.etag), slide)
         return slide
 
-    def _as_opened(self, uri: str, etag: str, counters: ReadCounters) -> Slide:
+    def _as_opened(self, uri: str, etag: str, counters: ReadCounters) -> SlideFile:
         """The slide in this version, also in a reader that was started after it was opened."""
         slide = self._opened.get((uri, etag)) or self._now(uri, counters)
         if slide.info.etag != etag:
@@ -169,7 +169,7 @@ class RemoteReader:
             raise StorageError(f"a reader actor is gone and was not started anew: {error}") from error
         for answer, rows in zip(answers, slides, strict=True):
             for b, took in zip(rows, answer.counters, strict=True):
-                counters[b].add(**asdict(took))
+                counters[b].add(took)
         for answer in answers:
             if answer.error is not None:
                 raise answer.error

@@ -39,7 +39,7 @@ class CachedObject:
         data = self._cache.get(self._version, offset, length)
         if data is None:
             return self.read_joined(offset, length, [(offset, length)], counters)
-        counters.add(disk_hits=1, wait_s=time.perf_counter() - began)
+        counters.add(ReadCounters(disk_hits=1, wait_s=time.perf_counter() - began))
         return data
 
     def read_joined(self, offset: int, length: int, parts: Sequence[tuple[int, int]], counters: ReadCounters) -> bytes:

@@ -18,9 +18,9 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from service import environment
 from service.errors import StorageError, UnsupportedSlideError, UsageError
@@ -134,7 +134,7 @@ class DiskCache:
                 " set MAGNET_CACHE_GB",
                 uri=uri,
             )
-        with self._evicting():
+        with FileLock(self._folder / "evict.lock", fallback_to_soft=False):  # one process at a time makes room
             others = [other for other in self._folder.iterdir() if other.is_dir() and other != entry]
             held = {other: _entry_bytes(other) for other in others}
             for other in sorted(others, key=_last_use):
@@ -146,15 +146,6 @@ class DiskCache:
                 raise StorageError("the disk cache is full of slides that are open; set MAGNET_CACHE_GB", uri=uri)
             entry.mkdir(exist_ok=True)
             (entry / ".bytes").write_text(str(size_bytes))
-
-    @contextmanager
-    def _evicting(self) -> Iterator[None]:
-        """One process at a time makes room."""
-        lock = _locked(self._folder / "evict.lock", fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            os.close(lock)
 
 
 def companions(source: RangeSource, counters: ReadCounters) -> dict[str, str]:

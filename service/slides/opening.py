@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from service.errors import UnsupportedSlideError
+from service.slides.byte_cache import ByteCache
 from service.slides.cached_object import CachedObject
 from service.slides.openslide_slide import OpenSlideSlide
 from service.slides.planning import Ints
 from service.slides.range_cache import RangeCache
-from service.slides.slide import Slide
+from service.slides.slide import SlideFile
 from service.slides.tiff_slide import TiffSlide
-from service.slides.tile_cache import ByteCache
 from service.storage.counters import ReadCounters
 from service.storage.ranges import RangeSource, RemoteObject
 
 
 def open_slide(
     source: RangeSource, index_cache: ByteCache[Ints], range_cache: RangeCache | None, counters: ReadCounters
-) -> Slide:
+) -> SlideFile:
     """Open one version of a slide.
 
     Args:

@@ -32,7 +32,7 @@ _shared_tiles = openslide.OpenSlideCache(64 << 20)  # the file's own tiles, whic
 
 
 class OpenSlideSlide:
-    """A `service.slides.slide.Slide` read through OpenSlide, from disk: a remote one is copied to the disk cache first.
+    """A `service.slides.slide.SlideFile` read through OpenSlide, from disk: a remote one is copied to the disk cache first.
 
     Args:
         source: one version of the file.
@@ -64,11 +64,11 @@ class OpenSlideSlide:
         self.held_bytes = HELD_BYTES
 
     def index_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Callable[[], None]]:
-        """See `service.slides.slide.Slide.index_loads`; OpenSlide keeps its own index."""
+        """See `service.slides.slide.SlideFile.index_loads`; OpenSlide keeps its own index."""
         return []
 
     def tile_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Load]:
-        """See `service.slides.slide.Slide.tile_loads`."""
+        """See `service.slides.slide.SlideFile.tile_loads`."""
         return [partial(self._load, level, tile, counters) for tile in tiles.tolist()]
 
     def _load(self, level: int, tile: int, counters: ReadCounters) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -91,7 +91,7 @@ class OpenSlideSlide:
         if isinstance(self._source, LocalFile):
             self._source.check_unchanged()
         pixels = over_background(image[..., :3], image[..., 3:], self._background)
-        counters.add(tiles=1, decode_s=time.perf_counter() - began)
+        counters.add(ReadCounters(tiles=1, decode_s=time.perf_counter() - began))
         yield tile, pixels
 
     def _open(self) -> openslide.OpenSlide:

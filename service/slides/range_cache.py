@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from service.slides.planning import Ints
@@ -72,13 +73,10 @@ class RangeCache:
         with file_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
             self._user = _lock_file(folder / "ranges.lock")  # held shared by all who have the database open
-            opening = _lock_file(folder / "opening.lock")
-        fcntl.flock(opening, fcntl.LOCK_EX)  # one makes or replaces the database, the others wait
-        fcntl.flock(self._user, fcntl.LOCK_SH)
-        try:
-            self._open_or_replace()
-        finally:
-            os.close(opening)
+            # One process creates or replaces the database while the others wait.
+            with FileLock(folder / "opening.lock", fallback_to_soft=False):
+                fcntl.flock(self._user, fcntl.LOCK_SH)
+                self._open_or_replace()
 
     def close(self) -> None:
         """Write down what was used, and let go of the database."""

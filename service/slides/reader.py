@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,12 @@ from magnet.windows import WindowRequest, Windows, window_side_px
 from service import environment
 from service.errors import SlideChangedError, UsageError
 from service.slides.buffer_pool import BufferPool
+from service.slides.byte_cache import ByteCache
 from service.slides.opening import open_slide
 from service.slides.painting import Canvas, reduce_area
 from service.slides.planning import Ints, TileGrid, WindowPlan, plan_windows
 from service.slides.range_cache import RangeCache
-from service.slides.slide import Slide, SlideInfo
-from service.slides.tile_cache import ByteCache
+from service.slides.slide import SlideFile, SlideInfo
 from service.slides.tile_loader import TileLoader, TileRequest
 from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, RemoteObject, open_source
@@ -71,9 +71,9 @@ class RegionReader:
             )
         self._deadline_s = deadline_s
         self._files = OpenFiles()
-        self._slides: ByteCache[Slide] = ByteCache(header_cache_bytes // 2)
-        self._index_cache: ByteCache[Ints] = ByteCache(header_cache_bytes // 2)
-        self._tile_cache: ByteCache[NDArray[np.uint8]] = ByteCache(tile_cache_bytes)
+        self._slides: ByteCache[SlideFile] = ByteCache(header_cache_bytes // 2, lambda slide: slide.held_bytes)
+        self._index_cache: ByteCache[Ints] = ByteCache(header_cache_bytes // 2, _array_bytes)
+        self._tile_cache: ByteCache[NDArray[np.uint8]] = ByteCache(tile_cache_bytes, _array_bytes)
         self._range_cache = _range_cache(disk_cache_bytes)
         self._executor = ThreadPoolExecutor(num_threads, "read") if num_threads > 1 else None
         self.buffers = BufferPool(BUFFER_BYTES)
@@ -111,7 +111,7 @@ class RegionReader:
         Raises:
             MagnetError: the first that cannot be had or read, by its `uri`.
         """
-        slides: list[Slide | None] = [None] * len(uris)
+        slides: list[SlideFile | None] = [None] * len(uris)
         counters = [ReadCounters() for _ in uris]
 
         def open_at(b: int) -> None:
@@ -147,21 +147,21 @@ class RegionReader:
         size = tuple(max(1, round(side * out_px / root_side_px(size_px))) for side in size_px)
         return reduce_area(image, extent, (size[0], size[1]))
 
-    def open(self, uri: str, counters: ReadCounters) -> Slide:
+    def open(self, uri: str, counters: ReadCounters) -> SlideFile:
         """The current version of a slide, from the cache of headers where it is known."""
         slide = self._slides.get(uri)
         nothing_held = slide is None and self._range_cache is None
         began = time.perf_counter()
         source = open_source(uri, self._files, self._deadline_s, HEAD_BYTES if nothing_held else 0)
         if isinstance(source, RemoteObject):
-            counters.add(requests=1, bytes=len(source.head), wait_s=time.perf_counter() - began)
+            counters.add(ReadCounters(requests=1, bytes=len(source.head), wait_s=time.perf_counter() - began))
         if slide is None or slide.info.etag != source.etag:
             slide = open_slide(source, self._index_cache, self._range_cache, counters)
             source.head = b""  # the slide holds the source, but needs its start no more
-            self._slides.put(uri, slide, slide.held_bytes)
+            self._slides.put(uri, slide)
         return slide
 
-    def paint(self, canvases: Sequence[tuple[Slide, int, Canvas, ReadCounters]]) -> None:
+    def paint(self, canvases: Sequence[tuple[SlideFile, int, Canvas, ReadCounters]]) -> None:
         """Bring the tiles of all canvases, given with their slides, levels and counters, each tile once."""
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
         for n, (slide, level, _, _) in enumerate(canvases):
@@ -187,7 +187,7 @@ class SlideBatch:
     Made by `RegionReader.batch`.
     """
 
-    def __init__(self, reader: RegionReader, slides: Sequence[Slide], counters: list[ReadCounters]) -> None:
+    def __init__(self, reader: RegionReader, slides: Sequence[SlideFile], counters: list[ReadCounters]) -> None:
         self._reader = reader
         self._slides = slides
         self.counters = counters
@@ -220,7 +220,7 @@ class SlideBatch:
             place[rows], downsample[rows] = plan.place, plan.downsample
             for n, row in enumerate(rows.tolist()):
                 canvases.append((slide, int(plan.level[n]), _canvas(slide, plan, n, pixels[row]), self.counters[b]))
-            self.counters[b].add(windows=len(rows))
+            self.counters[b].add(ReadCounters(windows=len(rows)))
         self._reader.paint(canvases)
         return Windows(pixels=pixels, place=place, level=downsample)
 
@@ -241,11 +241,15 @@ def _range_cache(max_bytes: int | None) -> RangeCache | None:
     return RangeCache(settings.folder / "ranges", most) if most else None
 
 
+def _array_bytes(array: NDArray[Any]) -> int:
+    return array.nbytes
+
+
 MAX_COORDINATE = 1e3
 """Root coordinates of a region; the slide lies within -1 and 1."""
 
 
-def _canvas(slide: Slide, plan: WindowPlan, n: int, pixels: NDArray[np.uint8]) -> Canvas:
+def _canvas(slide: SlideFile, plan: WindowPlan, n: int, pixels: NDArray[np.uint8]) -> Canvas:
     left, top, right, bottom = plan.rect[n].tolist()
     high, wide = bottom - top, right - left
     pixels[high:], pixels[:high, wide:] = 0, 0
@@ -253,7 +257,7 @@ def _canvas(slide: Slide, plan: WindowPlan, n: int, pixels: NDArray[np.uint8]) -
     return Canvas(slide.grids[int(plan.level[n])], int(plan.factor[n]), (left, top, right, bottom), out)
 
 
-def _request(slide: Slide, level: int, canvases: Sequence[Canvas], counters: ReadCounters) -> TileRequest:
+def _request(slide: SlideFile, level: int, canvases: Sequence[Canvas], counters: ReadCounters) -> TileRequest:
     """All tiles that these canvases of one level want, each once, painted on each canvas that wants it."""
     wanted: dict[int, list[Canvas]] = defaultdict(list)
     for canvas in canvases:

@@ -44,7 +44,7 @@ class SlideInfo:
     size_bytes: int
 
 
-class Slide(Protocol):
+class SlideFile(Protocol):
     """An open slide. Threads may share it."""
 
     info: SlideInfo

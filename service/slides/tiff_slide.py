@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import MagnetError, SlideError, UnsupportedSlideError
+from service.slides.byte_cache import ByteCache
 from service.slides.cached_object import CachedObject
 from service.slides.codecs import APERIO_YCC, BACKGROUND, JPEG, JPEG2000, TileCodec, jpeg2000_size
 from service.slides.planning import ONLY_EQUAL, Ints, MergedRange, TileGrid, merge_ranges
 from service.slides.slide import Load, slide_info
 from service.slides.tiff import Directory, Tiff, TiffArray
-from service.slides.tile_cache import ByteCache
 from service.slides.vendors import StoredLevel, pyramid_of
 from service.storage.counters import ReadCounters
 from service.storage.ranges import RangeSource
@@ -49,7 +49,7 @@ class _TiffLevel:
 
 
 class TiffSlide:
-    """A `service.slides.slide.Slide` read in place.
+    """A `service.slides.slide.SlideFile` read in place.
 
     Args:
         source: one version of the file.
@@ -78,7 +78,7 @@ class TiffSlide:
         self.held_bytes = 4096 + sum(4096 + len(level.codec.tables or b"") for level in self._levels)
 
     def index_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Callable[[], None]]:
-        """See `service.slides.slide.Slide.index_loads`."""
+        """See `service.slides.slide.SlideFile.index_loads`."""
         pages = np.unique(tiles // PAGE_VALUES).tolist()
         stored = self._levels[level]
         missing = [
@@ -90,7 +90,7 @@ class TiffSlide:
         return [partial(self._fill_page, array, page, counters) for array, page in missing]
 
     def tile_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Load]:
-        """See `service.slides.slide.Slide.tile_loads`."""
+        """See `service.slides.slide.SlideFile.tile_loads`."""
         stored = self._levels[level]
         offset = self._values(stored.offsets, tiles, counters)
         length = self._values(stored.lengths, tiles, counters)
@@ -136,7 +136,7 @@ class TiffSlide:
                     num_decoded += 1
                     same = (start, length)
                 yield tile, pixels
-            counters.add(tiles=num_decoded, decode_s=decode_s)
+            counters.add(ReadCounters(tiles=num_decoded, decode_s=decode_s))
         except MagnetError as error:
             raise error.located(uri=self._source.uri, level=level, tile=(tile % columns, tile // columns)) from error
 
@@ -186,7 +186,7 @@ class TiffSlide:
 
     def _keep_page(self, array: TiffArray, page: int, data: bytes) -> Ints:
         values = np.frombuffer(data, dtype=array.dtype).astype(np.int64)
-        self._index_cache.put(self._page_key(array, page), values, values.nbytes)
+        self._index_cache.put(self._page_key(array, page), values)
         return values
 
     def _keep_index(self, header: _HeaderPages) -> None:

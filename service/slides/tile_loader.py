@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from service.slides.byte_cache import ByteCache
 from service.slides.planning import Ints
-from service.slides.slide import Load, Slide
-from service.slides.tile_cache import ByteCache
+from service.slides.slide import Load, SlideFile
 from service.storage.counters import ReadCounters
 
 Pixels = NDArray[np.uint8]
@@ -24,7 +24,7 @@ Task = Callable[[], None]
 class TileRequest:
     """Tiles of one level of one slide."""
 
-    slide: Slide
+    slide: SlideFile
     level: int
     tiles: Ints
     """(n,) numbers, each once."""
@@ -120,7 +120,7 @@ class TileLoader:
                     others.append(tile)
         for tile, pixels in hits:
             request.deliver(tile, pixels)
-        request.counters.add(cache_hits=len(hits))
+        request.counters.add(ReadCounters(cache_hits=len(hits)))
         return mine, others
 
     def _read(self, requests: Sequence[TileRequest]) -> None:
@@ -133,7 +133,7 @@ class TileLoader:
 
     def _bring(self, request: TileRequest, load: Load) -> None:
         for tile, pixels in load():
-            self._cache.put(request.key(tile), pixels, pixels.nbytes)
+            self._cache.put(request.key(tile), pixels)
             request.deliver(tile, pixels)
 
 

@@ -116,7 +116,7 @@ class LocalFile:
             changed = len(data) != length or file_identity(os.stat(self._path))[1] != self.etag
         if changed:
             raise _changed(self.uri)
-        counters.add(requests=1, bytes=length, wait_s=time.perf_counter() - start)
+        counters.add(ReadCounters(requests=1, bytes=length, wait_s=time.perf_counter() - start))
         return data
 
     def check_unchanged(self) -> None:
@@ -161,7 +161,7 @@ class RemoteObject:
 
         start = time.perf_counter()
         data = attempt(self.uri, get, self._deadline_s)
-        counters.add(requests=1, bytes=len(data), wait_s=time.perf_counter() - start)
+        counters.add(ReadCounters(requests=1, bytes=len(data), wait_s=time.perf_counter() - start))
         if len(data) != length:
             raise StorageError(f"the store sent {len(data)} bytes where {length} were asked for", uri=self.uri)
         return data
