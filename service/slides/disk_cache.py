@@ -26,7 +26,7 @@ from service import environment
 from service.errors import StorageError, UnsupportedSlideError, UsageError
 from service.storage import join, list_uris, name, parent, read_bytes
 from service.storage.counters import ReadCounters
-from service.storage.files import DESCRIPTORS, file_errors, open_regular
+from service.storage.files import DESCRIPTORS, map_file_errors, open_regular
 from service.storage.objects import exists
 from service.storage.ranges import LocalFile, OpenFiles, RangeSource, open_source
 from service.storage.rights import in_force, resolve
@@ -78,7 +78,7 @@ def local_copy(source: RangeSource, counters: ReadCounters) -> LocalCopy:
         if in_force() is None:
             return LocalCopy(path)
         if _family(source, counters) is None and os.path.isdir(DESCRIPTORS):
-            with file_errors(source.uri):
+            with map_file_errors(source.uri):
                 descriptor = open_regular(path, source.uri)
             return LocalCopy(f"{DESCRIPTORS}/{descriptor}", descriptor)
     settings = environment.cache_settings()
@@ -101,7 +101,7 @@ class DiskCache:
         """This version of a slide, from the cache or copied into it."""
         digest = hashlib.sha256(f"{source.uri}\0{source.etag}\0{source.size_bytes}".encode()).hexdigest()[:32]
         entry = self._folder / digest
-        with file_errors(source.uri):
+        with map_file_errors(source.uri):
             self._folder.mkdir(parents=True, exist_ok=True)
             while True:  # until nobody evicted it between the filling and the opening
                 lock = _locked(entry.with_suffix(".lock"), fcntl.LOCK_SH)

@@ -23,7 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from service.slides.planning import Ints
-from service.storage.files import file_errors
+from service.storage.files import map_file_errors
 
 Result = TypeVar("Result")
 _Key = tuple[bytes, int, int]
@@ -70,7 +70,7 @@ class RangeCache:
         self._lock = threading.Lock()
         self._touched: dict[_Key, int] = {}
         self._database: sqlite3.Connection | None = None
-        with file_errors(str(folder)):
+        with map_file_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
             self._user = _lock_file(folder / "ranges.lock")  # held shared by all who have the database open
             # One process creates or replaces the database while the others wait.

@@ -72,7 +72,7 @@ class TiffSlide:
             self._keep_index(header)
             self._refuse_subsampled(counters)
         except MagnetError as error:
-            raise error.located(uri=source.uri) from error
+            raise error.locate(uri=source.uri) from error
         self.grids = tuple(level.grid for level in self._levels)
         self.info = slide_info(source.uri, self.grids, pyramid.mpp_xy, pyramid.format, source.etag, source.size_bytes)
         self.held_bytes = 4096 + sum(4096 + len(level.codec.tables or b"") for level in self._levels)
@@ -138,7 +138,7 @@ class TiffSlide:
                 yield tile, pixels
             counters.add(ReadCounters(tiles=num_decoded, decode_s=decode_s))
         except MagnetError as error:
-            raise error.located(uri=self._source.uri, level=level, tile=(tile % columns, tile // columns)) from error
+            raise error.locate(uri=self._source.uri, level=level, tile=(tile % columns, tile // columns)) from error
 
     def _bytes(self, merged: MergedRange, members: list[tuple[int, int, int]], counters: ReadCounters) -> bytes:
         """A range; where it joins several tiles, the disk cache keeps each for itself."""

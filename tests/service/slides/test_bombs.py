@@ -107,7 +107,9 @@ def large_webp() -> bytes:
         (50001, large_webp, "cannot be decoded"),
     ],
 )
-def test_a_tile(tmp_path: Path, compression: int, make: Callable[[], bytes], message: str) -> None:
+def test_a_tile_that_exceeds_its_declared_size_is_refused(
+    tmp_path: Path, compression: int, make: Callable[[], bytes], message: str
+) -> None:
     (tmp_path / "tile").write_bytes(make())
     assert (tmp_path / "tile").stat().st_size < 2 << 20
     assert message in refused(str(compression), tmp_path / "tile")
@@ -141,7 +143,7 @@ def test_a_palette_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_slide_of_one_huge_tile(tmp_path: Path) -> None:
+def test_a_slide_of_one_huge_tile_is_refused(tmp_path: Path) -> None:
     """Of a kind that only OpenSlide opens: it would decode two gigabytes for one pixel, and end the process."""
     path = tmp_path / "huge.tif"
     side = 24_576
@@ -160,7 +162,7 @@ QUADRATIC = ENTITY.format(f'<!ENTITY a "{"x" * 100_000}">', "&a;" * 20_000)
 
 
 @pytest.mark.parametrize("text", [LAUGHS, QUADRATIC])
-def test_entities_that_multiply(text: str) -> None:
+def test_xml_entities_that_multiply_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="amplification"):
         read_asap(text.encode(), "s3://b/slide.xml")
 
@@ -180,14 +182,14 @@ def test_external_entities_are_not_read(system: str) -> None:
         % ("[" * 900 + "]" * 900),
     ],
 )
-def test_deeply_nested_geojson(tmp_path: Path, text: str) -> None:
+def test_deeply_nested_geojson_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "deep.geojson"
     path.write_text(text)
     with pytest.raises(UsageError, match="no GeoJSON of outlines"):
         read_outlines(str(path))
 
 
-def test_files_beyond_the_bound_are_not_read(tmp_path: Path) -> None:
+def test_files_over_the_size_limit_are_not_read(tmp_path: Path) -> None:
     """Sparse ones, of eight gigabytes."""
     for name in ("big.geojson", "big.csv", "folder/a.xml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -215,14 +217,14 @@ def repeated(path: Path, cell: str, num: int) -> Path:
         ("s" * 10_000_000, 5000, "a cell of 10,000,000 characters"),
     ],
 )
-def test_a_parquet_table_of_repeated_cells(tmp_path: Path, cell: str, num: int, message: str) -> None:
+def test_a_parquet_table_of_repeated_cells_is_refused(tmp_path: Path, cell: str, num: int, message: str) -> None:
     """Of up to 50 GB, in at most a megabyte."""
     path = repeated(tmp_path / "m.parquet", cell, num)
     assert path.stat().st_size < 2 << 20
     assert message in refused("manifest", path)
 
 
-def test_a_parquet_table_that_sums_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parquet_table_with_too_many_characters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.cohort.bounded_files.TABLE_CHARACTERS", 1_000_000)
     with pytest.raises(ManifestError, match="holds more than 1,000,000 characters"):
         load_manifest(str(repeated(tmp_path / "m.parquet", "s" * 1000, 501)), need_labels=False)
@@ -235,7 +237,7 @@ def test_parquet_cells_whose_texts_cannot_be_bounded_are_refused(tmp_path: Path,
         load_manifest(str(tmp_path / "m.parquet"), need_labels=False)
 
 
-def test_a_geojson_without_coordinates_is_named(tmp_path: Path) -> None:
+def test_a_geojson_outline_without_coordinates_is_empty(tmp_path: Path) -> None:
     feature = {"properties": {"slide_id": "a"}, "geometry": {"type": "Polygon", "coordinates": []}}
     (tmp_path / "a.geojson").write_text(json.dumps({"features": [feature]}))
     assert read_outlines(str(tmp_path / "a.geojson"))["a"].is_empty

@@ -13,7 +13,7 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def test_memory_comes_back_when_the_last_view_is_gone() -> None:
+def test_memory_is_reused_after_the_last_view_is_deleted() -> None:
     pool = BufferPool(1 << 20)
     first = pool.empty((10, 10, 3))
     place, view = address(first), first[2:4].reshape(-1)
@@ -29,7 +29,7 @@ def test_memory_comes_back_when_the_last_view_is_gone() -> None:
     assert address(pool.empty((10, 9, 3))) == place
 
 
-def test_no_more_is_kept_than_allowed() -> None:
+def test_unused_memory_stays_within_the_limit() -> None:
     pool = BufferPool(1000)
     large = pool.empty((2000,))
     assert large.shape == (2000,)

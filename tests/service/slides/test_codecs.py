@@ -32,7 +32,7 @@ def differences(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("predictor", [1, 2])
 @pytest.mark.parametrize("compression", [1, 5, 8, 32946])
-def test_lossless_tiles_come_back_exactly(compression: int, predictor: int) -> None:
+def test_lossless_tiles_are_decoded_exactly(compression: int, predictor: int) -> None:
     pixels = picture()
     raw = (differences(pixels) if predictor == 2 else pixels).tobytes()
     encoders = {1: bytes, 5: imagecodecs.lzw_encode, 8: imagecodecs.zlib_encode, 32946: imagecodecs.zlib_encode}
@@ -40,7 +40,7 @@ def test_lossless_tiles_come_back_exactly(compression: int, predictor: int) -> N
     np.testing.assert_array_equal(decoded, pixels)
 
 
-def test_lossless_jpeg2000_and_webp_come_back_exactly() -> None:
+def test_lossless_jpeg2000_and_webp_are_decoded_exactly() -> None:
     pixels = picture()
     for compression in (33005, 34712):
         stream = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="J2K")
@@ -78,7 +78,7 @@ def test_grey_and_alpha_become_rgb() -> None:
     np.testing.assert_array_equal(decoded[:, 24:], rgba[:, 24:, :3])
 
 
-def test_half_transparent_pixels_lie_half_on_the_background() -> None:
+def test_half_transparent_pixels_are_blended_with_the_background() -> None:
     colour, alpha = np.full((1, 1, 3), 100, np.uint8), np.full((1, 1, 1), 51, np.uint8)
     assert over_background(colour, alpha).tolist() == [[[224, 224, 224]]]  # 100 / 5 + 255 * 4 / 5
 
@@ -90,7 +90,7 @@ def test_garbage_is_refused(compression: int, data: bytes) -> None:
         codec(compression).decode(data)
 
 
-def test_a_cut_jpeg_is_refused_though_libjpeg_would_fill_it_with_grey() -> None:
+def test_a_truncated_jpeg_is_refused_although_libjpeg_would_fill_it_with_grey() -> None:
     stream = imagecodecs.jpeg8_encode(picture(), level=90)
     with pytest.raises(SlideError, match="ends early"):
         codec(7, 6).decode(stream[: len(stream) // 2])

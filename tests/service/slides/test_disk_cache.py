@@ -24,7 +24,7 @@ def put(store: HttpStore, name: str, size: int = 1000) -> RangeSource:
 
 
 @pytest.mark.parametrize("name", ["fluorescence-dapi.ndpi", "tiny-uncompressed.dcm"])
-def test_vendor_slides_come_from_a_store_like_local_ones(store: HttpStore, test_data: Path, name: str) -> None:
+def test_vendor_slides_from_a_store_equal_local_ones(store: HttpStore, test_data: Path, name: str) -> None:
     shutil.copy(test_data / "slides" / name, store.folder / name)
     ask = WindowRequest(0, np.zeros(1, np.int64), np.array([[0.2, 0.1, -0.1]]), 56, 2)
     with RegionReader(num_threads=2) as reader:
@@ -38,7 +38,7 @@ def test_vendor_slides_come_from_a_store_like_local_ones(store: HttpStore, test_
         assert again.counters[0].bytes < 1 << 18
 
 
-def test_the_least_recently_used_copy_makes_room(store: HttpStore, tmp_path: Path) -> None:
+def test_the_least_recently_used_copy_is_evicted(store: HttpStore, tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", max_bytes=2500)
     sources = [put(store, f"{n}.ndpi") for n in range(3)]
     counters = ReadCounters()
@@ -71,7 +71,9 @@ def test_a_slide_larger_than_the_cache_is_refused(store: HttpStore, tmp_path: Pa
         DiskCache(tmp_path, max_bytes=999).fetch(put(store, "a.ndpi"), ReadCounters())
 
 
-def test_a_download_goes_on_where_it_stopped(store: HttpStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_continues_where_it_stopped(
+    store: HttpStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.slides.disk_cache.PART_BYTES", 400)
     (store.folder / "a.ndpi").write_bytes(os.urandom(1000))
     source = open_source("s3://bucket/a.ndpi", OpenFiles(), deadline_s=0.2)
@@ -117,7 +119,7 @@ def test_companions_are_found_by_the_rules_of_their_formats(store: HttpStore) ->
     assert companions(open_source("s3://bucket/x.ndpi", OpenFiles()), ReadCounters()) == {}
 
 
-def test_a_mirax_slide_brings_its_folder(store: HttpStore, test_data: Path) -> None:
+def test_a_mirax_slide_is_copied_with_its_folder(store: HttpStore, test_data: Path) -> None:
     shutil.copy(test_data / "bad" / "mirax-no-data.mrxs", store.folder)
     shutil.copytree(test_data / "bad" / "mirax-no-data", store.folder / "mirax-no-data")
     found_the_folder = "Index.dat doesn't have expected version"

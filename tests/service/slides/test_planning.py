@@ -33,7 +33,7 @@ def pyramid(size: tuple[int, int], steps: list[float]) -> list[TileGrid]:
         (16384, 2, 4),
     ],
 )
-def test_the_coarsest_level_that_suffices_is_read_and_halved(side_px: int, level: int, factor: int) -> None:
+def test_the_coarsest_sufficient_level_is_read_and_reduced(side_px: int, level: int, factor: int) -> None:
     grids = pyramid((16384, 16384), [1, 4, 16])
     region = np.array([[side_px / 16384, 0.0, 0.0]])
     plan = plan_windows((16384, 16384), grids, region, 224, 4)
@@ -69,7 +69,7 @@ def test_every_window_covers_its_region_with_margin_and_fits(
     assert per_output < MAX_STEP * min(wide, high) * (1 + slack)
 
 
-def test_which_pixels_exist_does_not_depend_on_who_asks() -> None:
+def test_the_pixel_grid_does_not_depend_on_the_region() -> None:
     grids = pyramid((5000, 3000), [1.0])
     rng = np.random.default_rng(0)
     region = np.stack([np.full(50, 0.5), rng.uniform(-1, 1, 50), rng.uniform(-1, 1, 50)], axis=1)

@@ -52,7 +52,7 @@ def test_odd_pixel_sizes_are_refused_before_anything_is_read(test_data: Path, na
     assert "odd pixel size" in refusal(test_data / "slides" / name)
 
 
-def test_a_missing_pixel_size_is_refused_where_it_is_asked_for(test_data: Path) -> None:
+def test_a_missing_pixel_size_is_refused_if_it_is_required(test_data: Path) -> None:
     path = test_data / "slides" / "tcga-cr-7395-01a-01-ts1.svs"
     assert judged(path).tissue_mm2 is None
     assert "tells no pixel size (gate.require_mpp)" in refusal(path, require_mpp=True)
@@ -87,7 +87,7 @@ def test_an_empty_glass_is_blank(tmp_path: Path) -> None:
     assert "blank" in refusal(written(tmp_path / "s.tif", Image.new("RGB", (SIDE, SIDE), GLASS)))
 
 
-def test_a_crumb_is_too_little_tissue(tissue: Image.Image, tmp_path: Path) -> None:
+def test_a_small_piece_is_too_little_tissue(tissue: Image.Image, tmp_path: Path) -> None:
     slide = Image.new("RGB", (SIDE, SIDE), GLASS)
     slide.paste(tissue.crop((300, 300, 360, 360)), (500, 500))
     path = written(tmp_path / "s.tif", slide)
@@ -103,7 +103,9 @@ def test_a_slide_out_of_focus_is_refused(tissue: Image.Image, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("ink", [(20, 140, 60), (30, 60, 190), (215, 30, 40), (45, 45, 48)])
-def test_a_slide_written_all_over_is_refused(tissue: Image.Image, tmp_path: Path, ink: tuple[int, int, int]) -> None:
+def test_a_slide_covered_with_pen_marks_is_refused(
+    tissue: Image.Image, tmp_path: Path, ink: tuple[int, int, int]
+) -> None:
     slide = tissue.copy()
     draw = ImageDraw.Draw(slide)
     for y in range(60, 1000, 120):

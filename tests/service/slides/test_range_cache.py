@@ -66,7 +66,7 @@ def read(uri: str, disk_cache_bytes: int | None = 64 * MB) -> tuple[Windows, Rea
         return batch.fetch(WindowRequest(0, np.zeros(10, np.int64), region, 56, 2)), batch.counters[0]
 
 
-def test_the_second_reader_of_a_node_asks_the_store_for_the_version_only(store: HttpStore) -> None:
+def test_the_second_reader_of_a_node_requests_only_the_version(store: HttpStore) -> None:
     uri = noisy_slide(store.folder / "x.tif")
     plain, _ = read(uri, disk_cache_bytes=0)
     first, _ = read(uri)
@@ -79,7 +79,7 @@ def test_the_second_reader_of_a_node_asks_the_store_for_the_version_only(store: 
     np.testing.assert_array_equal(second.pixels, plain.pixels)
 
 
-def test_a_replaced_slide_is_read_anew(store: HttpStore) -> None:
+def test_a_replaced_slide_is_read_again(store: HttpStore) -> None:
     uri = noisy_slide(store.folder / "x.tif")
     old, _ = read(uri)
     noisy_slide(store.folder / "x.tif", seed=1)
@@ -126,7 +126,7 @@ def test_processes_share_a_folder(store: HttpStore) -> None:
     assert not store.gets()
 
 
-def test_what_was_used_least_recently_makes_room(tmp_path: Path) -> None:
+def test_the_least_recently_used_ranges_are_evicted(tmp_path: Path) -> None:
     cache = RangeCache(tmp_path, 2 * MB)
     data = os.urandom(30_000)
     for n in range(300):
@@ -161,7 +161,7 @@ def foreign_database(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["garbage", "foreign"])
-def test_a_file_that_is_no_cache_is_replaced(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_cache_is_replaced(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "ranges.sqlite"
     path.write_bytes(os.urandom(100_000)) if kind == "garbage" else foreign_database(path)
     cache = RangeCache(tmp_path, 8 * MB)
@@ -171,7 +171,7 @@ def test_a_file_that_is_no_cache_is_replaced(tmp_path: Path, kind: str) -> None:
     cache.close()
 
 
-def test_a_cache_damaged_while_it_is_open_is_left_by_all_and_then_replaced(tmp_path: Path) -> None:
+def test_a_cache_damaged_while_open_is_closed_by_all_and_then_recreated(tmp_path: Path) -> None:
     one, other = RangeCache(tmp_path, 64 * MB), RangeCache(tmp_path, 64 * MB)
     for n in range(200):
         one.put(VERSION, [(n, os.urandom(20_000))])
@@ -208,7 +208,7 @@ def test_a_process_killed_while_it_writes_leaves_whole_ranges(tmp_path: Path) ->
     cache.close()
 
 
-def test_a_busy_or_missing_disk_costs_requests_but_no_read(
+def test_a_busy_or_missing_disk_costs_requests_but_fails_no_read(
     store: HttpStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(range_cache, "BUSY_S", 0.01)

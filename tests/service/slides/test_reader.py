@@ -56,7 +56,9 @@ def assert_shows_places(windows: Windows, size: tuple[int, int]) -> None:
         ((2000, 17), [1, 2], 64),
     ],
 )
-def test_windows_lie_where_they_say(tmp_path: Path, size: tuple[int, int], steps: list[int], tile: int) -> None:
+def test_windows_show_the_places_that_they_report(
+    tmp_path: Path, size: tuple[int, int], steps: list[int], tile: int
+) -> None:
     path = position_slide(tmp_path / "x.tif", size, steps, tile)
     with RegionReader(num_threads=2) as reader:
         batch = reader.batch([str(path)])
@@ -184,7 +186,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_give_a_clear_error_and_spoil_no_other(test_data: Path, name: str) -> None:
+def test_bad_files_give_a_clear_error_and_affect_no_other_slide(test_data: Path, name: str) -> None:
     good = str(test_data / "slides" / "he-two-pieces.tif")
     with RegionReader() as reader:
         for _ in range(2):  # the second time as clear as the first
@@ -247,7 +249,7 @@ def test_missing_tiles_are_white(tmp_path: Path) -> None:
     assert (thumbnail[64:, :64] == 255).all()
 
 
-def test_a_vendor_slide_replaced_in_mid_run_is_noticed(test_data: Path, tmp_path: Path) -> None:
+def test_a_vendor_slide_replaced_while_open_is_detected(test_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.dcm"
     shutil.copy(test_data / "slides" / "lymph-node-jpeg.dcm", path)
     with RegionReader() as reader:
@@ -258,7 +260,7 @@ def test_a_vendor_slide_replaced_in_mid_run_is_noticed(test_data: Path, tmp_path
 
 
 @pytest.mark.parametrize("place", ["file", "s3", "http"])
-def test_a_slide_replaced_in_mid_run_is_noticed_and_then_read_anew(store: HttpStore, place: str) -> None:
+def test_a_slide_replaced_while_open_is_detected_and_can_be_opened_again(store: HttpStore, place: str) -> None:
     path = position_slide(store.folder / "x.tif", (500, 400), [1])
     uri = {"file": str(path), "s3": "s3://bucket/x.tif", "http": store.url("x.tif")}[place]
     with RegionReader() as reader:
@@ -274,7 +276,7 @@ def test_a_slide_replaced_in_mid_run_is_noticed_and_then_read_anew(store: HttpSt
 
 
 @pytest.mark.slow
-def test_the_same_pixels_come_from_everywhere_through_faults(store: HttpStore) -> None:
+def test_all_stores_deliver_the_same_pixels_in_spite_of_faults(store: HttpStore) -> None:
     path = position_slide(store.folder / "x y.tif", (900, 700), [1, 2, 4])
     regions = some_regions(12, seed=2)
     with RegionReader(num_threads=4, deadline_s=20) as reader:
@@ -299,7 +301,7 @@ def test_a_store_that_fails_names_slide_level_and_tile(store: HttpStore) -> None
         assert batch.fetch(ask(np.array([[0.1, -0.5, -0.5]]))).pixels.any()
 
 
-def test_a_remote_slide_opens_by_one_request_and_is_looked_up_by_one(store: HttpStore) -> None:
+def test_opening_a_remote_slide_takes_one_request_and_looking_it_up_another(store: HttpStore) -> None:
     position_slide(store.folder / "x.tif", (130, 130), [1, 2])
     region = from_level0(np.array([[70.0, 70.0, 50.0]]), (130, 130))
     with RegionReader() as reader:
@@ -311,14 +313,14 @@ def test_a_remote_slide_opens_by_one_request_and_is_looked_up_by_one(store: Http
         assert [r.method for r in store.log] == ["GET", "GET", "HEAD"]
 
 
-def test_an_empty_object_is_no_slide(store: HttpStore) -> None:
+def test_an_empty_object_is_refused(store: HttpStore) -> None:
     (store.folder / "x.tif").write_bytes(b"")
     for uri in ("s3://bucket/x.tif", store.url("x.tif")):
         with RegionReader() as reader, pytest.raises(SlideError, match="0 bytes is no slide"):
             reader.info(uri)
 
 
-def test_counters_count(store: HttpStore) -> None:
+def test_counters_agree_with_the_requests_at_the_store(store: HttpStore) -> None:
     position_slide(store.folder / "x.tif", (640, 640), [1])
     with RegionReader() as reader:
         batch = reader.batch(["s3://bucket/x.tif"])
@@ -333,7 +335,7 @@ def test_counters_count(store: HttpStore) -> None:
 
 
 @pytest.mark.parametrize("region", [[np.nan, 0, 0], [0.0, 0, 0], [-1.0, 0, 0], [1.0, 1e30, 0], [1.0, np.inf, 0]])
-def test_impossible_regions_are_the_callers_mistake(tmp_path: Path, region: list[float]) -> None:
+def test_invalid_regions_are_refused(tmp_path: Path, region: list[float]) -> None:
     path = position_slide(tmp_path / "x.tif", (64, 64), [1])
     with RegionReader() as reader, pytest.raises(UsageError, match="region"):
         reader.batch([str(path)]).fetch(ask(np.array([region])))

@@ -48,13 +48,13 @@ def test_tags_agree_with_tifffile(tmp_path: Path, big: bool, order: str) -> None
     assert (child.integer(256), child.integer(257)) == (40, 48)
 
 
-def test_what_is_no_tiff_is_left_to_others() -> None:
+def test_files_that_are_not_tiff_are_unsupported() -> None:
     for data in (b"", b"II*", b"\xff\xd8\xff\xe0 a JPEG", bytes(100)):
         with pytest.raises(UnsupportedSlideError):
             parsed(data)
 
 
-def test_a_chain_in_a_circle_is_refused() -> None:
+def test_a_directory_loop_is_refused() -> None:
     first = directory([(256, 4, 1, 16)], following=8)
     with pytest.raises(SlideError, match="circle at byte 8"):
         parsed(b"II*\0" + struct.pack("<I", 8) + first)

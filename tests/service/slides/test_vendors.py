@@ -117,7 +117,7 @@ def test_aperios_thumbnail_label_and_macro_are_no_levels_even_if_tiled(tmp_path:
 
 
 @pytest.mark.parametrize("mpp", ["0", "-1", "nan", "1e99", "a lot"])
-def test_nonsense_for_a_pixel_size_counts_as_unknown(tmp_path: Path, mpp: str) -> None:
+def test_an_invalid_pixel_size_counts_as_unknown(tmp_path: Path, mpp: str) -> None:
     path = tmp_path / "x.svs"
     tifffile.imwrite(path, plain((99, 99), 9), tile=(64, 64), description=f"Aperio\n|MPP = {mpp}", metadata=None)
     with RegionReader() as reader:
