@@ -42,7 +42,7 @@ from torch.nn import functional
 
 from magnet.regions import from_level0, to_level0
 from magnet.windows import WindowRequest, Windows
-from service.slides.planning import level_rect, plan_windows, tiles_of
+from service.slides.planning import clip_to_level, find_tiles, plan_windows
 from service.slides.reader import RegionReader, SlideBatch
 from service.slides.slide import SlideInfo
 from service.storage.counters import ReadCounters
@@ -128,7 +128,7 @@ class BareDecode:
         plan = plan_windows(batch.info[0].size_px, grids, region, out_px, MARGIN_PX)
         places = set()
         for level, factor, rect in zip(plan.level.tolist(), plan.factor.tolist(), plan.rect.tolist(), strict=True):
-            inside = tiles_of(level_rect(rect, factor, grids[level].size_px), grids[level])
+            inside = find_tiles(clip_to_level(rect, factor, grids[level].size_px), grids[level])
             places |= {(level, tile) for tile in inside.tolist()}
         tiles = Counter(self._stored(*place) for place in places)
         every_s = distinct_s = 0.0
@@ -145,9 +145,9 @@ class BareDecode:
     def _decode_s(self, level: int, data: bytes) -> float:
         page = self._levels[level]
         space = "YCBCR" if page.photometric == 6 else "RGB"
-        began = time.process_time()
+        start_s = time.process_time()
         imagecodecs.jpeg8_decode(data, tables=page.jpegtables, colorspace=space, outcolorspace="RGB")
-        return time.process_time() - began
+        return time.process_time() - start_s
 
     def _bytes(self, level: int, offset: int, length: int) -> bytes:
         page = self._levels[level]
@@ -160,12 +160,12 @@ class BareDecode:
 def our_turn(totals: Totals, batch: SlideBatch, bare: BareDecode, region: NDArray[np.float64], out_px: int) -> Images:
     """Our reader's turn, and the decode of the same tiles."""
     batch.counters[0] = ReadCounters()
-    ask = WindowRequest(0, np.zeros(len(region), dtype=np.int64), region, out_px, MARGIN_PX)
-    began, cpu_began = time.perf_counter(), time.process_time()
-    windows = batch.fetch(ask)
+    request = WindowRequest(0, np.zeros(len(region), dtype=np.int64), region, out_px, MARGIN_PX)
+    start_s, cpu_began = time.perf_counter(), time.process_time()
+    windows = batch.fetch(request)
     totals.read_cpu_s += time.process_time() - cpu_began
     images = resized(windows, region, out_px)
-    totals.ours_s += time.perf_counter() - began
+    totals.ours_s += time.perf_counter() - start_s
     totals.bytes += batch.counters[0].bytes
     totals.requests += batch.counters[0].requests
     every_s, distinct_s = bare.cpu_s(batch, region, out_px)
@@ -179,9 +179,9 @@ def other_turn(
 ) -> None:
     """The other reader's turn, and how far its pictures are from ours."""
     read = other_reader(args.against, place, info)
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     theirs = read(region, args.out_px)
-    totals.other_s += time.perf_counter() - began
+    totals.other_s += time.perf_counter() - start_s
     totals.difference += [float(np.abs(a.astype(float) - b).mean()) for a, b in zip(ours, theirs, strict=True)]
 
 

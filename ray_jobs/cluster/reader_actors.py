@@ -56,7 +56,7 @@ class ReaderActor:
 
     def __init__(self, compute: ComputeSettings, deadline_s: float) -> None:
         self._reader = RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=deadline_s)
-        self._opened: ByteCache[SlideFile] = ByteCache(OPENED_BYTES, lambda slide: slide.held_bytes)
+        self._opened: ByteCache[SlideFile] = ByteCache(OPENED_BYTES, lambda slide: slide.memory_bytes)
 
     def open(self, uris: list[str]) -> Answer[list[SlideInfo]]:
         """The current versions of slides."""

@@ -1,4 +1,4 @@
-"""Which reader a slide gets: in place where its format allows, OpenSlide for the rest."""
+"""Opening of slides: our own reader for tiled TIFF, OpenSlide for all other formats."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def open_slide(
     """Open one version of a slide.
 
     Args:
-        source: the version.
-        index_cache: pages of tile places in memory.
-        range_cache: compressed tiles and headers on the node's disk; local files do without.
-        counters: what opening takes is added here.
+        source: the version to open.
+        index_cache: cache in memory for pages of tile positions.
+        range_cache: cache on the node's disk for compressed tiles and headers, used for remote slides; None for none.
+        counters: the cost of opening is added to these.
 
     Raises:
-        UnsupportedSlideError: neither way can read it; the message says what each found.
-        SlideError: it is damaged.
+        UnsupportedSlideError: neither reader supports the slide; the message has both reasons.
+        SlideError: the slide is damaged.
     """
     try:
         if range_cache is not None and isinstance(source, RemoteObject):
             return TiffSlide(CachedObject(source, range_cache), index_cache, counters)
         return TiffSlide(source, index_cache, counters)
-    except UnsupportedSlideError as not_in_place:
+    except UnsupportedSlideError as tiff_error:
         try:
             return OpenSlideSlide(source, counters)
         except UnsupportedSlideError as error:
-            error.message = f"{error.message} (not read in place: {not_in_place.message})"
+            error.message = f"{error.message} (as a tiled TIFF: {tiff_error.message})"
             raise

@@ -30,7 +30,7 @@ from service.cohort.outlines import read_outlines
 from service.errors import MagnetError
 from service.queue.allowed import joined
 from service.settings.train import train_settings
-from service.slides.disk_cache import local_copy
+from service.slides.disk_cache import get_local_copy
 from service.slides.reader import RegionReader
 from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, open_source
@@ -174,7 +174,7 @@ ACTIONS: dict[str, Callable[[str], object]] = {
     "exists": storage.exists,
     "list_uris": storage.list_uris,
     "ranges": lambda uri: (source := open_source(uri, OpenFiles())).read(0, min(source.size_bytes, 9), ReadCounters()),
-    "copy": lambda uri: local_copy(open_source(uri, OpenFiles()), ReadCounters()).path,
+    "copy": lambda uri: get_local_copy(open_source(uri, OpenFiles()), ReadCounters()).path,
     "slide": lambda uri: RegionReader().info(uri),
     "manifest": lambda uri: load_manifest(uri, need_labels=True),
     "rows": read_rows,

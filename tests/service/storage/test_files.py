@@ -14,7 +14,7 @@ from PIL import Image
 from service import storage
 from service.cohort.folder import slides_under
 from service.errors import AccessError, MagnetError, SlideChangedError, UnsupportedSlideError, UsageError
-from service.slides.disk_cache import companions, local_copy
+from service.slides.disk_cache import find_companions, get_local_copy
 from service.slides.reader import RegionReader
 from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, open_source
@@ -152,7 +152,7 @@ def test_an_index_file_that_names_files_elsewhere_is_refused(tmp_path: Path, ind
     slide = tmp_path / "x.mrxs" if index.endswith(".ini") else path
     slide.touch()
     with pytest.raises(UnsupportedSlideError, match="outside the slide's folder"):
-        companions(open_source(str(slide), OpenFiles()), ReadCounters())
+        find_companions(open_source(str(slide), OpenFiles()), ReadCounters())
 
 
 def test_an_index_file_under_another_suffix_cannot_make_openslide_read_elsewhere(allowed: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_dicom_file_under_another_suffix_is_copied_because_openslide_reads_its
 ) -> None:
     monkeypatch.setenv("MAGNET_CACHE_DIR", str(allowed.parent / "cache"))
     shutil.copy(test_data / "slides" / "lymph-node-jpeg.dcm", allowed / "d.tif")
-    copy = local_copy(open_source(f"{allowed}/d.tif", OpenFiles()), ReadCounters())
+    copy = get_local_copy(open_source(f"{allowed}/d.tif", OpenFiles()), ReadCounters())
     assert copy.path.startswith(f"{allowed.parent}/cache/")
 
 
@@ -198,7 +198,7 @@ def test_a_slide_of_several_files_is_refused_if_one_is_outside_the_rights(
     (allowed / "x" / "Data0000.dat").symlink_to(allowed.parent / "closed" / "x.svs")
     source = open_source(f"{allowed}/x.mrxs", OpenFiles())
     with pytest.raises(AccessError):
-        local_copy(source, ReadCounters())
+        get_local_copy(source, ReadCounters())
 
 
 def test_openslide_reads_the_descriptor_that_was_checked(test_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
