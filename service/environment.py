@@ -46,8 +46,6 @@ class S3Settings:
     """Whether requests are sent without a signature."""
     virtual_hosted: bool
     """Whether the bucket is part of the host name."""
-    profile: str | None
-    """Name of the current AWS profile; None for the default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +83,6 @@ def s3_settings() -> S3Settings:
         region=region,
         anonymous=_read_flag("AWS_SKIP_SIGNATURE"),
         virtual_hosted=_read_flag("AWS_VIRTUAL_HOSTED_STYLE_REQUEST") or s3.get("addressing_style") == "virtual",
-        profile=session.get_config_variable("profile"),
     )
 
 

@@ -56,6 +56,7 @@ class MagnetError(Exception):
         region: tuple[float, float, float] | None = None,
     ) -> Self:
         """Fill in the parts of the place that are still unknown, and return this error."""
+        # A part that is already known was set closer to the cause.
         self.uri = uri if self.uri is None else self.uri
         self.level = level if self.level is None else self.level
         self.tile = tile if self.tile is None else self.tile
@@ -75,6 +76,7 @@ class MagnetError(Exception):
         return f"{', '.join(place)}: {self.message}" if place else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # The default of exceptions passes `args` only, which would lose the place.
         state = {"uri": self.uri, "level": self.level, "tile": self.tile, "region": self.region}
         return type(self), (self.message,), state
 

@@ -27,6 +27,7 @@ class CachedObject:
         self.uri, self.size_bytes, self.etag, self.head = source.uri, source.size_bytes, source.etag, source.head
         self._source = source
         self._cache = cache
+        # Ranges of another version of the slide must have another key.
         self._version = hashlib.sha256(f"{self.uri}\0{self.etag}\0{self.size_bytes}".encode()).digest()
 
     def contains(self, offset: Ints, length: Ints) -> NDArray[np.bool_]:

@@ -110,6 +110,7 @@ def _decode_raw(codec: TileCodec, data: bytes) -> Pixels:
 
 
 def _decode_lzw(codec: TileCodec, data: bytes) -> Pixels:
+    # `out` limits the decoder here and below: kilobytes of a hostile file could expand to gigabytes.
     return _undo_predictor(codec, imagecodecs.lzw_decode(data, out=codec.decoded_bytes))
 
 
@@ -125,6 +126,7 @@ def _undo_predictor(codec: TileCodec, data: bytes | bytearray) -> Pixels:
 
 
 def _decode_jpeg(codec: TileCodec, data: bytes) -> Pixels:
+    # The decoder allocates memory for the declared size, so that is checked first, here and in the next decoders.
     _check_size(read_jpeg_size(data), codec.tile_px)
     if b"\xff\xd9" not in data[-_MAX_PADDING:]:  # libjpeg would fill the rest with grey without an error
         raise SlideError("the tile's JPEG stream ends early; the file is damaged")

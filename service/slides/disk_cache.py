@@ -114,6 +114,7 @@ class DiskCache:
             UsageError: the slide is larger than the cache.
             StorageError: the cache is full of open slides, or the copy failed.
         """
+        # ETag and size are part of the name, so that a new version of a slide is a new entry.
         digest = hashlib.sha256(f"{source.uri}\0{source.etag}\0{source.size_bytes}".encode()).hexdigest()[:32]
         entry = self._folder / digest
         with map_file_errors(source.uri):
@@ -136,6 +137,7 @@ class DiskCache:
         files = OpenFiles()
         members = {name(source.uri): source}
         members |= {inside: open_source(uri, files) for inside, uri in find_companions(source, counters).items()}
+        # The space is reserved before the download, so that parallel downloads cannot exceed the limit together.
         self._make_room(entry, sum(member.size_bytes for member in members.values()), source.uri)
         for inside, member in members.items():
             _download(member, entry / inside, counters)

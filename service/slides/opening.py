@@ -37,5 +37,6 @@ def open_slide(
         try:
             return OpenSlideSlide(source, counters)
         except UnsupportedSlideError as error:
+            # Either reason may be the one that the user can act on.
             error.message = f"{error.message} (as a tiled TIFF: {tiff_error.message})"
             raise

@@ -119,7 +119,7 @@ def inspect(reader: Reader, uri: str, gate: GateSettings) -> Quality:
     """
     batch = reader.batch([uri])
     info, counters = batch.info[0], batch.counters[0]
-    _check_pixel_size(info, gate)
+    _check_pixel_size(info, gate)  # first, because it needs no pixels
     quality = measure(reader.thumbnail(uri, THUMBNAIL_PX, counters), info)
     _check_colours(quality, gate, uri)
     sharpness = _measure_probes(batch, quality.thumbnail, gate.probes)

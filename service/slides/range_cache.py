@@ -48,6 +48,7 @@ CREATE TABLE ranges (
 CREATE INDEX ranges_by_use ON ranges (used);
 COMMIT;
 """
+# With synchronous = NORMAL a power failure may lose the last ranges, which are then read again.
 _CONNECT = f"PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = {_JOURNAL_BYTES};"
 _WHERE = "WHERE version = ? AND start = ? AND length = ?"
 
@@ -210,6 +211,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         sqlite3.OperationalError: it is unusable at the moment.
         sqlite3.DatabaseError: it is damaged, or not a range cache.
     """
+    # Transactions are explicit, and all threads use this connection under the lock of the cache.
     database = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         if _read_pragma(database, "page_count") == 0:

@@ -91,6 +91,7 @@ class RegionReader:
 
     def close(self) -> None:
         """Wait for running reads, stop the threads, close the files and clear the caches."""
+        # The threads end first, because they use the caches and files that are closed below.
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
         for cache in (self._slides, self._index_cache, self._tile_cache):
@@ -189,6 +190,7 @@ class RegionReader:
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
         for n, (slide, level, _, _) in enumerate(canvases):
             groups[slide.info.uri, level].append(n)
+        # A slide that is in the batch twice is read once, and the cost counts for its first entry.
         tile_requests = []
         for members in groups.values():
             slide, level, _, counters = canvases[members[0]]

@@ -13,7 +13,7 @@ from service.slides.planning import Ints, TileGrid
 from service.storage.counters import ReadCounters
 
 Load = Callable[[], Iterator[tuple[int, NDArray[np.uint8]]]]
-"""Loads some tiles of one level and yields their numbers and RGB pixels, uint8 (tile height, tile width, 3)."""
+"""Function that loads tiles of one level and yields their numbers and RGB pixels, uint8 (tile height, width, 3)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ class Tiff:
         self._order = order
         self.big = magic == 43
         """Whether the file is a BigTIFF."""
+        # Offsets of all directories that were read: a loop in the chain or the sub-images would never end.
         self._visited: set[int] = set()
         first = self._unpack("Q", head, 8) if self.big else self._unpack("I", head, 4)
         self.directories = self._read_chain(first)

@@ -34,7 +34,9 @@ MAX_GAP_BYTES = 32 << 10
 PAGE_VALUES = 16384
 """Number of tile positions that are read at a time."""
 _HEADER_PAGE_BYTES = 32 << 10
+"""Size of the pages in which a header is read."""
 _MAX_HEADER_PAGES = 1024
+"""Limit of the pages of one header."""
 
 BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, PREDICTOR = 258, 259, 262, 277, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 324, 325, 339, 347
@@ -96,7 +98,7 @@ class TiffSlide:
         stored = self._levels[level]
         offset = self._values(stored.offsets, tiles, counters)
         length = self._values(stored.lengths, tiles, counters)
-        absent = (length == 0) | (offset == 0)
+        absent = (length == 0) | (offset == 0)  # how TIFF writers omit empty tiles
         self._check_positions(level, tiles, offset, length, absent)
         loads: list[Load] = []
         if absent.any():
@@ -217,6 +219,7 @@ class TiffSlide:
         length = int(self._values(self._levels[0].lengths, first, counters)[0])
         if length == 0:
             return
+        # The subsampling is in the first bytes of the codestream.
         steps = read_jpeg2000_size(self._source.read(offset, min(length, 4096), counters))[1]
         if any(step != (1, 1) for step in steps):
             raise UnsupportedSlideError("unsupported subsampled colour in JPEG 2000")
@@ -281,6 +284,7 @@ def _read_level(level: StoredLevel) -> _TiffLevel:
 
 
 def _read_codec(directory: Directory, tile_px: tuple[int, int]) -> TileCodec:
+    # One bit is the default of the TIFF specification.
     bits = set(directory.numbers(BITS).ravel().tolist()) if BITS in directory else {1}
     if bits != {8} or directory.integer(SAMPLE_FORMAT, 1) != 1:
         raise UnsupportedSlideError(f"unsupported samples of {sorted(bits)} bits, not unsigned 8-bit")

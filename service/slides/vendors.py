@@ -111,6 +111,7 @@ def _is_tiled(directory: Directory) -> bool:
 
 
 def _is_label_or_macro(directory: Directory) -> bool:
+    # Aperio writes the kind of image in the second line, Philips in the first.
     lines = directory.text(DESCRIPTION, 1024).lower().splitlines()[:2]
     return any(line.strip().startswith(("label", "macro")) for line in lines)
 

@@ -55,7 +55,7 @@ def write_bytes(uri: str, data: bytes, deadline_s: float | None = None) -> None:
         raise UsageError("cannot write to an http(s) URI; use s3://, gs://, az:// or a path", uri=uri)
 
     def put(store: Store, key: str) -> None:
-        assert not isinstance(store, HttpStore)
+        assert not isinstance(store, HttpStore)  # the scheme was checked above
         obstore.put(store, key, data)
 
     attempt(uri, put, deadline_s, write=True)

@@ -91,6 +91,7 @@ class OpenFiles:
         """
         key = (path, etag)
         with self._lock:
+            # Opening is inside the lock, so that two threads do not open the same file twice.
             file = self._files.get(key)
             if file is None:
                 file = self._files[key] = _OpenFile(_open_version(path, etag, uri))
@@ -183,6 +184,7 @@ class RemoteObject:
 
         start = time.perf_counter()
         data = attempt(self.uri, get, self._deadline_s)
+        # A read that fails below counts too, because its bytes were received.
         counters.add(ReadCounters(requests=1, bytes=len(data), wait_s=time.perf_counter() - start))
         if len(data) != length:
             raise StorageError(f"the store sent {len(data)} bytes instead of the requested {length}", uri=self.uri)
@@ -227,6 +229,7 @@ def _read_start(num_bytes: int, store: Store, key: str) -> tuple[int, str, bytes
 
 def _open_version(path: str, etag: str, uri: str) -> int:
     descriptor = open_regular(path, uri)
+    # The file may have been replaced since its ETag was read.
     if identify_file(os.fstat(descriptor))[1] != etag:
         os.close(descriptor)
         raise changed_error(uri)

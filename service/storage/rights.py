@@ -60,7 +60,7 @@ class Rights:
             write: check for writing. A right to write includes reading.
         """
         parts = _split_parts(location)
-        for length in range(len(parts), 0, -1):
+        for length in range(len(parts), 0, -1):  # the longest prefix first
             if (right := self._by_parts.get(parts[:length])) is not None:
                 return right.write if write else right.read or right.write
         return False
@@ -148,8 +148,10 @@ def canonical(location: Location, *, follow_links: bool) -> Location:
     if "\0" in location.key:
         raise UsageError("the name contains a null character")
     if location.scheme == "file":
+        # A link gives a file a second name, and ".." is resolved in the same step.
         return Location("file", "", os.path.realpath(location.key)) if follow_links else location
     folders = [part for part in location.key.split("/") if part]
+    # A client or server may resolve these parts after this check.
     if any(part in (".", "..") for part in folders):
         raise UsageError(f"'.' and '..' are not resolved in a store; write the full name instead of {location.key}")
     return location

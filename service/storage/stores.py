@@ -100,6 +100,7 @@ def map_error(error: Exception, uri: str) -> MagnetError:
     return StorageError(f"the store failed: {first_line}", uri=uri)
 
 
+# `lru_cache` would let two threads connect at the same time.
 _stores_lock = threading.Lock()
 
 
@@ -139,6 +140,7 @@ def _connect_s3(bucket: str, options: dict[str, Any]) -> S3Store:
         options["endpoint"] = _add_bucket(settings.endpoint, bucket) if settings.virtual_hosted else settings.endpoint
     if settings.virtual_hosted:
         options["virtual_hosted_style_request"] = True
+    # Without credentials a public bucket is still readable, if the request is not signed.
     session = None if settings.anonymous else boto3.session.Session()
     if session is None or session.get_credentials() is None:
         return S3Store(bucket, skip_signature=True, **options)

@@ -39,6 +39,7 @@ def parse(uri: str) -> Location:
         UsageError: the scheme is not supported, the bucket or host is missing, or an http(s) URI has a query.
     """
     if "://" not in uri:
+        # A plain path is not percent-decoded: "%20" may be part of a file's name.
         return Location("file", "", os.path.abspath(os.path.expanduser(uri)))
     scheme, rest = uri.split("://", 1)
     scheme = scheme.lower()
