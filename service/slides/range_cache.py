@@ -83,7 +83,7 @@ class RangeCache:
 
     def close(self) -> None:
         """Store the collected uses, and close the database."""
-        self._run(self._write_uses, None)
+        self._run(self._flush_uses, None)
         with self._lock:
             self._disconnect()
             if self._user_lock >= 0:
@@ -100,7 +100,7 @@ class RangeCache:
         """
         data = self._run(lambda database: self._get(database, (version, start, length)), None)
         if len(self._touched) >= MAX_TOUCHED:
-            self._run(self._write_uses, None)
+            self._run(self._flush_uses, None)
         return data
 
     def contains(self, version: bytes, start: Ints, length: Ints) -> NDArray[np.bool_]:
@@ -146,7 +146,7 @@ class RangeCache:
             if not database.execute(f"DELETE FROM ranges WHERE rowid IN ({oldest})", (EVICT_AT_A_TIME,)).rowcount:
                 raise sqlite3.OperationalError(f"{num_bytes} bytes are too many for a cache of {limit}")
 
-    def _write_uses(self, database: sqlite3.Connection) -> None:
+    def _flush_uses(self, database: sqlite3.Connection) -> None:
         with database:
             database.execute("BEGIN IMMEDIATE")
             self._store_uses(database)
