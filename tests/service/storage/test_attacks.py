@@ -185,7 +185,7 @@ ACTIONS: dict[str, Callable[[str], object]] = {
     "write_bytes": lambda uri: storage.write_bytes(uri, b"x"),
     "delete": storage.delete,
     "delete_all": storage.delete_all,
-    "picture": lambda uri: storage.read_bytes(joined(f"{os.getcwd()}/out", uri)),
+    "image": lambda uri: storage.read_bytes(joined(f"{os.getcwd()}/out", uri)),
 }
 
 PARTS = st.sampled_from(
