@@ -1,25 +1,25 @@
-"""Regions per second of our reader and of another one, on the same regions and to the same output size.
+"""Benchmark of reading: regions per second of our reader and of another one, with equal regions and output size.
 
     python benchmarks/read_regions.py SLIDE [--url U] [--num-regions N] [--out-px 224] [--seed S]
                                       [--against openslide|tiffslide|none] [--turn N] [--num-threads N] [--json]
 
-Both run in this process, called from one thread, in turns of `TURN` regions, ours first, so that it also brings the
-file into the page cache. What each is given, and what it is not:
+Both readers run in this process and are called from one thread, in turns of `TURN` regions. Our reader is first, so
+that it also has to load the file into the page cache. The conditions for each reader:
 
-- Caches of tiles are cold in each turn: ours is off, so that a call shares tiles only among its own regions; the other
-  reader is opened anew, with its own cache at its usual size, which it may use within the turn.
-- Headers are read before the clock starts, by both; one turn on other regions warms imports, memory and connections of
-  both before anything counts.
-- We ask for a turn in one call, which is what our reader is for; the others have no such call and get one region after
-  the other. With ``--turn 1`` ours is called like that too.
-- On a local file our reader works in the calling thread alone; over a network its threads keep `--num-threads`
-  requests under way (1: one after the other), as the other reader cannot.
-- Both reduce what they read to `out_px` by the same function, whose time counts for both.
+- Tile caches are cold in each turn. Our cache is off, so that a call shares tiles only among its regions. The other
+  reader is opened again in each turn; it may use its cache of default size within the turn.
+- Both read the header before the clock starts. One turn with other regions, which is not counted, warms up imports,
+  memory and connections of both.
+- Our reader gets a turn in one call, which is its purpose. The others have no such call and get one region after the
+  other. With ``--turn 1`` our reader is called in this way too.
+- On a local file our reader works in the calling thread only. Over a network its threads keep `--num-threads` requests
+  in flight (1: one after the other), which the other reader cannot do.
+- Both reduce their pixels to `out_px` by the same function, and its time is counted for both.
 
-`cpu_over_decode` is the CPU time of the process during our reads (all threads; windows made, not reduced) over the CPU
-time of decoding, by the same library, the tiles that each turn needs, each place of the level once, and nothing else.
-`cpu_over_distinct_decode` is stricter: tiles that name the same bytes of the file count once, as in a generated slide,
-since an ideal reader decodes them once (ours does). The two are the same where every tile is stored for itself.
+`cpu_over_decode` is the CPU time of the process during our reads (all threads, without the reduction) divided by the
+CPU time for decoding the tiles of each turn with the same library, each position of the level once.
+`cpu_over_distinct_decode` is stricter: tiles that refer to the same bytes of the file, as in a generated slide, count
+once, because an ideal reader decodes them once (as ours does). The two are equal if each tile is stored separately.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ from torch.nn import functional
 
 from magnet.regions import from_level0, to_level0
 from magnet.windows import WindowRequest, Windows
-from service.slides.planning import level_rect, plan_windows, tiles_of
+from service.slides.planning import clip_to_level, find_tiles, plan_windows
 from service.slides.reader import RegionReader, SlideBatch
 from service.slides.slide import SlideInfo
 from service.storage.counters import ReadCounters
 
 TURN = 144
-"""Regions of a turn: what the last layer of four (3, 2, 3, 2) zooms, a micro-batch of the paper, asks for at once."""
+"""Regions of a turn: one request of the last layer of four (3, 2, 3, 2) zooms, a micro-batch of the paper."""
 MARGIN_PX = 1
+"""Virtual pixels around each region."""
 
 Images = list[NDArray[np.uint8]]
 
 
 @dataclass
 class Totals:
-    """What the turns took."""
+    """Sums over the counted turns."""
 
     ours_s: float = 0.0
     other_s: float = 0.0
@@ -68,8 +69,8 @@ class Totals:
     difference: list[float] = field(default_factory=list)
 
 
-def random_regions(info: SlideInfo, num: int, out_px: int, seed: int) -> NDArray[np.float64]:
-    """(N, 3) regions inside the slide, sides log-uniform from native resolution to a quarter of it."""
+def draw_regions(info: SlideInfo, num: int, out_px: int, seed: int) -> NDArray[np.float64]:
+    """Draw (N, 3) regions inside the slide, with log-uniform sides from native resolution to a quarter of the slide."""
     rng = np.random.default_rng(seed)
     wide, high = info.size_px
     longest = min(max(wide, high) / 4, wide, high)
@@ -78,28 +79,28 @@ def random_regions(info: SlideInfo, num: int, out_px: int, seed: int) -> NDArray
     return from_level0(np.stack([x, y, side], axis=1), info.size_px)
 
 
-def resized(windows: Windows, region: NDArray[np.float64], out_px: int) -> Images:
-    """Each window cut to its region, to the nearest pixel, and reduced to the output size."""
+def resize(windows: Windows, region: NDArray[np.float64], out_px: int) -> Images:
+    """Crop each window to its region, to the nearest pixel, and reduce it to the output size."""
     left, top, px_w, px_h = windows.place.T
     s, x, y = region.T
     edges = [(x - s - left) / px_w, (y - s - top) / px_h, (x + s - left) / px_w, (y + s - top) / px_h]
     boxes = np.rint(np.stack(edges, axis=1)).astype(int).tolist()
     return [
-        reduced(pixels[y0:y1, x0:x1], out_px) for pixels, (x0, y0, x1, y1) in zip(windows.pixels, boxes, strict=True)
+        reduce(pixels[y0:y1, x0:x1], out_px) for pixels, (x0, y0, x1, y1) in zip(windows.pixels, boxes, strict=True)
     ]
 
 
-def reduced(pixels: NDArray[np.uint8], out_px: int) -> NDArray[np.uint8]:
-    """A picture (H, W, 3) at the output size, antialiased; the fastest way at hand, so that reading dominates."""
-    nchw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # torch is slower on a cut-out
+def reduce(pixels: NDArray[np.uint8], out_px: int) -> NDArray[np.uint8]:
+    """Reduce an image (H, W, 3) to the output size with antialiasing, fast enough that reading dominates."""
+    nchw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # torch is slower on a view
     small = functional.interpolate(nchw, (out_px, out_px), mode="bilinear", align_corners=False, antialias=True)
     return small[0].permute(1, 2, 0).numpy()
 
 
-def other_reader(kind: str, place: str, info: SlideInfo) -> Callable[[NDArray[np.float64], int], Images]:
-    """Reads regions one after the other through the OpenSlide interface, freshly opened."""
-    slide = openslide.OpenSlide(place) if kind == "openslide" else tiffslide.open_slide(place)
-    assert slide.level_count  # tiffslide reads the header only when asked
+def open_other_reader(kind: str, uri: str, info: SlideInfo) -> Callable[[NDArray[np.float64], int], Images]:
+    """Open the other reader; return a function that reads regions one after the other by the OpenSlide interface."""
+    slide = openslide.OpenSlide(uri) if kind == "openslide" else tiffslide.open_slide(uri)
+    assert slide.level_count  # tiffslide reads the header only on demand
 
     def read(region: NDArray[np.float64], out_px: int) -> Images:
         images = []
@@ -108,64 +109,66 @@ def other_reader(kind: str, place: str, info: SlideInfo) -> Callable[[NDArray[np
             step = slide.level_downsamples[level]
             left, top = round(x / step), round(y / step)
             size = round((x + side) / step) - left, round((y + side) / step) - top
-            picture = slide.read_region((round(left * step), round(top * step)), level, size).convert("RGB")
-            images.append(reduced(np.array(picture), out_px))
+            image = slide.read_region((round(left * step), round(top * step)), level, size).convert("RGB")
+            images.append(reduce(np.array(image), out_px))
         return images
 
     return read
 
 
 class BareDecode:
-    """The JPEG tiles that regions need, decoded and nothing else."""
+    """Decoding of the JPEG tiles that regions need, without any other work."""
 
     def __init__(self, path: str) -> None:
         self._file = tifffile.TiffFile(path)
         self._levels = [level.keyframe for level in self._file.series[0].levels]
 
     def cpu_s(self, batch: SlideBatch, region: NDArray[np.float64], out_px: int) -> tuple[float, float]:
-        """CPU seconds to decode each needed tile once, and to decode each of their different bytes once."""
+        """Return the CPU seconds to decode each needed tile once, and to decode tiles with equal bytes once."""
         grids = batch.grids(0)
         plan = plan_windows(batch.info[0].size_px, grids, region, out_px, MARGIN_PX)
-        places = set()
+        positions = set()
         for level, factor, rect in zip(plan.level.tolist(), plan.factor.tolist(), plan.rect.tolist(), strict=True):
-            inside = tiles_of(level_rect(rect, factor, grids[level].size_px), grids[level])
-            places |= {(level, tile) for tile in inside.tolist()}
-        tiles = Counter(self._stored(*place) for place in places)
+            inside = find_tiles(clip_to_level(rect, factor, grids[level].size_px), grids[level])
+            positions |= {(level, tile) for tile in inside.tolist()}
+        tiles = Counter(self._find_bytes(*position) for position in positions)
         every_s = distinct_s = 0.0
         for (level, offset, length), times in sorted(tiles.items()):
-            seconds = [self._decode_s(level, self._bytes(level, offset, length)) for _ in range(times)]
+            seconds = [self._measure_decode_s(level, self._read(level, offset, length)) for _ in range(times)]
             every_s += sum(seconds)
             distinct_s += seconds[0]
         return every_s, distinct_s
 
-    def _stored(self, level: int, tile: int) -> tuple[int, int, int]:
+    def _find_bytes(self, level: int, tile: int) -> tuple[int, int, int]:
         page = self._levels[level]
         return level, page.dataoffsets[tile], page.databytecounts[tile]
 
-    def _decode_s(self, level: int, data: bytes) -> float:
+    def _measure_decode_s(self, level: int, data: bytes) -> float:
         page = self._levels[level]
         space = "YCBCR" if page.photometric == 6 else "RGB"
-        began = time.process_time()
+        start_s = time.process_time()
         imagecodecs.jpeg8_decode(data, tables=page.jpegtables, colorspace=space, outcolorspace="RGB")
-        return time.process_time() - began
+        return time.process_time() - start_s
 
-    def _bytes(self, level: int, offset: int, length: int) -> bytes:
+    def _read(self, level: int, offset: int, length: int) -> bytes:
         page = self._levels[level]
         if page.compression != tifffile.COMPRESSION.JPEG:
-            raise SystemExit(f"cpu_over_decode is measured on JPEG tiles, not on compression {page.compression}")
+            raise SystemExit(f"cpu_over_decode needs JPEG tiles, but the slide has compression {page.compression}")
         self._file.filehandle.seek(offset)
         return self._file.filehandle.read(length)
 
 
-def our_turn(totals: Totals, batch: SlideBatch, bare: BareDecode, region: NDArray[np.float64], out_px: int) -> Images:
-    """Our reader's turn, and the decode of the same tiles."""
+def run_our_turn(
+    totals: Totals, batch: SlideBatch, bare: BareDecode, region: NDArray[np.float64], out_px: int
+) -> Images:
+    """Read the regions with our reader, and decode the same tiles."""
     batch.counters[0] = ReadCounters()
-    ask = WindowRequest(0, np.zeros(len(region), dtype=np.int64), region, out_px, MARGIN_PX)
-    began, cpu_began = time.perf_counter(), time.process_time()
-    windows = batch.fetch(ask)
+    request = WindowRequest(0, np.zeros(len(region), dtype=np.int64), region, out_px, MARGIN_PX)
+    start_s, cpu_began = time.perf_counter(), time.process_time()
+    windows = batch.fetch(request)
     totals.read_cpu_s += time.process_time() - cpu_began
-    images = resized(windows, region, out_px)
-    totals.ours_s += time.perf_counter() - began
+    images = resize(windows, region, out_px)
+    totals.ours_s += time.perf_counter() - start_s
     totals.bytes += batch.counters[0].bytes
     totals.requests += batch.counters[0].requests
     every_s, distinct_s = bare.cpu_s(batch, region, out_px)
@@ -174,38 +177,38 @@ def our_turn(totals: Totals, batch: SlideBatch, bare: BareDecode, region: NDArra
     return images
 
 
-def other_turn(
-    totals: Totals, args: argparse.Namespace, place: str, info: SlideInfo, region: NDArray[np.float64], ours: Images
+def run_other_turn(
+    totals: Totals, args: argparse.Namespace, uri: str, info: SlideInfo, region: NDArray[np.float64], ours: Images
 ) -> None:
-    """The other reader's turn, and how far its pictures are from ours."""
-    read = other_reader(args.against, place, info)
-    began = time.perf_counter()
+    """Read the regions with the other reader, and compare its images with ours."""
+    read = open_other_reader(args.against, uri, info)
+    start_s = time.perf_counter()
     theirs = read(region, args.out_px)
-    totals.other_s += time.perf_counter() - began
+    totals.other_s += time.perf_counter() - start_s
     totals.difference += [float(np.abs(a.astype(float) - b).mean()) for a, b in zip(ours, theirs, strict=True)]
 
 
 def measure(args: argparse.Namespace) -> dict[str, float | int | str | None]:
-    """All turns."""
-    place = args.url or args.slide
+    """Run all turns."""
+    uri = args.url or args.slide
     num_threads = args.num_threads or (64 if args.url else 1)
     bare, totals = BareDecode(args.slide), Totals()
     with RegionReader(tile_cache_bytes=0, num_threads=num_threads) as reader:
-        batch = reader.batch([place])
+        batch = reader.batch([uri])
         info = batch.info[0]
-        turns = [random_regions(info, args.turn, args.out_px, args.seed + 1)]  # warms memory, imports and connections
-        region = random_regions(info, args.num_regions, args.out_px, args.seed)
+        turns = [draw_regions(info, args.turn, args.out_px, args.seed + 1)]  # warms up imports, memory and connections
+        region = draw_regions(info, args.num_regions, args.out_px, args.seed)
         turns += [region[start : start + args.turn] for start in range(0, len(region), args.turn)]
         for n, part in enumerate(turns):
-            totals = totals if n > 1 else Totals()
-            ours = our_turn(totals, batch, bare, part, args.out_px)
+            totals = totals if n > 1 else Totals()  # the first turn is not counted
+            ours = run_our_turn(totals, batch, bare, part, args.out_px)
             if args.against != "none":
-                other_turn(totals, args, place, info, part, ours)
-    return report(totals, len(region), args.against)
+                run_other_turn(totals, args, uri, info, part, ours)
+    return summarise(totals, len(region), args.against)
 
 
-def report(totals: Totals, num: int, against: str) -> dict[str, float | int | str | None]:
-    """The figures, None where nothing was compared."""
+def summarise(totals: Totals, num: int, against: str) -> dict[str, float | int | str | None]:
+    """Compute the figures; those of the comparison are None without another reader."""
     compared = against != "none"
     return {
         "against": against,
@@ -222,15 +225,15 @@ def report(totals: Totals, num: int, against: str) -> dict[str, float | int | st
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slide", help="path of a tiled TIFF with JPEG tiles")
-    parser.add_argument("--url", help="read the same slide from here instead, by both readers")
+    parser.add_argument("--url", help="URL from which both readers read the same slide")
     parser.add_argument("--num-regions", type=int, default=256)
     parser.add_argument("--out-px", type=int, default=224)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--turn", type=int, default=TURN, help=f"regions that a reader gets at a time ({TURN})")
-    parser.add_argument("--num-threads", type=int, help="of our reader (1 locally, 64 with --url)")
+    parser.add_argument("--turn", type=int, default=TURN, help=f"regions per turn ({TURN})")
+    parser.add_argument("--num-threads", type=int, help="threads of our reader (1 for a file, 64 with --url)")
     parser.add_argument("--against", choices=("openslide", "tiffslide", "none"), default="openslide")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     args = parser.parse_args()

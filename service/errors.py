@@ -1,18 +1,18 @@
-"""What can go wrong, and who must act.
+"""The error classes of this project, and who must act on each.
 
 MagnetError
-|-- UsageError              the user: what was asked for cannot be had (also a ValueError); a retry does not help
-|   |-- NotFoundError       the user: nothing lies under this URI
-|   `-- AccessError         the user: the store refuses these credentials
-|-- StoppedError            the user: a job came to a point that the same again would come to; a retry does not help
-|-- ProgramError            the developers: an error of this program; a retry does not help
+|-- UsageError              the user: the request is invalid (also a ValueError); a retry does not help
+|   |-- NotFoundError       the user: no object exists under this URI
+|   `-- AccessError         the user: access with these credentials or rights is denied
+|-- StoppedError            the user: another attempt would stop at the same point; a retry does not help
+|-- ProgramError            the developers: a bug in this program; a retry does not help
 |-- StorageError            nobody, or the store's operator: the store failed or was too slow; a retry can help
-`-- SlideError              whoever made the slide: its bytes cannot be used; other slides are not concerned
-    |-- UnsupportedSlideError   the format, codec or layout is none that can be read
-    `-- SlideChangedError       the slide was replaced while it was being read; opening it anew helps
+`-- SlideError              the supplier of the slide: its bytes are unusable; other slides are not affected
+    |-- UnsupportedSlideError   the format, codec or layout is not supported
+    `-- SlideChangedError       the slide was replaced while it was being read; opening it again helps
 
-Each error knows the slide (`uri`), level, tile and region it concerns, as far as they are known where it is raised;
-`located` adds what the caller knows. All survive pickling, so they cross process boundaries whole.
+Each error has the slide (`uri`), level, tile and region that it concerns, as far as they are known where it is raised;
+`locate` adds what the caller knows. All errors can be pickled, so they keep these fields across processes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any, Self
 
 
 class MagnetError(Exception):
-    """Base of all errors that this project raises on purpose.
+    """Base class of all errors that this project raises on purpose.
 
     Args:
-        message: what was wrong and, where somebody can act, what to do.
+        message: what was wrong and, if anybody can act, what to do.
         uri: the slide or object.
         level: pyramid level, 0 the finest.
         tile: column and row of the tile in its level.
@@ -47,7 +47,7 @@ class MagnetError(Exception):
         self.tile = tile
         self.region = region
 
-    def located(
+    def locate(
         self,
         *,
         uri: str | None = None,
@@ -55,7 +55,8 @@ class MagnetError(Exception):
         tile: tuple[int, int] | None = None,
         region: tuple[float, float, float] | None = None,
     ) -> Self:
-        """This error with those parts of its place filled in that it does not know yet."""
+        """Fill in the parts of the place that are still unknown, and return this error."""
+        # A part that is already known was set closer to the cause.
         self.uri = uri if self.uri is None else self.uri
         self.level = level if self.level is None else self.level
         self.tile = tile if self.tile is None else self.tile
@@ -75,40 +76,41 @@ class MagnetError(Exception):
         return f"{', '.join(place)}: {self.message}" if place else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # The default of exceptions passes `args` only, which would lose the place.
         state = {"uri": self.uri, "level": self.level, "tile": self.tile, "region": self.region}
         return type(self), (self.message,), state
 
 
 class UsageError(MagnetError, ValueError):
-    """What was asked for cannot be had; the message says what would do."""
+    """The request is invalid; the message says what is valid."""
 
 
 class NotFoundError(UsageError):
-    """Nothing lies under this URI."""
+    """No object exists under this URI."""
 
 
 class AccessError(UsageError):
-    """The store does not let these credentials do this."""
+    """The store denies these credentials access, or the user's rights exclude the place."""
 
 
 class StoppedError(MagnetError):
-    """A job came to a point from which it cannot go on, and to which the same again would come."""
+    """A job cannot continue, and another attempt would stop at the same point."""
 
 
 class ProgramError(MagnetError):
-    """An error of this program, as its log shows: report it."""
+    """A bug in this program; the log has the details: report it."""
 
 
 class StorageError(MagnetError):
-    """The store failed, or did not answer in time, in spite of retries."""
+    """The store failed or did not respond in time, in spite of retries."""
 
 
 class SlideError(MagnetError):
-    """The bytes of a slide cannot be used."""
+    """The bytes of a slide are unusable."""
 
 
 class UnsupportedSlideError(SlideError):
-    """A format, codec or layout that cannot be read."""
+    """The format, codec or layout of a slide is not supported."""
 
 
 class SlideChangedError(SlideError):

@@ -8,7 +8,7 @@ not read again: if it dies, Ray restarts it and repeats the unanswered requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from zlib import crc32
 
@@ -21,10 +21,10 @@ from magnet.regions import root_side_px
 from magnet.windows import WindowRequest, Windows, window_side_px
 from service.errors import MagnetError, SlideChangedError, StorageError
 from service.settings.train import ComputeSettings
+from service.slides.byte_cache import ByteCache
 from service.slides.reader import RegionReader, SlideBatch
 from service.slides.reader_protocol import Reader
-from service.slides.slide import Slide, SlideInfo
-from service.slides.tile_cache import ByteCache
+from service.slides.slide import SlideFile, SlideInfo
 from service.storage.counters import ReadCounters
 
 MAX_CONCURRENCY = 8
@@ -57,7 +57,7 @@ class ReaderActor:
 
     def __init__(self, compute: ComputeSettings, deadline_s: float) -> None:
         self._reader = RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=deadline_s)
-        self._opened: ByteCache[Slide] = ByteCache(HEADERS_BYTES)
+        self._opened: ByteCache[SlideFile] = ByteCache(HEADERS_BYTES, lambda slide: slide.memory_bytes)
 
     def open(self, uris: list[str]) -> Answer[list[SlideInfo]]:
         """Open the current versions of slides."""
@@ -85,12 +85,12 @@ class ReaderActor:
         """See `RegionReader.thumbnail`."""
         return _run(1, lambda counters: self._reader.thumbnail(uri, max_px, counters[0]))
 
-    def _open_current(self, uri: str, counters: ReadCounters) -> Slide:
+    def _open_current(self, uri: str, counters: ReadCounters) -> SlideFile:
         slide = self._reader.open(uri, counters)
-        self._opened.put((uri, slide.info.etag), slide, slide.held_bytes)
+        self._opened.put((uri, slide.info.etag), slide)
         return slide
 
-    def _open_version(self, uri: str, etag: str, counters: ReadCounters) -> Slide:
+    def _open_version(self, uri: str, etag: str, counters: ReadCounters) -> SlideFile:
         """Return the slide in this version. A reader that was restarted during a zoom opens it again."""
         slide = self._opened.get((uri, etag)) or self._open_current(uri, counters)
         if slide.info.etag != etag:
@@ -192,7 +192,7 @@ class RemoteReader:
         # Counters come before errors: a read that failed has a cost too.
         for answer, rows in zip(answers, slides, strict=True):
             for b, cost in zip(rows, answer.counters, strict=True):
-                counters[b].add(**asdict(cost))
+                counters[b].add(cost)
         for answer in answers:
             if answer.error is not None:
                 raise answer.error

@@ -7,7 +7,6 @@ private/replaced-DATE/NAME         what was in their places
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
+from filelock import FileLock, Timeout
 
 from service.errors import UsageError
 from service.operations import snapshots
@@ -96,11 +96,12 @@ def locked(private: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    with open(private / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"{private.parent} is in use by another `magnet serve` or restore") from error
+    lock = FileLock(private / "lock", timeout=0, fallback_to_soft=False)  # the kernel frees it if the process is killed
+    try:
+        hold = lock.acquire()
+    except Timeout as error:
+        raise UsageError(f"{private.parent} is in use by another `magnet serve` or restore") from error
+    with hold:
         yield
 
 

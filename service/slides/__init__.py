@@ -1,1 +1,1 @@
-"""Slides: formats, regions, windows."""
+"""Reading of slides: file formats, windows of pixels for regions, caches, quality checks."""

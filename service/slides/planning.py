@@ -1,8 +1,8 @@
-"""From regions to windows, from windows to tiles, from tiles to byte ranges: pure functions, no storage, no pixels.
+"""Geometry of reading: regions to windows, windows to tiles, tiles to byte ranges. Pure functions without any I/O.
 
-Pixels of a level lie on a grid fixed to the level. Where a level has too many pixels for an output, `factor` x
-`factor` of them are averaged to one *virtual* pixel; the virtual grid starts at the level's corner as well, so which
-pixels exist does not depend on who asks.
+The pixels of a level form a grid that starts at the level's corner. If a level has too many pixels for an output,
+`factor` x `factor` of them are averaged to one *virtual* pixel. The virtual grid starts at the level's corner too, so
+that the value of a pixel does not depend on the requested region.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class TileGrid:
     """Geometry of one level and its tiles."""
 
     size_px: tuple[int, int]
-    """Width and height of the part that shows the slide; padding to whole tiles does not count."""
+    """Width and height of the part that shows the slide, without the padding to whole tiles."""
     tile_px: tuple[int, int]
     """Width and height of a tile."""
     num_columns: int
-    """Columns of tiles in the file; tiles are numbered row by row."""
+    """Number of tile columns in the file; tiles are numbered row by row."""
     step_xy: tuple[float, float]
     """Level-0 pixels per level pixel, in x and y."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """Where the windows of N regions of one slide lie."""
+    """Position and level of the windows for N regions of one slide."""
 
     level: Ints
-    """(N,) level read, 0 the finest."""
+    """(N,) level to read, 0 for the finest."""
     factor: Ints
-    """(N,) level pixels per side that are averaged to one virtual pixel."""
+    """(N,) number of level pixels per side that are averaged to one virtual pixel."""
     rect: Ints
-    """(N, 4) left, top, right, bottom in virtual pixels, right and bottom excluded; may reach over the border."""
+    """(N, 4) left, top, right, bottom in virtual pixels, right and bottom exclusive; may extend beyond the border."""
     place: Floats
     """(N, 4) left, top, width and height of a virtual pixel, in root coordinates."""
     downsample: Floats
@@ -53,21 +53,21 @@ class WindowPlan:
 def plan_windows(
     size_px: tuple[int, int], levels: Sequence[TileGrid], region: Floats, out_px: int, margin_px: int
 ) -> WindowPlan:
-    """The windows that show regions of one slide.
+    """Plan the windows that show regions of one slide.
 
-    The level is the coarsest that still gives a pixel for each output pixel, level 0 beyond native resolution; where
-    it gives `MAX_STEP` or more, its pixels are averaged in powers of two until they are fewer.
+    The level is the coarsest one with at least one pixel per output pixel, or level 0 beyond native resolution. If it
+    has `MAX_STEP` or more pixels per output pixel, they are averaged in powers of two until there are fewer.
 
     Args:
-        size_px: width and height of level 0.
-        levels: the pyramid, finest first.
-        region: (N, 3) in root coordinates.
-        out_px: side of the output in pixels.
-        margin_px: virtual pixels wanted around each region.
+        size_px: width and height of level 0 in pixels.
+        levels: the pyramid, finest level first.
+        region: (N, 3) regions in root coordinates.
+        out_px: side of the output in pixels, 1 or more.
+        margin_px: number of virtual pixels around each region, 0 or more.
     """
     box = to_level0(region, size_px)  # N, 3
     steps = np.array([level.step_xy for level in levels])  # L, 2
-    level = _coarsest_level(box[:, 2], steps, out_px)
+    level = _select_level(box[:, 2], steps, out_px)
     coarser = box[:, 2] / (steps[level].min(axis=1) * out_px * MAX_STEP)
     factor = 2 ** np.maximum(0, np.floor(np.log2(np.maximum(coarser, 0.5))) + 1).astype(np.int64)
     pixel = steps[level] * factor[:, None]  # N, 2: level-0 pixels per virtual pixel
@@ -85,21 +85,21 @@ def plan_windows(
     )
 
 
-def _coarsest_level(box_side: Floats, steps: Floats, out_px: int) -> Ints:
-    """(N,) for each box the last level whose pixels are no larger than the output's."""
+def _select_level(box_side: Floats, steps: Floats, out_px: int) -> Ints:
+    """Select for each box the last level whose pixels are no larger than those of the output; (N,)."""
     suffices = box_side[:, None] >= steps.max(axis=1)[None, :] * out_px  # N, L
-    suffices[:, 0] = True
+    suffices[:, 0] = True  # beyond native resolution no level suffices, and level 0 is read
     return len(steps) - 1 - np.argmax(suffices[:, ::-1], axis=1)
 
 
-def level_rect(rect: Sequence[int], factor: int, size_px: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A rectangle of virtual pixels in level pixels, cut at the level's border; empty where right <= left."""
+def clip_to_level(rect: Sequence[int], factor: int, size_px: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Convert a rectangle of virtual pixels to level pixels inside the level; empty if right <= left."""
     left, top, right, bottom = (int(edge) * factor for edge in rect)
     return max(left, 0), max(top, 0), min(right, size_px[0]), min(bottom, size_px[1])
 
 
-def tiles_of(rect: tuple[int, int, int, int], grid: TileGrid) -> Ints:
-    """Numbers of the tiles that a rectangle of level pixels touches."""
+def find_tiles(rect: tuple[int, int, int, int], grid: TileGrid) -> Ints:
+    """Return the numbers of the tiles that overlap a rectangle of level pixels, in ascending order; (n,)."""
     left, top, right, bottom = rect
     if right <= left or bottom <= top:
         return np.empty(0, dtype=np.int64)
@@ -110,27 +110,28 @@ def tiles_of(rect: tuple[int, int, int, int], grid: TileGrid) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class MergedRange:
-    """One request that brings several tiles."""
+    """A byte range that contains several tiles and is read by one request."""
 
     start: int
+    """First byte."""
     stop: int
-    """First byte after it."""
+    """First byte after the range."""
     members: tuple[int, ...]
-    """Places of the tiles in the arrays that were merged."""
+    """Indices of the tiles in the merged arrays."""
 
 
 ONLY_EQUAL = -1
-"""A gap for `merge_ranges`: only equal or overlapping ranges are joined, not those that touch."""
+"""Value of `max_gap` for `merge_ranges` that joins only equal or overlapping ranges, not adjacent ones."""
 
 
 def merge_ranges(offset: Ints, length: Ints, max_gap: int, max_bytes: int) -> list[MergedRange]:
-    """Join byte ranges that lie near each other in the file.
+    """Join byte ranges that are close to each other in the file.
 
     Args:
-        offset: (n,) first bytes; equal ranges may repeat.
-        length: (n,) bytes, above 0.
-        max_gap: bytes between two ranges that are read and thrown away rather than asked for apart.
-        max_bytes: a joined range is no longer, unless a single range is.
+        offset: (n,) first bytes; ranges may be equal.
+        length: (n,) numbers of bytes, above 0.
+        max_gap: number of bytes between two ranges up to which they are joined and the bytes between are discarded.
+        max_bytes: size limit of a joined range; a single range may be larger.
     """
     merged: list[MergedRange] = []
     members: list[int] = []

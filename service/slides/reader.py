@@ -1,11 +1,11 @@
-"""Regions of many slides in, windows of pixels out.
+"""The reader: it returns windows of pixels for regions of many slides.
 
     with RegionReader() as reader:
         batch = reader.batch(uris)
-        windows = batch.fetch(ask)
+        windows = batch.fetch(request)
 
-One reader serves a process; threads share it. A call plans all of its tiles before it reads any, so that duplicates
-are dropped and near ranges joined; pixels do not depend on what else was asked for, or by whom.
+One reader serves all threads of a process. A call plans all of its tiles before it reads any, so that each tile is read
+once and neighbouring ranges are joined. The pixels of a window do not depend on other regions or other callers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,12 @@ from magnet.windows import WindowRequest, Windows, window_side_px
 from service import environment
 from service.errors import SlideChangedError, UsageError
 from service.slides.buffer_pool import BufferPool
+from service.slides.byte_cache import ByteCache
 from service.slides.opening import open_slide
 from service.slides.painting import Canvas, reduce_area
 from service.slides.planning import Ints, TileGrid, WindowPlan, plan_windows
 from service.slides.range_cache import RangeCache
-from service.slides.slide import Slide, SlideInfo
-from service.slides.tile_cache import ByteCache
+from service.slides.slide import SlideFile, SlideInfo
 from service.slides.tile_loader import TileLoader, TileRequest
 from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, RemoteObject, open_source
@@ -38,21 +38,24 @@ from service.storage.ranges import OpenFiles, RemoteObject, open_source
 __all__ = ["ReadCounters", "RegionReader", "SlideBatch", "SlideInfo"]
 
 BUFFER_BYTES = 256 << 20
-"""Memory for windows that is kept for reuse; 400 windows of 224 px outputs."""
+"""Limit of the unused memory for windows that is kept for reuse; enough for 400 windows of 224 px outputs."""
 HEAD_BYTES = 64 << 10
-"""First bytes of a remote slide, asked for with its size and ETag: every header begins there, some end there."""
+"""Number of first bytes of a remote slide, read together with its size and ETag: a small header is complete then."""
 
 
 class RegionReader:
-    """Reads slides wherever they lie. Thread-safe; close it, or use it as a context manager.
+    """Reads slides from files and stores. Thread-safe; close it, or use it as a context manager.
 
     Args:
-        tile_cache_bytes: decoded tiles kept in memory, 0 for none.
-        num_threads: reads and decodes at the same time; 1: all in the calling thread.
-        header_cache_bytes: open slides and pages of tile places kept in memory.
-        disk_cache_bytes: compressed tiles and headers of remote slides kept on the node's disk, in the environment's
-            MAGNET_CACHE_DIR, shared by its processes; 0 for none, None for the environment's MAGNET_TILE_CACHE_GB.
-        deadline_s: seconds until a failing read is given up, retries included; None for the environment's.
+        tile_cache_bytes: size of the cache for decoded tiles in memory; 0 for none.
+        num_threads: number of threads that read and decode, 1 or more; with 1, the calling thread does it.
+        header_cache_bytes: size of the cache for open slides and pages of tile positions in memory.
+        disk_cache_bytes: size of the cache for compressed tiles and headers of remote slides on the node's disk, in the
+            folder MAGNET_CACHE_DIR, shared by its processes; 0 for none, None for MAGNET_TILE_CACHE_GB.
+        deadline_s: time limit of a failing read in seconds, including retries; None uses the limit of the environment.
+
+    Raises:
+        UsageError: an argument is out of range, or the folder of the disk cache is unusable.
     """
 
     def __init__(
@@ -66,18 +69,18 @@ class RegionReader:
     ) -> None:
         if num_threads < 1 or min(tile_cache_bytes, header_cache_bytes, disk_cache_bytes or 0) < 0:
             raise UsageError(
-                f"num_threads {num_threads} must be 1 or more, tile_cache_bytes {tile_cache_bytes}, header_cache_bytes"
-                f" {header_cache_bytes} and disk_cache_bytes {disk_cache_bytes} 0 or more"
+                f"num_threads {num_threads} must be 1 or more; tile_cache_bytes {tile_cache_bytes}, header_cache_bytes"
+                f" {header_cache_bytes} and disk_cache_bytes {disk_cache_bytes} must be 0 or more"
             )
         self._deadline_s = deadline_s
         self._files = OpenFiles()
-        self._slides: ByteCache[Slide] = ByteCache(header_cache_bytes // 2)
-        self._index_cache: ByteCache[Ints] = ByteCache(header_cache_bytes // 2)
-        self._tile_cache: ByteCache[NDArray[np.uint8]] = ByteCache(tile_cache_bytes)
-        self._range_cache = _range_cache(disk_cache_bytes)
+        self._slides: ByteCache[SlideFile] = ByteCache(header_cache_bytes // 2, lambda slide: slide.memory_bytes)
+        self._index_cache: ByteCache[Ints] = ByteCache(header_cache_bytes // 2, _array_bytes)
+        self._tile_cache: ByteCache[NDArray[np.uint8]] = ByteCache(tile_cache_bytes, _array_bytes)
+        self._range_cache = _open_range_cache(disk_cache_bytes)
         self._executor = ThreadPoolExecutor(num_threads, "read") if num_threads > 1 else None
         self.buffers = BufferPool(BUFFER_BYTES)
-        """Memory for windows."""
+        """Pool of memory for windows."""
         self._loader = TileLoader(self._tile_cache, self._executor)
 
     def __enter__(self) -> Self:
@@ -87,7 +90,8 @@ class RegionReader:
         self.close()
 
     def close(self) -> None:
-        """Wait for running reads, stop the threads, close files and forget everything held."""
+        """Wait for running reads, stop the threads, close the files and clear the caches."""
+        # The threads end first, because they use the caches and files that are closed below.
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
         for cache in (self._slides, self._index_cache, self._tile_cache):
@@ -98,20 +102,20 @@ class RegionReader:
             self._range_cache.close()
 
     def info(self, uri: str) -> SlideInfo:
-        """Size, levels and resolution of a slide.
+        """Return size, levels and resolution of a slide.
 
         Raises:
-            MagnetError: it cannot be had or read; see `service.errors`.
+            MagnetError: the slide cannot be opened; see `service.errors`.
         """
         return self.open(uri, ReadCounters()).info
 
     def batch(self, uris: Sequence[str]) -> SlideBatch:
-        """The slides of one zoom batch, opened.
+        """Open the slides of one zoom batch.
 
         Raises:
-            MagnetError: the first that cannot be had or read, by its `uri`.
+            MagnetError: the first slide that cannot be opened, named by `uri`.
         """
-        slides: list[Slide | None] = [None] * len(uris)
+        slides: list[SlideFile | None] = [None] * len(uris)
         counters = [ReadCounters() for _ in uris]
 
         def open_at(b: int) -> None:
@@ -121,15 +125,19 @@ class RegionReader:
         return SlideBatch(self, [slide for slide in slides if slide is not None], counters)
 
     def thumbnail(self, uri: str, max_px: int, counters: ReadCounters | None = None) -> NDArray[np.uint8]:
-        """The whole slide, without the padding to a square, reduced by the means of areas.
+        """Read the whole slide, without the padding to a square, reduced by area means.
 
         Args:
             uri: the slide.
-            max_px: longer side; smaller slides are not enlarged.
-            counters: what it takes is added here.
+            max_px: limit of the longer side in pixels, 1 or more; smaller slides are not enlarged.
+            counters: the cost of the reads is added to these; None discards it.
 
         Returns:
             uint8 (h, w, 3), the longer of h and w at most `max_px`.
+
+        Raises:
+            MagnetError: the slide cannot be opened or read.
+            UsageError: `max_px` is below 1.
         """
         if max_px < 1:
             raise UsageError(f"max_px {max_px} must be 1 or more", uri=uri)
@@ -147,32 +155,49 @@ class RegionReader:
         size = tuple(max(1, round(side * out_px / root_side_px(size_px))) for side in size_px)
         return reduce_area(image, extent, (size[0], size[1]))
 
-    def open(self, uri: str, counters: ReadCounters) -> Slide:
-        """The current version of a slide, from the cache of headers where it is known."""
+    def open(self, uri: str, counters: ReadCounters) -> SlideFile:
+        """Open the current version of a slide, or take it from the cache if that version is cached.
+
+        Args:
+            uri: the slide.
+            counters: the cost of opening is added to these.
+
+        Raises:
+            MagnetError: the slide cannot be opened.
+        """
         slide = self._slides.get(uri)
-        nothing_held = slide is None and self._range_cache is None
-        began = time.perf_counter()
-        source = open_source(uri, self._files, self._deadline_s, HEAD_BYTES if nothing_held else 0)
+        # The first bytes are useful only if no cache can have the header.
+        is_uncached = slide is None and self._range_cache is None
+        start_s = time.perf_counter()
+        source = open_source(uri, self._files, self._deadline_s, HEAD_BYTES if is_uncached else 0)
         if isinstance(source, RemoteObject):
-            counters.add(requests=1, bytes=len(source.head), wait_s=time.perf_counter() - began)
+            counters.add(ReadCounters(requests=1, bytes=len(source.head), wait_s=time.perf_counter() - start_s))
         if slide is None or slide.info.etag != source.etag:
             slide = open_slide(source, self._index_cache, self._range_cache, counters)
-            source.head = b""  # the slide holds the source, but needs its start no more
-            self._slides.put(uri, slide, slide.held_bytes)
+            source.head = b""  # the slide refers to the source, but does not need its first bytes again
+            self._slides.put(uri, slide)
         return slide
 
-    def paint(self, canvases: Sequence[tuple[Slide, int, Canvas, ReadCounters]]) -> None:
-        """Bring the tiles of all canvases, given with their slides, levels and counters, each tile once."""
+    def paint(self, canvases: Sequence[tuple[SlideFile, int, Canvas, ReadCounters]]) -> None:
+        """Load the tiles of all canvases, each tile once, and paint them.
+
+        Args:
+            canvases: canvases with their slides, levels and counters.
+
+        Raises:
+            MagnetError: a slide failed.
+        """
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
         for n, (slide, level, _, _) in enumerate(canvases):
             groups[slide.info.uri, level].append(n)
-        requests = []
+        # A slide that is in the batch twice is read once, and the cost counts for its first entry.
+        tile_requests = []
         for members in groups.values():
             slide, level, _, counters = canvases[members[0]]
-            requests.append(_request(slide, level, [canvases[n][2] for n in members], counters))
+            tile_requests.append(_request_tiles(slide, level, [canvases[n][2] for n in members], counters))
         try:
-            self._loader.load(requests)
-        except SlideChangedError as error:
+            self._loader.load(tile_requests)
+        except SlideChangedError as error:  # the next call to `open` must look up the new version
             for slide, *_ in canvases:
                 if slide.info.uri == error.uri:
                     self._slides.drop(slide.info.uri)
@@ -182,86 +207,91 @@ class RegionReader:
 
 
 class SlideBatch:
-    """The slides of one zoom batch; `fetch` is a `magnet.windows.Fetch`.
+    """The open slides of one zoom batch, created by `RegionReader.batch`; `fetch` is a `magnet.windows.Fetch`."""
 
-    Made by `RegionReader.batch`.
-    """
-
-    def __init__(self, reader: RegionReader, slides: Sequence[Slide], counters: list[ReadCounters]) -> None:
+    def __init__(self, reader: RegionReader, slides: Sequence[SlideFile], counters: list[ReadCounters]) -> None:
         self._reader = reader
         self._slides = slides
         self.counters = counters
-        """What the reads of each slide took so far, its opening included."""
+        """Cost of the reads of each slide so far, including its opening."""
         self.info = [slide.info for slide in slides]
-        """What is known of each slide."""
+        """Descriptions of the slides."""
         self.side_px = np.array([root_side_px(info.size_px) for info in self.info], dtype=np.float64)
         """(B,) side of each root square in level-0 pixels."""
 
     def grids(self, b: int) -> tuple[TileGrid, ...]:
-        """The levels of slide b and their tiles."""
+        """Return the geometry of the levels of slide b."""
         return self._slides[b].grids
 
-    def fetch(self, ask: WindowRequest) -> Windows:
-        """The windows that show these regions, in their order.
+    def fetch(self, request: WindowRequest) -> Windows:
+        """Read the windows that show these regions, in their order.
 
         Raises:
-            MagnetError: a slide failed; its `uri` tells which. The others are not concerned and can be asked for again.
+            MagnetError: a slide failed, which the error names by `uri`. The other slides can be requested again.
+            UsageError: the request is invalid.
         """
-        self._check(ask)
-        num, side = len(ask.region), window_side_px(ask.out_px, ask.margin_px)
+        self._check(request)
+        out_px, margin_px = request.out_px, request.margin_px
+        num, side = len(request.region), window_side_px(out_px, margin_px)
         pixels = self._reader.buffers.empty((num, side, side, 3))
         place = np.empty((num, 4), dtype=np.float64)
         downsample = np.empty(num, dtype=np.float64)
         canvases = []
-        for b in np.unique(ask.slide).tolist():
+        for b in np.unique(request.slide).tolist():
             slide = self._slides[b]
-            rows = np.flatnonzero(ask.slide == b)
-            plan = plan_windows(slide.info.size_px, slide.grids, ask.region[rows], ask.out_px, ask.margin_px)
+            rows = np.flatnonzero(request.slide == b)
+            plan = plan_windows(slide.info.size_px, slide.grids, request.region[rows], out_px, margin_px)
             place[rows], downsample[rows] = plan.place, plan.downsample
             for n, row in enumerate(rows.tolist()):
-                canvases.append((slide, int(plan.level[n]), _canvas(slide, plan, n, pixels[row]), self.counters[b]))
-            self.counters[b].add(windows=len(rows))
+                canvas = _make_canvas(slide, plan, n, pixels[row])
+                canvases.append((slide, int(plan.level[n]), canvas, self.counters[b]))
+            self.counters[b].add(ReadCounters(windows=len(rows)))
         self._reader.paint(canvases)
         return Windows(pixels=pixels, place=place, level=downsample)
 
-    def _check(self, ask: WindowRequest) -> None:
-        if ask.region.shape != (len(ask.slide), 3) or not np.isfinite(ask.region).all():
-            raise UsageError(f"regions of shape {ask.region.shape} for {len(ask.slide)} slides: must be finite (N, 3)")
-        if len(ask.region) and not (ask.region[:, 0].min() > 0 and np.abs(ask.region).max() < MAX_COORDINATE):
+    def _check(self, request: WindowRequest) -> None:
+        region, slide = request.region, request.slide
+        if region.shape != (len(slide), 3) or not np.isfinite(region).all():
+            raise UsageError(f"regions of shape {region.shape} for {len(slide)} slides: must be finite (N, 3)")
+        if len(region) and not (region[:, 0].min() > 0 and np.abs(region).max() < MAX_COORDINATE):
             raise UsageError(f"regions must have s above 0 and all numbers below {MAX_COORDINATE:g}")
-        if len(ask.slide) and not (ask.slide.min() >= 0 and ask.slide.max() < len(self._slides)):
-            raise UsageError(f"slide numbers {ask.slide.min()} to {ask.slide.max()}: the batch has {len(self._slides)}")
-        if ask.out_px < 1 or ask.margin_px < 0:
-            raise UsageError(f"out_px {ask.out_px} must be 1 or more, margin_px {ask.margin_px} 0 or more")
+        if len(slide) and not (slide.min() >= 0 and slide.max() < len(self._slides)):
+            raise UsageError(f"slide numbers {slide.min()} to {slide.max()}: the batch has {len(self._slides)} slides")
+        if request.out_px < 1 or request.margin_px < 0:
+            raise UsageError(f"out_px {request.out_px} must be 1 or more, margin_px {request.margin_px} 0 or more")
 
 
-def _range_cache(max_bytes: int | None) -> RangeCache | None:
+def _open_range_cache(max_bytes: int | None) -> RangeCache | None:
     settings = environment.cache_settings()
-    most = settings.tile_bytes if max_bytes is None else max_bytes
-    return RangeCache(settings.folder / "ranges", most) if most else None
+    limit = settings.tile_bytes if max_bytes is None else max_bytes
+    return RangeCache(settings.folder / "ranges", limit) if limit else None
+
+
+def _array_bytes(array: NDArray[Any]) -> int:
+    return array.nbytes
 
 
 MAX_COORDINATE = 1e3
-"""Root coordinates of a region; the slide lies within -1 and 1."""
+"""Limit of a region's root coordinates; the slide itself is between -1 and 1."""
 
 
-def _canvas(slide: Slide, plan: WindowPlan, n: int, pixels: NDArray[np.uint8]) -> Canvas:
+def _make_canvas(slide: SlideFile, plan: WindowPlan, n: int, pixels: NDArray[np.uint8]) -> Canvas:
     left, top, right, bottom = plan.rect[n].tolist()
     high, wide = bottom - top, right - left
-    pixels[high:], pixels[:high, wide:] = 0, 0
+    pixels[high:], pixels[:high, wide:] = 0, 0  # the memory is reused and has old values
     out = pixels[:high, :wide]
     return Canvas(slide.grids[int(plan.level[n])], int(plan.factor[n]), (left, top, right, bottom), out)
 
 
-def _request(slide: Slide, level: int, canvases: Sequence[Canvas], counters: ReadCounters) -> TileRequest:
-    """All tiles that these canvases of one level want, each once, painted on each canvas that wants it."""
-    wanted: dict[int, list[Canvas]] = defaultdict(list)
+def _request_tiles(slide: SlideFile, level: int, canvases: Sequence[Canvas], counters: ReadCounters) -> TileRequest:
+    """Request each tile of these canvases of one level once; paint it on all canvases that need it."""
+    canvases_of_tile: dict[int, list[Canvas]] = defaultdict(list)
     for canvas in canvases:
         for tile in canvas.tiles.tolist():
-            wanted[tile].append(canvas)
+            canvases_of_tile[tile].append(canvas)
 
     def deliver(tile: int, pixels: NDArray[np.uint8]) -> None:
-        for canvas in wanted[tile]:
+        for canvas in canvases_of_tile[tile]:
             canvas.paint(tile, pixels)
 
-    return TileRequest(slide, level, np.array(sorted(wanted), dtype=np.int64), deliver, counters)
+    return TileRequest(slide, level, np.array(sorted(canvases_of_tile), dtype=np.int64), deliver, counters)

@@ -1,4 +1,4 @@
-"""What zooms want of whoever reads slides for them, in this process or elsewhere."""
+"""Interface between the zoom and a reader of slides, in this process or on other nodes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from service.storage.counters import ReadCounters
 
 
 class Batch(Protocol):
-    """The slides of one zoom batch, opened: each keeps the version that it was opened in."""
+    """The open slides of one zoom batch; each stays in the version in which it was opened."""
 
     info: list[SlideInfo]
-    """What is known of each slide."""
+    """Descriptions of the slides."""
     counters: list[ReadCounters]
-    """What the reads of each slide took so far, its opening included."""
+    """Cost of the reads of each slide so far, including its opening."""
     side_px: NDArray[np.float64]
     """(B,) side of each root square in level-0 pixels."""
 
-    def fetch(self, ask: WindowRequest) -> Windows:
-        """The windows that show these regions, in their order; a `magnet.windows.Fetch`.
+    def fetch(self, request: WindowRequest) -> Windows:
+        """Read the windows that show these regions, in their order; a `magnet.windows.Fetch`.
 
         Raises:
-            MagnetError: a slide failed; its `uri` tells which. The others are not concerned and can be asked for again.
+            MagnetError: a slide failed, which the error names by `uri`. The other slides can be requested again.
         """
         ...
 
@@ -36,25 +36,33 @@ class Reader(Protocol):
     """Opens slides and reads their pixels. Thread-safe."""
 
     def batch(self, uris: Sequence[str]) -> Batch:
-        """The slides of one zoom batch.
+        """Open the slides of one zoom batch.
 
         Raises:
-            MagnetError: the first that cannot be had or read, by its `uri`.
+            MagnetError: the first slide that cannot be opened, named by `uri`.
         """
         ...
 
     def info(self, uri: str) -> SlideInfo:
-        """Size, levels and resolution of a slide.
+        """Return size, levels and resolution of a slide.
 
         Raises:
-            MagnetError: it cannot be had or read.
+            MagnetError: the slide cannot be opened.
         """
         ...
 
     def thumbnail(self, uri: str, max_px: int, counters: ReadCounters | None = None) -> NDArray[np.uint8]:
-        """The whole slide, uint8 (h, w, 3), the longer side at most `max_px`; what it takes is added to `counters`.
+        """Read the whole slide at low resolution.
+
+        Args:
+            uri: the slide.
+            max_px: limit of the longer side in pixels, 1 or more.
+            counters: the cost of the reads is added to these; None discards it.
+
+        Returns:
+            uint8 (h, w, 3), the longer of h and w at most `max_px`.
 
         Raises:
-            MagnetError: it cannot be had or read.
+            MagnetError: the slide cannot be opened or read.
         """
         ...

@@ -1,7 +1,7 @@
-"""Tiled TIFF slides read in place: the header once, then of each level only the tiles that are wanted.
+"""Tiled TIFF slides read in place: the header once, then only the requested tiles of each level.
 
-The places of a level's tiles (TileOffsets, TileByteCounts) are megabytes on a large slide. They are read in pages, as
-far as they are needed, into a bounded cache: what a slide costs in memory and header bytes does not grow with it.
+The positions of a level's tiles (TileOffsets, TileByteCounts) have megabytes on a large slide. They are read in pages
+on demand into a cache of limited size, so that neither memory nor header bytes grow with the slide.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import MagnetError, SlideError, UnsupportedSlideError
+from service.slides.byte_cache import ByteCache
 from service.slides.cached_object import CachedObject
-from service.slides.codecs import APERIO_YCC, BACKGROUND, JPEG, JPEG2000, TileCodec, jpeg2000_size
+from service.slides.codecs import APERIO_YCC, BACKGROUND, JPEG, JPEG2000, TileCodec, read_jpeg2000_size
 from service.slides.planning import ONLY_EQUAL, Ints, MergedRange, TileGrid, merge_ranges
-from service.slides.slide import Load, slide_info
+from service.slides.slide import Load, describe_slide
 from service.slides.tiff import Directory, Tiff, TiffArray
-from service.slides.tile_cache import ByteCache
-from service.slides.vendors import StoredLevel, pyramid_of
+from service.slides.vendors import StoredLevel, find_pyramid
 from service.storage.counters import ReadCounters
 from service.storage.ranges import RangeSource
 
 MAX_TILE_BYTES = 64 << 20
-"""A decoded tile; scanners write 240 to 1024 pixels a side, some converters 4096."""
+"""Size limit of a decoded tile; scanners write 240 to 1024 pixels per side, some converters 4096."""
 MAX_MERGED_BYTES = 512 << 10
-"""A request that joins tiles: large enough to save requests, small enough to share the decoding among threads."""
+"""Size limit of a request for several tiles: large enough to save requests, small enough to decode in parallel."""
 MAX_GAP_BYTES = 32 << 10
-"""Bytes read in vain rather than asked for apart; from memory or disk they cost less than a call of their own."""
+"""Unneeded bytes that are read rather than making two requests; even from memory they cost less than a call."""
 PAGE_VALUES = 16384
-"""Places of tiles that are read at a time."""
+"""Number of tile positions that are read at a time."""
 _HEADER_PAGE_BYTES = 32 << 10
+"""Size of the pages in which a header is read."""
 _MAX_HEADER_PAGES = 1024
+"""Limit of the pages of one header."""
 
 BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, PREDICTOR = 258, 259, 262, 277, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 324, 325, 339, 347
@@ -49,16 +51,16 @@ class _TiffLevel:
 
 
 class TiffSlide:
-    """A `service.slides.slide.Slide` read in place.
+    """A `service.slides.slide.SlideFile` read in place.
 
     Args:
         source: one version of the file.
-        index_cache: holds pages of tile places; shared by slides.
-        counters: what opening takes is added here.
+        index_cache: cache for pages of tile positions, shared by all slides.
+        counters: the cost of opening is added to these.
 
     Raises:
-        UnsupportedSlideError: OpenSlide may be able to read it.
-        SlideError: nothing can.
+        UnsupportedSlideError: the layout is not supported here; OpenSlide may be able to read it.
+        SlideError: the file is damaged.
     """
 
     def __init__(self, source: RangeSource, index_cache: ByteCache[Ints], counters: ReadCounters) -> None:
@@ -67,18 +69,20 @@ class TiffSlide:
         try:
             header = _HeaderPages(source, counters)
             tiff = Tiff(header.read, source.size_bytes)
-            pyramid = pyramid_of(tiff)
-            self._levels = tuple(_tiff_level(level) for level in pyramid.levels)
-            self._keep_index(header)
+            pyramid = find_pyramid(tiff)
+            self._levels = tuple(_read_level(level) for level in pyramid.levels)
+            self._cache_index(header)
             self._refuse_subsampled(counters)
         except MagnetError as error:
-            raise error.located(uri=source.uri) from error
+            raise error.locate(uri=source.uri) from error
         self.grids = tuple(level.grid for level in self._levels)
-        self.info = slide_info(source.uri, self.grids, pyramid.mpp_xy, pyramid.format, source.etag, source.size_bytes)
-        self.held_bytes = 4096 + sum(4096 + len(level.codec.tables or b"") for level in self._levels)
+        self.info = describe_slide(
+            source.uri, self.grids, pyramid.mpp_xy, pyramid.format, source.etag, source.size_bytes
+        )
+        self.memory_bytes = 4096 + sum(4096 + len(level.codec.tables or b"") for level in self._levels)
 
     def index_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Callable[[], None]]:
-        """See `service.slides.slide.Slide.index_loads`."""
+        """See `service.slides.slide.SlideFile.index_loads`."""
         pages = np.unique(tiles // PAGE_VALUES).tolist()
         stored = self._levels[level]
         missing = [
@@ -90,29 +94,28 @@ class TiffSlide:
         return [partial(self._fill_page, array, page, counters) for array, page in missing]
 
     def tile_loads(self, level: int, tiles: Ints, counters: ReadCounters) -> list[Load]:
-        """See `service.slides.slide.Slide.tile_loads`."""
+        """See `service.slides.slide.SlideFile.tile_loads`."""
         stored = self._levels[level]
         offset = self._values(stored.offsets, tiles, counters)
         length = self._values(stored.lengths, tiles, counters)
-        absent = (length == 0) | (offset == 0)
-        self._check_places(level, tiles, offset, length, absent)
+        absent = (length == 0) | (offset == 0)  # how TIFF writers omit empty tiles
+        self._check_positions(level, tiles, offset, length, absent)
         loads: list[Load] = []
         if absent.any():
-            blank = tiles[absent].tolist()
-            loads.append(partial(_blank_tiles, blank, stored.codec.tile_px))
+            loads.append(partial(_make_blank_tiles, tiles[absent].tolist(), stored.codec.tile_px))
         tiles, offset, length = tiles[~absent], offset[~absent], length[~absent]
-        near = np.zeros(len(tiles), dtype=bool)
+        cached = np.zeros(len(tiles), dtype=bool)
         if isinstance(self._source, CachedObject):
-            near = self._source.held(offset, length)
-        for chosen, max_gap in ((near, ONLY_EQUAL), (~near, MAX_GAP_BYTES)):
-            places = tiles[chosen], offset[chosen], length[chosen]
-            loads += self._joined_loads(level, *places, max_gap, counters)
+            cached = self._source.contains(offset, length)
+        # The disk cache has single tiles. A range that joins a cached tile with others would be requested again.
+        for subset, max_gap in ((cached, ONLY_EQUAL), (~cached, MAX_GAP_BYTES)):
+            loads += self._join_loads(level, tiles[subset], offset[subset], length[subset], max_gap, counters)
         return loads
 
-    def _joined_loads(
+    def _join_loads(
         self, level: int, tiles: Ints, offset: Ints, length: Ints, max_gap: int, counters: ReadCounters
     ) -> list[Load]:
-        """One load for each range that brings some of these tiles."""
+        """Return one load for each joined range of these tiles."""
         loads: list[Load] = []
         for merged in merge_ranges(offset, length, max_gap, MAX_MERGED_BYTES):
             members = [(int(tiles[n]), int(offset[n]) - merged.start, int(length[n])) for n in merged.members]
@@ -122,57 +125,65 @@ class TiffSlide:
     def _load(
         self, level: int, merged: MergedRange, members: list[tuple[int, int, int]], counters: ReadCounters
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Read one range and decode its tiles, given as number, place in the range, and length."""
+        """Read one range and decode its tiles.
+
+        Args:
+            level: pyramid level.
+            merged: the range.
+            members: tile number, offset in the range and number of bytes of each tile.
+            counters: the cost is added to these.
+        """
         codec, columns = self._levels[level].codec, self.grids[level].num_columns
         tile, num_decoded, decode_s = members[0][0], 0, 0.0
         try:
-            data = self._bytes(merged, members, counters)
-            same: tuple[int, int] | None = None
+            data = self._read_range(merged, members, counters)
+            decoded: tuple[int, int] | None = None
             for tile, start, length in members:
-                if same != (start, length):  # files that repeat tiles point to the same bytes more than once
-                    began = time.perf_counter()
+                if decoded != (start, length):  # a file that stores equal tiles once refers to the same bytes again
+                    start_s = time.perf_counter()
                     pixels = codec.decode(data[start : start + length])
-                    decode_s += time.perf_counter() - began
+                    decode_s += time.perf_counter() - start_s
                     num_decoded += 1
-                    same = (start, length)
+                    decoded = (start, length)
                 yield tile, pixels
-            counters.add(tiles=num_decoded, decode_s=decode_s)
+            counters.add(ReadCounters(tiles=num_decoded, decode_s=decode_s))
         except MagnetError as error:
-            raise error.located(uri=self._source.uri, level=level, tile=(tile % columns, tile // columns)) from error
+            raise error.locate(uri=self._source.uri, level=level, tile=(tile % columns, tile // columns)) from error
 
-    def _bytes(self, merged: MergedRange, members: list[tuple[int, int, int]], counters: ReadCounters) -> bytes:
-        """A range; where it joins several tiles, the disk cache keeps each for itself."""
+    def _read_range(self, merged: MergedRange, members: list[tuple[int, int, int]], counters: ReadCounters) -> bytes:
+        """Read a range; if it has several tiles, each is stored separately in the disk cache."""
         size = merged.stop - merged.start
         if isinstance(self._source, CachedObject) and any(length != size for _, _, length in members):
             parts = [(merged.start + start, length) for _, start, length in members]
             return self._source.read_joined(merged.start, size, parts, counters)
         return self._source.read(merged.start, size, counters)
 
-    def _check_places(self, level: int, tiles: Ints, offset: Ints, length: Ints, absent: NDArray[np.bool_]) -> None:
-        """Refuse tiles outside the file and absurdly large ones, before anything is read or merged."""
-        end, most = self._source.size_bytes, 2 * self._levels[level].codec.decoded_bytes + (64 << 10)
-        bad = ~absent & ((offset < 0) | (length < 0) | (length > most) | (offset > end - length))
+    def _check_positions(self, level: int, tiles: Ints, offset: Ints, length: Ints, absent: NDArray[np.bool_]) -> None:
+        """Raise SlideError for tiles that are outside the file or much too large, before anything is read or merged."""
+        # A compressed tile can be larger than a decoded one, but not by much.
+        end, limit = self._source.size_bytes, 2 * self._levels[level].codec.decoded_bytes + (64 << 10)
+        bad = ~absent & ((offset < 0) | (length < 0) | (length > limit) | (offset > end - length))
         if bad.any():
             n = int(np.argmax(bad))
             columns = self.grids[level].num_columns
             raise SlideError(
                 f"the tile should be {length[n]} bytes at byte {offset[n]} of a file of {end} bytes;"
-                " the file is truncated or damaged, copy it anew",
+                " the file is truncated or damaged, copy it again",
                 uri=self._source.uri,
                 level=level,
                 tile=(int(tiles[n]) % columns, int(tiles[n]) // columns),
             )
 
     def _values(self, array: TiffArray, tiles: Ints, counters: ReadCounters) -> Ints:
-        """Entries of an index array at these tiles, reading the pages that are not at hand."""
-        page = tiles // PAGE_VALUES
+        """Return the entries of an index array for these tiles; read the pages that are not cached."""
+        page_of_tile = tiles // PAGE_VALUES
         values = np.empty(len(tiles), dtype=np.int64)
-        for number in np.unique(page).tolist():
-            held = self._index_cache.get(self._page_key(array, number))
-            if held is None:
-                held = self._load_page(array, number, counters)
-            here = page == number
-            values[here] = held[tiles[here] - number * PAGE_VALUES]
+        for number in np.unique(page_of_tile).tolist():
+            page = self._index_cache.get(self._page_key(array, number))
+            if page is None:
+                page = self._load_page(array, number, counters)
+            in_page = page_of_tile == number
+            values[in_page] = page[tiles[in_page] - number * PAGE_VALUES]
         return values
 
     def _fill_page(self, array: TiffArray, page: int, counters: ReadCounters) -> None:
@@ -182,25 +193,25 @@ class TiffSlide:
         first = page * PAGE_VALUES
         num = min(PAGE_VALUES, array.count - first)
         size = array.dtype.itemsize
-        return self._keep_page(array, page, self._source.read(array.offset + first * size, num * size, counters))
+        return self._cache_page(array, page, self._source.read(array.offset + first * size, num * size, counters))
 
-    def _keep_page(self, array: TiffArray, page: int, data: bytes) -> Ints:
+    def _cache_page(self, array: TiffArray, page: int, data: bytes) -> Ints:
         values = np.frombuffer(data, dtype=array.dtype).astype(np.int64)
-        self._index_cache.put(self._page_key(array, page), values, values.nbytes)
+        self._index_cache.put(self._page_key(array, page), values)
         return values
 
-    def _keep_index(self, header: _HeaderPages) -> None:
-        """Places of tiles that came along with the header need no request of their own; those of coarse levels do."""
+    def _cache_index(self, header: _HeaderPages) -> None:
+        """Cache the tile positions that were read together with the header, so that they need no further request."""
         for array in [array for level in self._levels for array in (level.offsets, level.lengths)]:
-            data = header.held(array.offset, array.num_bytes) if array.count <= PAGE_VALUES else None
+            data = header.read_loaded(array.offset, array.num_bytes) if array.count <= PAGE_VALUES else None
             if data is not None:
-                self._keep_page(array, 0, data)
+                self._cache_page(array, 0, data)
 
     def _page_key(self, array: TiffArray, page: int) -> tuple[str, str, int, int]:
         return self._source.uri, self._source.etag, array.offset, page
 
     def _refuse_subsampled(self, counters: ReadCounters) -> None:
-        """JPEG 2000 with coarser colour than brightness: OpenSlide decodes that, our decoder does not."""
+        """Raise UnsupportedSlideError for JPEG 2000 with subsampled colour, which only OpenSlide decodes."""
         if self._levels[0].codec.compression not in (APERIO_YCC, JPEG2000):
             return
         first = np.zeros(1, dtype=np.int64)
@@ -208,66 +219,78 @@ class TiffSlide:
         length = int(self._values(self._levels[0].lengths, first, counters)[0])
         if length == 0:
             return
-        steps = jpeg2000_size(self._source.read(offset, min(length, 4096), counters))[1]
+        # The subsampling is in the first bytes of the codestream.
+        steps = read_jpeg2000_size(self._source.read(offset, min(length, 4096), counters))[1]
         if any(step != (1, 1) for step in steps):
-            raise UnsupportedSlideError("JPEG 2000 with subsampled colour is not read in place")
+            raise UnsupportedSlideError("unsupported subsampled colour in JPEG 2000")
 
 
 class _HeaderPages:
-    """Reads a header in pages, so that its many small parts cost few requests; refuses to read without end."""
+    """A header read in pages, so that its many small parts need few requests.
+
+    Args:
+        source: the file.
+        counters: the cost of the reads is added to these.
+    """
 
     def __init__(self, source: RangeSource, counters: ReadCounters) -> None:
         self._source = source
         self._counters = counters
         head, size = source.head, _HEADER_PAGE_BYTES
-        whole = len(head) // size if len(head) < source.size_bytes else -(-len(head) // size)
-        self._pages = {number: head[number * size : (number + 1) * size] for number in range(whole)}
+        # Only complete pages are used; the last page of a file may be shorter.
+        num_complete = len(head) // size if len(head) < source.size_bytes else -(-len(head) // size)
+        self._pages = {number: head[number * size : (number + 1) * size] for number in range(num_complete)}
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly this range."""
+        """Read exactly this range.
+
+        Raises:
+            SlideError: the header exceeds the limit of pages.
+        """
         first, last = offset // _HEADER_PAGE_BYTES, (offset + length - 1) // _HEADER_PAGE_BYTES
         data = b"".join(self._page(number) for number in range(first, last + 1))
         start = offset - first * _HEADER_PAGE_BYTES
         return data[start : start + length]
 
-    def held(self, offset: int, length: int) -> bytes | None:
-        """This range where it is at hand already."""
+    def read_loaded(self, offset: int, length: int) -> bytes | None:
+        """Return this range if its pages are loaded, else None."""
         pages = range(offset // _HEADER_PAGE_BYTES, (offset + length - 1) // _HEADER_PAGE_BYTES + 1)
         return self.read(offset, length) if all(number in self._pages for number in pages) else None
 
     def _page(self, number: int) -> bytes:
         if number not in self._pages:
             if len(self._pages) >= _MAX_HEADER_PAGES:
-                raise SlideError(f"the header is larger than {_MAX_HEADER_PAGES} pages; it is damaged")
+                raise SlideError(f"the header is larger than {_MAX_HEADER_PAGES} pages; the file is damaged")
             start = number * _HEADER_PAGE_BYTES
             length = min(_HEADER_PAGE_BYTES, self._source.size_bytes - start)
             self._pages[number] = self._source.read(start, length, self._counters)
         return self._pages[number]
 
 
-def _tiff_level(level: StoredLevel) -> _TiffLevel:
+def _read_level(level: StoredLevel) -> _TiffLevel:
     directory = level.directory
     tile_px = directory.integer(TILE_WIDTH), directory.integer(TILE_HEIGHT)
-    codec = _codec(directory, tile_px)
+    codec = _read_codec(directory, tile_px)
     if min(tile_px) < 1 or max(tile_px[0] * tile_px[1], codec.decoded_bytes) > MAX_TILE_BYTES:
         raise SlideError(
-            f"tiles of {tile_px[0]} x {tile_px[1]} pixels break the limit of {MAX_TILE_BYTES} bytes; it is damaged"
+            f"tiles of {tile_px[0]} x {tile_px[1]} pixels exceed the limit of {MAX_TILE_BYTES} bytes; it is damaged"
         )
     columns, rows = -(-level.stored_px[0] // tile_px[0]), -(-level.stored_px[1] // tile_px[1])
     offsets, lengths = directory.array(TILE_OFFSETS), directory.array(TILE_BYTES)
     for array in (offsets, lengths):
         if array.count != columns * rows or array.rational or array.dtype.kind != "u":
-            raise SlideError(f"places of {array.count} tiles for {columns} x {rows} tiles; the file is damaged")
+            raise SlideError(f"positions of {array.count} tiles for {columns} x {rows} tiles; the file is damaged")
     return _TiffLevel(TileGrid(level.shown_px, tile_px, columns, level.step_xy), codec, offsets, lengths)
 
 
-def _codec(directory: Directory, tile_px: tuple[int, int]) -> TileCodec:
+def _read_codec(directory: Directory, tile_px: tuple[int, int]) -> TileCodec:
+    # One bit is the default of the TIFF specification.
     bits = set(directory.numbers(BITS).ravel().tolist()) if BITS in directory else {1}
     if bits != {8} or directory.integer(SAMPLE_FORMAT, 1) != 1:
-        raise UnsupportedSlideError(f"{sorted(bits)} bits a sample; only unsigned 8-bit samples can be read in place")
+        raise UnsupportedSlideError(f"unsupported samples of {sorted(bits)} bits, not unsigned 8-bit")
     samples = directory.integer(SAMPLES, 1)
     if directory.integer(PLANAR, 1) != 1 and samples > 1:
-        raise UnsupportedSlideError("colours in separate planes cannot be read in place")
+        raise UnsupportedSlideError("unsupported colours in separate planes")
     compression = directory.integer(COMPRESSION, 1)
     tables = None
     if compression == JPEG and JPEG_TABLES in directory:
@@ -282,7 +305,7 @@ def _codec(directory: Directory, tile_px: tuple[int, int]) -> TileCodec:
     )
 
 
-def _blank_tiles(tiles: list[int], tile_px: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Tiles that the file leaves out; all share one small piece of memory."""
+def _make_blank_tiles(tiles: list[int], tile_px: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield background for tiles that the file omits; a tile takes the memory of one value only."""
     for tile in tiles:
         yield tile, np.broadcast_to(np.uint8(BACKGROUND), (tile_px[1], tile_px[0], 3))

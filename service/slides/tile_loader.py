@@ -1,4 +1,4 @@
-"""Tiles of many slides at once: from the cache, from another thread's read, or from storage, decoded in threads."""
+"""Loading of tiles of many slides at once: from the cache, from another thread's read, or from storage."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from service.slides.byte_cache import ByteCache
 from service.slides.planning import Ints
-from service.slides.slide import Load, Slide
-from service.slides.tile_cache import ByteCache
+from service.slides.slide import Load, SlideFile
 from service.storage.counters import ReadCounters
 
 Pixels = NDArray[np.uint8]
@@ -22,29 +22,32 @@ Task = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class TileRequest:
-    """Tiles of one level of one slide."""
+    """Request for tiles of one level of one slide."""
 
-    slide: Slide
+    slide: SlideFile
+    """Open slide."""
     level: int
+    """Pyramid level, 0 for the finest."""
     tiles: Ints
-    """(n,) numbers, each once."""
+    """(n,) distinct tile numbers."""
     deliver: Callable[[int, Pixels], None]
-    """Is called once for each tile, with its number and pixels, from any thread."""
+    """Callback, called once for each tile with its number and pixels, from any thread."""
     counters: ReadCounters
+    """Counters to which the cost of the reads is added."""
 
-    def key(self, tile: int) -> Hashable:
-        """What the cache knows a tile by."""
+    def cache_key(self, tile: int) -> Hashable:
+        """Return the key of a tile in the cache of decoded tiles."""
         return self.slide.info.uri, self.slide.info.etag, self.level, tile
 
 
 class TileLoader:
-    """Loads tiles through a cache of decoded ones; a tile that two threads want at once is read by one of them.
+    """Loads tiles through a cache of decoded tiles; a tile that two threads need at once is read by one of them.
 
-    Bytes in flight are bounded: each thread holds one merged range at a time.
+    The memory for compressed bytes is limited, because each thread has one merged range at a time.
 
     Args:
-        cache: decoded tiles.
-        executor: where reads and decoding run; None: in the calling thread.
+        cache: cache of decoded tiles.
+        executor: threads for reading and decoding; None uses the calling thread.
     """
 
     def __init__(self, cache: ByteCache[Pixels], executor: Executor | None) -> None:
@@ -57,15 +60,17 @@ class TileLoader:
         """Deliver all tiles of all requests.
 
         Raises:
-            MagnetError: the first failure; reads that had not begun are dropped.
+            MagnetError: the first failure; reads that have not started are dropped.
         """
         while requests:
-            requests, foreign = self._load_unclaimed(requests)
-            for event in foreign:
-                event.wait()
+            # After waiting, the tiles of other threads are in the cache, or else they are loaded here: the other thread
+            # may have failed, or the cache may be too small.
+            requests, other_loads = self._load_unclaimed(requests)
+            for finished in other_loads:
+                finished.wait()
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """Run tasks, in threads where there are any; the first failure is raised when none is running any more."""
+        """Run tasks, in the threads if there are any; raise the first failure after all running tasks have ended."""
         if self._executor is None or len(tasks) < 2:
             for task in tasks:
                 task()
@@ -80,62 +85,78 @@ class TileLoader:
                 future.result()
 
     def _load_unclaimed(self, requests: Sequence[TileRequest]) -> tuple[list[TileRequest], set[threading.Event]]:
-        """Load what nobody else is loading; give back the rest, and what to wait for before trying those."""
-        done = threading.Event()
+        """Load the tiles that no other thread is loading.
+
+        Returns:
+            Requests for the other tiles, and the events to wait for before trying those again.
+        """
+        finished = threading.Event()
         claimed: list[TileRequest] = []
-        left: list[TileRequest] = []
-        foreign: set[threading.Event] = set()
+        remaining: list[TileRequest] = []
+        other_loads: set[threading.Event] = set()
         keys: list[Hashable] = []
         try:
             for request in requests:
-                mine, others = self._claim(request, done, keys, foreign)
-                if len(mine):
-                    claimed.append(_part(request, mine))
-                if len(others):
-                    left.append(_part(request, others))
+                claimed_tiles, other_tiles = self._claim(request, finished, keys, other_loads)
+                if claimed_tiles:
+                    claimed.append(_select_tiles(request, claimed_tiles))
+                if other_tiles:
+                    remaining.append(_select_tiles(request, other_tiles))
             self._read(claimed)
         finally:
+            # Also after a failure, so that the threads that wait for these tiles can load them.
             with self._lock:
                 for key in keys:
                     del self._in_flight[key]
-            done.set()
-        return left, foreign
+            finished.set()
+        return remaining, other_loads
 
     def _claim(
-        self, request: TileRequest, done: threading.Event, keys: list[Hashable], foreign: set[threading.Event]
+        self, request: TileRequest, finished: threading.Event, keys: list[Hashable], other_loads: set[threading.Event]
     ) -> tuple[list[int], list[int]]:
-        """Deliver what the cache holds; sort the rest into tiles to read here and tiles that another thread reads."""
-        mine, others, hits = [], [], []
+        """Deliver the cached tiles; claim those that no other thread is loading.
+
+        Args:
+            request: tiles to load.
+            finished: event of this thread's load.
+            keys: the keys of the claimed tiles are appended here.
+            other_loads: the events of the other threads' loads are added here.
+
+        Returns:
+            Numbers of the claimed tiles, and of the tiles that other threads are loading.
+        """
+        claimed, others, hits = [], [], []
         with self._lock:
             for tile in request.tiles.tolist():
-                key = request.key(tile)
+                key = request.cache_key(tile)
                 pixels = self._cache.get(key)
                 if pixels is not None:
                     hits.append((tile, pixels))
-                elif (event := self._in_flight.setdefault(key, done)) is done:
+                elif (event := self._in_flight.setdefault(key, finished)) is finished:
                     keys.append(key)
-                    mine.append(tile)
+                    claimed.append(tile)
                 else:
-                    foreign.add(event)
+                    other_loads.add(event)
                     others.append(tile)
-        for tile, pixels in hits:
+        for tile, pixels in hits:  # outside the lock, because painting takes time
             request.deliver(tile, pixels)
-        request.counters.add(cache_hits=len(hits))
-        return mine, others
+        request.counters.add(ReadCounters(cache_hits=len(hits)))
+        return claimed, others
 
     def _read(self, requests: Sequence[TileRequest]) -> None:
+        # The positions of all tiles must be known before their ranges can be merged.
         self.run([task for r in requests for task in r.slide.index_loads(r.level, r.tiles, r.counters)])
         tasks: list[Task] = []
         for request in requests:
             for load in request.slide.tile_loads(request.level, request.tiles, request.counters):
-                tasks.append(partial(self._bring, request, load))
+                tasks.append(partial(self._run_load, request, load))
         self.run(tasks)
 
-    def _bring(self, request: TileRequest, load: Load) -> None:
+    def _run_load(self, request: TileRequest, load: Load) -> None:
         for tile, pixels in load():
-            self._cache.put(request.key(tile), pixels, pixels.nbytes)
+            self._cache.put(request.cache_key(tile), pixels)
             request.deliver(tile, pixels)
 
 
-def _part(request: TileRequest, tiles: list[int]) -> TileRequest:
+def _select_tiles(request: TileRequest, tiles: list[int]) -> TileRequest:
     return TileRequest(request.slide, request.level, np.array(tiles, dtype=np.int64), request.deliver, request.counters)

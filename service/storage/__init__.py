@@ -1,7 +1,8 @@
-"""Objects wherever they lie: ``s3://``, ``gs://``, ``az://``, ``http(s)://``, ``file://`` and plain paths.
+"""Access to objects by URI: ``s3://``, ``gs://``, ``az://``, ``http(s)://``, ``file://`` and plain paths.
 
-`objects` reads and writes whole objects, `ranges` reads parts of large ones, `stores` holds connections, credentials,
-retries and the one place where foreign errors are mapped, `uri` takes names apart, `rights` says what a job may touch.
+`objects` reads and writes whole objects, `ranges` reads byte ranges of large ones, `stores` holds the connections,
+credentials and retries and maps the errors of client libraries, `uri` parses names, `rights` limits what a job may
+access.
 """
 
 from service.storage.objects import delete, delete_all, exists, list_uris, read_bytes, stat, write_bytes

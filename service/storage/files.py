@@ -1,9 +1,9 @@
-"""Files of this machine: opened under their resolved names, and looked at once more when they are open.
+"""Local files: opened under their resolved names and checked again once they are open.
 
-A process with rights (`service.storage.rights`) must not be led elsewhere by a link that is put in place between the
-check and the opening. So the last part of a name is never followed as a link, and the descriptor's own path, which
-nobody can exchange any more, is checked again where the system tells it (Linux). Pipes and devices are refused, since
-reading them may never end.
+A link that is created between the check of a name and the opening of the file must not lead a process with rights
+(`service.storage.rights`) to another file. Therefore the last part of a name is never followed as a link, and the path
+of the open descriptor, which can no longer be replaced, is checked again where the system reports it (Linux). Pipes and
+devices are refused, because reading them may never end.
 """
 
 from __future__ import annotations
@@ -15,41 +15,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from service.errors import AccessError, NotFoundError, StorageError, UsageError
-from service.storage.rights import in_force, outside
+from service.storage.rights import in_force, outside_error
 from service.storage.uri import Location
 
 DESCRIPTORS = "/proc/self/fd"
-"""Where Linux names the file behind a descriptor."""
+"""Folder in which Linux reports the path of each open descriptor."""
 
 
 @contextmanager
-def file_errors(uri: str) -> Iterator[None]:
-    """Context in which the errors of file operations become ours."""
+def map_file_errors(uri: str) -> Iterator[None]:
+    """Raise the errors of file operations inside this context as errors of `service.errors`."""
     try:
         yield
     except OSError as error:
-        raise _mapped(error, uri) from error
+        raise _map_os_error(error, uri) from error
 
 
 def open_regular(path: str, uri: str) -> int:
-    """A descriptor of a regular file, for reading.
+    """Open a regular file for reading.
 
     Args:
-        path: resolved, as `service.storage.rights.resolve` returns it.
-        uri: for error messages.
+        path: resolved path, as `service.storage.rights.resolve` returns it.
+        uri: name for error messages.
+
+    Returns:
+        The descriptor, which the caller closes.
 
     Raises:
-        AccessError: what was opened lies outside this process's rights.
+        AccessError: the opened file is outside this process's rights.
         UsageError: it is a folder, a pipe or a device.
     """
-    # Without O_NONBLOCK the opening of a pipe waits for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | _no_follow())
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | _no_follow_flag())
     try:
         mode = os.fstat(descriptor).st_mode
         if modes.S_ISDIR(mode):
             raise IsADirectoryError(path)
         if not modes.S_ISREG(mode):
-            raise UsageError("is a pipe or device, not a file", uri=uri)
+            raise UsageError("is a pipe or device, not a regular file", uri=uri)
         _check_opened(descriptor, uri, write=False)
     except BaseException:
         os.close(descriptor)
@@ -57,60 +60,62 @@ def open_regular(path: str, uri: str) -> int:
     return descriptor
 
 
-def read_file(path: str, uri: str, most_bytes: int | None) -> bytes:
-    """All bytes of a file; arguments as for `open_regular`.
+def read_file(path: str, uri: str, max_bytes: int | None) -> bytes:
+    """Read all bytes of a file; see `open_regular` for `path`, `uri` and the errors.
 
     Raises:
-        UsageError: also if it has more than `most_bytes`.
+        UsageError: the file is larger than `max_bytes`.
     """
     with open(open_regular(path, uri), "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
-        check_size(size_bytes, most_bytes, uri)
+        check_size(size_bytes, max_bytes, uri)
         return file.read()
 
 
-def check_size(size_bytes: int, most_bytes: int | None, uri: str) -> None:
-    """Refuse what is larger than its reader expects."""
-    if most_bytes is not None and size_bytes > most_bytes:
-        raise UsageError(f"has {size_bytes:,} bytes; at most {most_bytes:,} are read here", uri=uri)
+def check_size(size_bytes: int, max_bytes: int | None, uri: str) -> None:
+    """Raise UsageError if an object is larger than its reader allows; None allows any size."""
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise UsageError(f"has {size_bytes:,} bytes, more than the limit of {max_bytes:,}", uri=uri)
 
 
 def write_file(path: str, data: bytes, uri: str) -> None:
-    """Write a file whole or not at all; its folder is made if it is missing."""
+    """Write a file completely or not at all; create its folder if it is missing."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    inside = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | _no_follow())
+    # All further steps use this descriptor, so that replacing the folder by a link cannot redirect the file.
+    folder_descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | _no_follow_flag())
     temporary = f".{name[:200]}.{uuid.uuid4().hex}"
     try:
-        _check_opened(inside, uri, write=True)
+        _check_opened(folder_descriptor, uri, write=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o666, dir_fd=inside), "wb") as file:
+        with open(os.open(temporary, flags, 0o666, dir_fd=folder_descriptor), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, name, src_dir_fd=inside, dst_dir_fd=inside)
+        os.replace(temporary, name, src_dir_fd=folder_descriptor, dst_dir_fd=folder_descriptor)
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=inside)
-        os.close(inside)
+            os.unlink(temporary, dir_fd=folder_descriptor)
+        os.close(folder_descriptor)
 
 
 def walk_files(folder: str) -> list[str]:
-    """Paths of all files below a folder, sorted, relative to it.
+    """List all files below a folder, as sorted paths relative to it.
 
-    Linked folders are not entered, nor are those that this process may not read.
+    Linked folders are not entered, and neither are folders that this process may not read.
     """
-    found, rights = [], in_force()
+    files, rights = [], in_force()
     for parent, folders, names in os.walk(folder):
         if rights is not None:
-            folders[:] = [one for one in folders if rights.allow(Location("file", "", f"{parent}/{one}"), write=False)]
-        inside = os.path.relpath(parent, folder)
-        paths = [name if inside == "." else f"{inside}/{name}" for name in names]
-        found += [path for path in paths if os.path.isfile(os.path.join(folder, path))]
-    return sorted(found)
+            # os.walk enters the folders that remain in this list.
+            folders[:] = [name for name in folders if rights.allows(Location("file", "", f"{parent}/{name}"))]
+        relative = os.path.relpath(parent, folder)
+        paths = [name if relative == "." else f"{relative}/{name}" for name in names]
+        files += [path for path in paths if os.path.isfile(os.path.join(folder, path))]
+    return sorted(files)
 
 
-def _no_follow() -> int:
+def _no_follow_flag() -> int:
     return 0 if in_force() is None else os.O_NOFOLLOW
 
 
@@ -120,15 +125,15 @@ def _check_opened(descriptor: int, uri: str, *, write: bool) -> None:
     if rights is None or not os.path.isdir(DESCRIPTORS):
         return
     path = os.readlink(f"{DESCRIPTORS}/{descriptor}")
-    if not rights.allow(Location("file", "", path), write=write):
-        raise outside(uri, write=write)
+    if not rights.allows(Location("file", "", path), write=write):
+        raise outside_error(uri, write=write)
 
 
-def _mapped(error: OSError, uri: str) -> UsageError | StorageError:
+def _map_os_error(error: OSError, uri: str) -> UsageError | StorageError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError("no such file; check the path, and that this machine mounts it", uri=uri)
     if isinstance(error, IsADirectoryError):
         return UsageError("is a folder, not a file", uri=uri)
     if isinstance(error, PermissionError):
-        return AccessError("no right to do this to the file; check its owner and mode", uri=uri)
+        return AccessError("permission denied; check the owner and the mode of the file", uri=uri)
     return StorageError(f"the file system failed: {error.strerror or error}", uri=uri)

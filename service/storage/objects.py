@@ -1,4 +1,4 @@
-"""Whole objects: manifests, tables, pictures."""
+"""Reading, writing, listing and deleting whole objects: manifests, tables, images."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from pathlib import Path
 import obstore
 
 from service.errors import NotFoundError, UsageError
-from service.storage.files import check_size, file_errors, read_file, walk_files, write_file
+from service.storage.files import check_size, map_file_errors, read_file, walk_files, write_file
 from service.storage.http import HttpStore
-from service.storage.rights import in_force, outside, resolve
+from service.storage.rights import in_force, outside_error, resolve
 from service.storage.stores import Store, attempt
 from service.storage.uri import Location, parse
 
 
 def read_bytes(uri: str, deadline_s: float | None = None, *, most_bytes: int | None = None) -> bytes:
-    """All bytes of an object.
+    """Read all bytes of an object.
 
     Args:
         uri: file or object.
-        deadline_s: seconds for an object's, retries included; None for the environment's. So in all functions here.
-        most_bytes: a larger object is refused before it is read.
+        deadline_s: time limit in seconds for the requests to an object store, including retries; None uses the limit
+            of the environment. All functions of this module take it.
+        most_bytes: size limit in bytes; a larger object is refused before it is read.
 
     Raises:
         NotFoundError, AccessError, StorageError: see `service.errors`.
+        UsageError: the object is larger than `most_bytes`.
     """
     location = resolve(uri)
     if location.scheme == "file":
-        with file_errors(uri):
+        with map_file_errors(uri):
             return read_file(location.key, uri, most_bytes)
 
     def get(store: Store, key: str) -> bytes:
@@ -43,66 +45,67 @@ def read_bytes(uri: str, deadline_s: float | None = None, *, most_bytes: int | N
 
 
 def write_bytes(uri: str, data: bytes, deadline_s: float | None = None) -> None:
-    """Write an object whole or not at all: readers see the old bytes or the new ones, never a part."""
+    """Write an object completely or not at all: readers see the old bytes or the new ones, never a mixture."""
     location = resolve(uri, write=True)
     if location.scheme == "file":
-        with file_errors(uri):
+        with map_file_errors(uri):
             write_file(location.key, data, uri)
         return
     if location.scheme in ("http", "https"):
         raise UsageError("cannot write to an http(s) URI; use s3://, gs://, az:// or a path", uri=uri)
 
     def put(store: Store, key: str) -> None:
-        assert not isinstance(store, HttpStore)
+        assert not isinstance(store, HttpStore)  # the scheme was checked above
         obstore.put(store, key, data)
 
     attempt(uri, put, deadline_s, write=True)
 
 
 def list_uris(prefix: str, deadline_s: float | None = None) -> list[str]:
-    """URIs of all objects below a folder, sorted; empty where there are none.
+    """List the URIs of all objects below a folder, sorted; empty if there are none.
 
-    Links among them are listed, not followed: whether one may be read shows when it is opened.
+    Links are listed but not followed: access to their target is checked when they are opened.
     """
     location = resolve(prefix)
     if location.scheme == "file":
-        with file_errors(prefix):
-            found = walk_files(location.key)
+        with map_file_errors(prefix):
+            relative_paths = walk_files(location.key)
         folder = parse(prefix).key.rstrip("/")
-        paths = [f"{folder}/{path}" for path in found]
+        paths = [f"{folder}/{path}" for path in relative_paths]
+        # A percent sign would otherwise be decoded when the URI is parsed.
         return ["file://" + path.replace("%", "%25") for path in paths] if "://" in prefix else paths
     if location.scheme in ("http", "https"):
         raise UsageError("an http(s) server cannot be listed; use s3://, gs://, az:// or a path", uri=prefix)
 
-    def keys(store: Store, key: str) -> list[str]:
+    def list_keys(store: Store, key: str) -> list[str]:
         assert not isinstance(store, HttpStore)
         return [meta["path"] for chunk in obstore.list(store, key or None) for meta in chunk]
 
-    rights, found = in_force(), sorted(attempt(prefix, keys, deadline_s))
-    if rights is not None:  # a prefix may hold folders that are closed
-        found = [key for key in found if rights.allow(Location(location.scheme, location.host, key), write=False)]
-    return [f"{location.scheme}://{location.host}/{key}" for key in found]
+    rights, keys = in_force(), sorted(attempt(prefix, list_keys, deadline_s))
+    if rights is not None:  # a readable prefix may contain closed folders
+        keys = [key for key in keys if rights.allows(Location(location.scheme, location.host, key))]
+    return [f"{location.scheme}://{location.host}/{key}" for key in keys]
 
 
 def stat(uri: str, deadline_s: float | None = None) -> tuple[int, str]:
-    """Size in bytes and ETag. A file's ETag is made of its time of change, size and inode."""
+    """Return the size in bytes and the ETag of an object; see `identify_file` for the ETag of a file."""
     location = resolve(uri)
     if location.scheme == "file":
-        with file_errors(uri):
-            return file_identity(os.stat(location.key))
+        with map_file_errors(uri):
+            return identify_file(os.stat(location.key))
 
     def head(store: Store, key: str) -> tuple[int, str]:
         if isinstance(store, HttpStore):
             answer = store.head(key)
             return answer.size_bytes, answer.etag
         meta = obstore.head(store, key)
-        return meta["size"], object_etag(meta)
+        return meta["size"], get_etag(meta)
 
     return attempt(uri, head, deadline_s)
 
 
 def exists(uri: str) -> bool:
-    """Whether an object lies under this URI."""
+    """Return whether an object exists under this URI."""
     try:
         stat(uri)
     except NotFoundError:
@@ -111,10 +114,10 @@ def exists(uri: str) -> bool:
 
 
 def delete(uri: str, deadline_s: float | None = None) -> None:
-    """Remove an object; one that is not there is no error."""
+    """Delete an object; a missing object is not an error."""
     location = resolve(uri, write=True)
     if location.scheme == "file":
-        with file_errors(uri):
+        with map_file_errors(uri):
             Path(location.key).unlink(missing_ok=True)
         return
 
@@ -129,12 +132,16 @@ def delete(uri: str, deadline_s: float | None = None) -> None:
 
 
 def delete_all(prefix: str) -> None:
-    """Remove a folder with all objects below it; one that is not there is no error."""
+    """Delete a folder with all objects below it; a missing folder is not an error.
+
+    Raises:
+        AccessError: some part of the folder must not be written; then nothing is deleted.
+    """
     location, rights = resolve(prefix, write=True), in_force()
-    if rights is not None and rights.closed_below(location, write=True):
-        raise outside(prefix, write=True)
+    if rights is not None and rights.excludes_part_of(location, write=True):
+        raise outside_error(prefix, write=True)
     if location.scheme == "file":
-        with file_errors(prefix):
+        with map_file_errors(prefix):
             if Path(location.key).is_dir():
                 shutil.rmtree(location.key)
         return
@@ -142,11 +149,11 @@ def delete_all(prefix: str) -> None:
         delete(uri)
 
 
-def file_identity(status: os.stat_result) -> tuple[int, str]:
-    """Size in bytes and a stand-in for an ETag."""
+def identify_file(status: os.stat_result) -> tuple[int, str]:
+    """Return the size in bytes and a replacement for an ETag, from modification time, size and inode."""
     return status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"
 
 
-def object_etag(meta: obstore.ObjectMeta) -> str:
-    """The ETag of an object, or where a server gives none, the time of its last change."""
+def get_etag(meta: obstore.ObjectMeta) -> str:
+    """Return the ETag of an object or, if the server reports none, its modification time."""
     return meta["e_tag"] or meta["last_modified"].isoformat()

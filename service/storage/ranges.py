@@ -1,4 +1,4 @@
-"""Parts of large objects: byte ranges of one version of a file or object, never a mixture of two."""
+"""Byte ranges of large objects, read from one version of a file or object, never from a mixture of two."""
 
 from __future__ import annotations
 
@@ -16,39 +16,47 @@ from obstore.exceptions import GenericError
 
 from service.errors import SlideChangedError, SlideError, StorageError
 from service.storage.counters import ReadCounters
-from service.storage.files import file_errors, open_regular
+from service.storage.files import map_file_errors, open_regular
 from service.storage.http import HttpStore
-from service.storage.objects import file_identity, object_etag, stat
+from service.storage.objects import get_etag, identify_file, stat
 from service.storage.rights import resolve
 from service.storage.stores import Store, attempt
 from service.storage.uri import parse
 
 MAX_OPEN_FILES = 64
-"""Local files that are kept open at a time."""
+"""Maximum number of local files kept open."""
 
 
 class RangeSource(Protocol):
-    """One version of a file or object, read by ranges. Threads may share it."""
+    """One version of a file or object, read by ranges. Thread-safe."""
 
     uri: str
+    """Path or URI as the caller gave it."""
     size_bytes: int
+    """Size of the whole file or object."""
     etag: str
+    """Version of the file or object."""
     head: bytes
-    """First bytes of the file, where finding it brought them; else empty."""
+    """First bytes of the object if the request that looked it up returned them, else empty."""
 
     def read(self, offset: int, length: int, counters: ReadCounters) -> bytes:
-        """Exactly `length` bytes from `offset`.
+        """Read exactly `length` bytes from `offset`.
+
+        Args:
+            offset: first byte, 0 or more.
+            length: number of bytes, 0 or more.
+            counters: the cost of the read is added to these.
 
         Raises:
-            SlideError: the range does not lie inside the file.
-            SlideChangedError: the file is no longer the one that was opened.
+            SlideError: the range is not inside the file.
+            SlideChangedError: the file is no longer the version that was opened.
             StorageError: the storage failed in spite of retries.
         """
         ...
 
 
 class _OpenFile:
-    """A file descriptor with the number of threads that use it just now."""
+    """A file descriptor and the number of threads that are using it."""
 
     __slots__ = ("descriptor", "users")
 
@@ -58,7 +66,11 @@ class _OpenFile:
 
 
 class OpenFiles:
-    """File descriptors kept open for the next read, the least recently used closed first."""
+    """File descriptors kept open for the next read; the least recently used ones are closed first.
+
+    Args:
+        max_files: maximum number of open files; more stay open only while threads are using them.
+    """
 
     def __init__(self, max_files: int = MAX_OPEN_FILES) -> None:
         self._max_files = max_files
@@ -67,15 +79,25 @@ class OpenFiles:
 
     @contextmanager
     def using(self, path: str, etag: str, uri: str) -> Iterator[int]:
-        """The descriptor of that version of a file, which nobody closes in the meantime."""
+        """Provide the descriptor of this version of a file, which stays open inside the context.
+
+        Args:
+            path: resolved path.
+            etag: version, as `service.storage.objects.identify_file` returns it.
+            uri: name for error messages.
+
+        Raises:
+            SlideChangedError: the file at the path is another version.
+        """
         key = (path, etag)
         with self._lock:
+            # Opening is inside the lock, so that two threads do not open the same file twice.
             file = self._files.get(key)
             if file is None:
                 file = self._files[key] = _OpenFile(_open_version(path, etag, uri))
             self._files.move_to_end(key)
             file.users += 1
-            self._close_surplus()
+            self._close_unused()
         try:
             yield file.descriptor
         finally:
@@ -83,21 +105,21 @@ class OpenFiles:
                 file.users -= 1
 
     def close(self) -> None:
-        """Close all; nobody may be reading."""
+        """Close all files; no thread may be reading."""
         with self._lock:
             for file in self._files.values():
                 os.close(file.descriptor)
             self._files.clear()
 
-    def _close_surplus(self) -> None:
-        surplus = len(self._files) - self._max_files
-        if surplus > 0:
-            for key in [key for key, file in self._files.items() if file.users == 0][:surplus]:
+    def _close_unused(self) -> None:
+        num_excess = len(self._files) - self._max_files
+        if num_excess > 0:
+            for key in [key for key, file in self._files.items() if file.users == 0][:num_excess]:
                 os.close(self._files.pop(key).descriptor)
 
 
 class LocalFile:
-    """A `RangeSource` on a file of this machine."""
+    """A `RangeSource` on a local file."""
 
     def __init__(self, uri: str, files: OpenFiles) -> None:
         self.uri = uri
@@ -110,20 +132,21 @@ class LocalFile:
         """See `RangeSource.read`."""
         _check_range(self, offset, length)
         start = time.perf_counter()
-        with file_errors(self.uri):
+        with map_file_errors(self.uri):
             with self._files.using(self._path, self.etag, self.uri) as descriptor:
                 data = os.pread(descriptor, length, offset)
-            changed = len(data) != length or file_identity(os.stat(self._path))[1] != self.etag
+            # A file that is overwritten in place keeps its descriptor, so the path is checked after every read.
+            changed = len(data) != length or identify_file(os.stat(self._path))[1] != self.etag
         if changed:
-            raise _changed(self.uri)
-        counters.add(requests=1, bytes=length, wait_s=time.perf_counter() - start)
+            raise changed_error(self.uri)
+        counters.add(ReadCounters(requests=1, bytes=length, wait_s=time.perf_counter() - start))
         return data
 
     def check_unchanged(self) -> None:
-        """Raise SlideChangedError if another file, or other content, has come to lie under the name."""
-        with file_errors(self.uri):
-            if file_identity(os.stat(self._path))[1] != self.etag:
-                raise _changed(self.uri)
+        """Raise SlideChangedError if the file under this name was replaced or modified."""
+        with map_file_errors(self.uri):
+            if identify_file(os.stat(self._path))[1] != self.etag:
+                raise changed_error(self.uri)
 
 
 class RemoteObject:
@@ -131,8 +154,8 @@ class RemoteObject:
 
     Args:
         uri: the object.
-        deadline_s: seconds for each read, retries included; None for the environment's.
-        head_bytes: bytes from the start to bring with size and ETag, in the same request.
+        deadline_s: time limit in seconds for each read, including retries; None uses the limit of the environment.
+        head_bytes: number of bytes from the start to read in the request for size and ETag; 0 reads none.
     """
 
     def __init__(self, uri: str, deadline_s: float | None, head_bytes: int = 0) -> None:
@@ -140,7 +163,7 @@ class RemoteObject:
         self._deadline_s = deadline_s
         self.head = b""
         if head_bytes:
-            self.size_bytes, self.etag, self.head = attempt(uri, partial(_start_of, head_bytes), deadline_s)
+            self.size_bytes, self.etag, self.head = attempt(uri, partial(_read_start, head_bytes), deadline_s)
         else:
             self.size_bytes, self.etag = stat(uri, deadline_s)
 
@@ -152,53 +175,64 @@ class RemoteObject:
             if isinstance(store, HttpStore):
                 answer = store.get(key, offset, offset + length)
                 if answer.etag != self.etag or answer.size_bytes != self.size_bytes:
-                    raise _changed(self.uri)
+                    raise changed_error(self.uri)
                 return answer.data
             result = obstore.get(store, key, options={"range": (offset, offset + length)})
-            if object_etag(result.meta) != self.etag or result.meta["size"] != self.size_bytes:
-                raise _changed(self.uri)
+            if get_etag(result.meta) != self.etag or result.meta["size"] != self.size_bytes:
+                raise changed_error(self.uri)
             return bytes(result.bytes())
 
         start = time.perf_counter()
         data = attempt(self.uri, get, self._deadline_s)
-        counters.add(requests=1, bytes=len(data), wait_s=time.perf_counter() - start)
+        # A read that fails below counts too, because its bytes were received.
+        counters.add(ReadCounters(requests=1, bytes=len(data), wait_s=time.perf_counter() - start))
         if len(data) != length:
-            raise StorageError(f"the store sent {len(data)} bytes where {length} were asked for", uri=self.uri)
+            raise StorageError(f"the store sent {len(data)} bytes instead of the requested {length}", uri=self.uri)
         return data
 
 
 def open_source(uri: str, files: OpenFiles, deadline_s: float | None = None, head_bytes: int = 0) -> RangeSource:
-    """The current version of a file or object.
+    """Look up the current version of a file or object.
 
     Args:
         uri: path or URI.
-        files: holds the descriptors of local files.
-        deadline_s: seconds for each read of an object, retries included; None for the environment's.
-        head_bytes: bytes from the start of an object to bring at once; none of a file.
+        files: pool that keeps the descriptors of local files.
+        deadline_s: time limit in seconds for each read of an object, including retries; None uses the limit of the
+            environment.
+        head_bytes: number of bytes from the start of an object to read at once; ignored for a file.
+
+    Raises:
+        NotFoundError, AccessError, StorageError: see `service.errors`.
     """
     return LocalFile(uri, files) if parse(uri).scheme == "file" else RemoteObject(uri, deadline_s, head_bytes)
 
 
-def _start_of(num_bytes: int, store: Store, key: str) -> tuple[int, str, bytes]:
-    """Size, ETag and first bytes of an object."""
+def changed_error(uri: str) -> SlideChangedError:
+    """Return the error for a slide that was replaced while it was open."""
+    return SlideChangedError("the slide was replaced while it was being read; open it again", uri=uri)
+
+
+def _read_start(num_bytes: int, store: Store, key: str) -> tuple[int, str, bytes]:
+    """Read size, ETag and first bytes of an object."""
     if isinstance(store, HttpStore):
         answer = store.get(key, 0, num_bytes)
         return answer.size_bytes, answer.etag, answer.data
     try:
         result = obstore.get(store, key, options={"range": (0, num_bytes)})
-        return result.meta["size"], object_etag(result.meta), bytes(result.bytes())
+        return result.meta["size"], get_etag(result.meta), bytes(result.bytes())
     except GenericError as error:
         if "416" not in str(error).partition("\n")[0]:
             raise
-        meta = obstore.head(store, key)  # an empty object has no range that could be asked for
-        return meta["size"], object_etag(meta), b""
+        meta = obstore.head(store, key)  # an empty object has no byte range to request
+        return meta["size"], get_etag(meta), b""
 
 
 def _open_version(path: str, etag: str, uri: str) -> int:
     descriptor = open_regular(path, uri)
-    if file_identity(os.fstat(descriptor))[1] != etag:
+    # The file may have been replaced since its ETag was read.
+    if identify_file(os.fstat(descriptor))[1] != etag:
         os.close(descriptor)
-        raise _changed(uri)
+        raise changed_error(uri)
     return descriptor
 
 
@@ -206,10 +240,6 @@ def _check_range(source: RangeSource, offset: int, length: int) -> None:
     if offset < 0 or length < 0 or offset + length > source.size_bytes:
         raise SlideError(
             f"the file ends at byte {source.size_bytes}, but its header points to bytes {offset} to {offset + length};"
-            " it is truncated or damaged, copy it anew",
+            " it is truncated or damaged, copy it again",
             uri=source.uri,
         )
-
-
-def _changed(uri: str) -> SlideChangedError:
-    return SlideChangedError("the slide was replaced while it was being read; open it anew", uri=uri)

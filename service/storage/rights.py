@@ -1,8 +1,8 @@
-"""Which places a process may read and write: one check, on the resolved name, before anything is opened.
+"""Access control: the places that a process may read and write, checked on the resolved name before opening.
 
-A service's jobs carry their user's rights in `MAGNET_RIGHTS`; other processes may touch whatever the operating system
-and the store let them. A right names a folder or prefix; of all rights above a place the longest decides, so that a
-folder inside a readable one can be closed:
+The jobs of a service carry their user's rights in `MAGNET_RIGHTS`; other processes may access everything that the
+operating system and the store allow. A right names a folder or prefix; of all rights that contain a place, the one with
+the longest prefix decides. This way a folder inside a readable one can be closed:
 
     s3://lab             read
     s3://lab/magnet      nothing
@@ -26,75 +26,78 @@ from service.storage.uri import Location, parse
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Right:
-    """What may be done below a folder or prefix."""
+    """Permitted access below a folder or prefix; none if both flags are False."""
 
     prefix: str
+    """Path or URI of the folder."""
     read: bool = False
+    """Reading is permitted."""
     write: bool = False
+    """Writing is permitted, and reading as well."""
 
 
 class Rights:
     """Rights of a user or a job.
 
     Args:
-        rights: in any order.
+        rights: single rights in any order; those with the same prefix are combined.
     """
 
     def __init__(self, rights: Iterable[Right]) -> None:
         self.rights = tuple(rights)
         self._by_parts: dict[tuple[str, ...], Right] = {}
         for right in self.rights:
-            parts = _parts(canonical(parse(right.prefix), follow_links=True))
+            parts = _split_parts(canonical(parse(right.prefix), follow_links=True))
             known = self._by_parts.get(parts, right)
-            both = Right(prefix=right.prefix, read=right.read or known.read, write=right.write or known.write)
-            self._by_parts[parts] = both
+            combined = Right(prefix=right.prefix, read=right.read or known.read, write=right.write or known.write)
+            self._by_parts[parts] = combined
 
-    def allow(self, location: Location, *, write: bool) -> bool:
-        """Whether a resolved place may be read, or written.
+    def allows(self, location: Location, *, write: bool = False) -> bool:
+        """Return whether a resolved place may be read or, with `write`, written.
 
         Args:
-            location: as `canonical` returns it.
-            write: False for reading. A right to write includes reading.
+            location: place as `canonical` returns it.
+            write: check for writing. A right to write includes reading.
         """
-        parts = _parts(location)
-        for length in range(len(parts), 0, -1):
+        parts = _split_parts(location)
+        for length in range(len(parts), 0, -1):  # the longest prefix first
             if (right := self._by_parts.get(parts[:length])) is not None:
                 return right.write if write else right.read or right.write
         return False
 
-    def closed_below(self, location: Location, *, write: bool) -> bool:
-        """Whether some folder inside a resolved place may not be read, or written."""
-        parts = _parts(location)
-        inside = (right for own, right in self._by_parts.items() if own[: len(parts)] == parts)
+    def excludes_part_of(self, location: Location, *, write: bool) -> bool:
+        """Return whether some folder inside a resolved place may not be read or, with `write`, written."""
+        parts = _split_parts(location)
+        inside = (right for prefix, right in self._by_parts.items() if prefix[: len(parts)] == parts)
         return any(not (right.write if write else right.read or right.write) for right in inside)
 
     def require(self, uri: str, *, write: bool = False) -> Location:
-        """The resolved place of `uri`.
+        """Return the resolved place of `uri` if access to it is permitted.
 
         Raises:
-            AccessError: it may not be read, or written.
-            UsageError: it is no place, or leads through ".." of a store.
+            AccessError: it may not be read or, with `write`, written.
+            UsageError: it is not a valid URI, or contains ".." in a store.
         """
         location = canonical(parse(uri), follow_links=True)
-        if not self.allow(location, write=write):
-            raise outside(uri, write=write)
+        if not self.allows(location, write=write):
+            raise outside_error(uri, write=write)
         return location
 
     def to_text(self) -> str:
-        """As the environment carries it."""
+        """Serialise as JSON for the environment variable."""
         return json.dumps([asdict(right) for right in self.rights])
 
 
-def from_text(text: str) -> Rights:
-    """The rights that `Rights.to_text` wrote.
+def parse_rights(text: str) -> Rights:
+    """Parse the output of `Rights.to_text`.
 
     Raises:
-        UsageError: it is no such text.
+        UsageError: the text is malformed.
     """
     try:
         return Rights(Right(**values) for values in json.loads(text))
     except (ValueError, TypeError) as error:
-        raise UsageError("MAGNET_RIGHTS is malformed; the service sets it for its jobs, nobody else") from error
+        raise UsageError("MAGNET_RIGHTS is malformed; only the service sets it, for its jobs: unset it") from error
 
 
 _held: ContextVar[Rights | None] = ContextVar("held rights", default=None)
@@ -102,9 +105,9 @@ _held: ContextVar[Rights | None] = ContextVar("held rights", default=None)
 
 @contextmanager
 def held(rights: Rights) -> Iterator[None]:
-    """Context in which this thread acts for a user: all that it opens is held to the user's rights.
+    """Apply a user's rights to everything that this thread opens inside the context.
 
-    A check before the opening would not do: a link may be put in place in between.
+    A check before opening would not be enough: a link may be created in between.
     """
     token = _held.set(rights)
     try:
@@ -114,54 +117,57 @@ def held(rights: Rights) -> Iterator[None]:
 
 
 def in_force() -> Rights | None:
-    """The rights of this thread, or of this process; None: whatever the operating system and the store allow."""
+    """Return the rights of this thread or else of this process; None if there are no limits of our own."""
     if (rights := _held.get()) is not None:
         return rights
     text = environment.rights_text()
-    return None if text is None else _cached(text)
+    return None if text is None else _parse_cached(text)
 
 
 def resolve(uri: str, *, write: bool = False) -> Location:
-    """Where `uri` really lies: links followed, rights checked. What is returned is what must be opened.
+    """Follow links and check rights; the caller must open the returned place, not `uri`.
 
     Raises:
-        AccessError: this process's rights exclude it.
-        UsageError: it is no place.
+        AccessError: this process's rights exclude the place.
+        UsageError: `uri` is not valid.
     """
     rights = in_force()
     return canonical(parse(uri), follow_links=False) if rights is None else rights.require(uri, write=write)
 
 
 def canonical(location: Location, *, follow_links: bool) -> Location:
-    """A place under its one name.
+    """Return the unique name of a place.
 
     Args:
-        location: of a file or an object.
-        follow_links: whether links on disk are followed.
+        location: a file or an object.
+        follow_links: follow links on disk.
 
     Raises:
-        UsageError: the name holds "." or ".." in a store, or a null character.
+        UsageError: the name contains a null character, or "." or ".." in a store.
     """
     if "\0" in location.key:
-        raise UsageError("a name cannot hold a null character")
+        raise UsageError("the name contains a null character")
     if location.scheme == "file":
+        # A link gives a file a second name, and ".." is resolved in the same step.
         return Location("file", "", os.path.realpath(location.key)) if follow_links else location
     folders = [part for part in location.key.split("/") if part]
+    # A client or server may resolve these parts after this check.
     if any(part in (".", "..") for part in folders):
-        raise UsageError(f"'.' and '..' are no names in a store; write the whole name: {location.key}")
+        raise UsageError(f"'.' and '..' are not resolved in a store; write the full name instead of {location.key}")
     return location
 
 
-def outside(uri: str, *, write: bool) -> AccessError:
-    """The error of a place that the rights exclude."""
-    what = "write" if write else "read"
-    return AccessError(f"lies outside the places that this user's jobs may {what}; ask an administrator", uri=uri)
+def outside_error(uri: str, *, write: bool) -> AccessError:
+    """Return the error for a place that the rights exclude."""
+    access = "write" if write else "read"
+    return AccessError(f"lies outside the places that this user's jobs may {access}; ask an administrator", uri=uri)
 
 
 @lru_cache(maxsize=8)
-def _cached(text: str) -> Rights:
-    return from_text(text)
+def _parse_cached(text: str) -> Rights:
+    # Rights are needed at every read, and resolving their prefixes asks the file system each time.
+    return parse_rights(text)
 
 
-def _parts(location: Location) -> tuple[str, ...]:
+def _split_parts(location: Location) -> tuple[str, ...]:
     return (location.scheme, location.host, *(part for part in location.key.split("/") if part))

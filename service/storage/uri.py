@@ -1,4 +1,4 @@
-"""Where an object lies: URIs and plain paths, taken apart and joined."""
+"""Parsing and joining of URIs and plain paths."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from urllib.parse import quote, unquote
 from service.errors import UsageError
 
 SCHEMES = ("file", "s3", "gs", "az", "http", "https")
-"""The schemes that can be read."""
+"""Supported URI schemes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A URI taken apart."""
+    """A parsed URI."""
 
     scheme: str
     """One of `SCHEMES`."""
     host: str
     """Bucket, container or host; empty for files."""
     key: str
-    """Name of the object in its store, without a leading slash; the absolute path for files."""
+    """Name of the object in its store, without a leading slash; for files, the absolute path."""
 
     @property
     def uri(self) -> str:
-        """The name that `parse` takes apart into this."""
+        """URI that `parse` converts to this location."""
         if self.scheme == "file":
             return self.key
         key = quote(self.key) if self.scheme in ("http", "https") else self.key
@@ -33,17 +33,18 @@ class Location:
 
 
 def parse(uri: str) -> Location:
-    """Take a URI or a plain path apart.
+    """Parse a URI or a plain path.
 
     Raises:
-        UsageError: the scheme is none of `SCHEMES`, or bucket or host are missing.
+        UsageError: the scheme is not supported, the bucket or host is missing, or an http(s) URI has a query.
     """
     if "://" not in uri:
+        # A plain path is not percent-decoded: "%20" may be part of a file's name.
         return Location("file", "", os.path.abspath(os.path.expanduser(uri)))
     scheme, rest = uri.split("://", 1)
     scheme = scheme.lower()
     if scheme not in SCHEMES:
-        raise UsageError(f"scheme {scheme!r} cannot be read; use a path or one of {', '.join(SCHEMES)}", uri=uri)
+        raise UsageError(f"unsupported scheme {scheme!r}; use a path or one of {', '.join(SCHEMES)}", uri=uri)
     if scheme == "file":
         return Location("file", "", os.path.abspath(unquote(rest)))
     host, _, key = rest.partition("/")
@@ -51,15 +52,19 @@ def parse(uri: str) -> Location:
         raise UsageError(f"no bucket or host in the URI; write {scheme}://HOST/KEY", uri=uri)
     if scheme in ("http", "https"):
         if "?" in key:
-            raise UsageError("links with a query (presigned ones, say) cannot be read; use the s3:// URI", uri=host)
+            # The error shows the host only: the query of a presigned link is a secret.
+            raise UsageError("URIs with a query, such as presigned links, are not supported; use s3://", uri=host)
         key = unquote(key)
     return Location(scheme, host, key)
 
 
 def join(base: str, relative: str) -> str:
-    """`relative` as seen from the folder `base`; URIs and absolute paths stay as they are.
+    """Join `relative` to the folder `base`; return URIs and absolute paths unchanged.
 
-    To resolve what a manifest says, join it to the manifest's folder: ``join(parent(manifest), uri)``.
+    To resolve an entry of a manifest, join it to the manifest's folder: ``join(parent(manifest), uri)``.
+
+    Raises:
+        UsageError: ".." would leave the store.
     """
     if "://" in relative or os.path.isabs(relative):
         return relative
@@ -79,12 +84,12 @@ def join(base: str, relative: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """The folder that `uri` lies in."""
+    """Return the folder that contains `uri`."""
     if "://" not in uri:
         return os.path.dirname(os.path.abspath(uri))
     return uri.rstrip("/").rpartition("/")[0]
 
 
 def name(uri: str) -> str:
-    """The last part of `uri`."""
+    """Return the last part of `uri`."""
     return parse(uri).key.rstrip("/").rpartition("/")[2]

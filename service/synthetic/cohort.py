@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import multiprocessing
 import os
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from filelock import lock_descriptor
 from tqdm import tqdm
 
 from service.errors import UsageError
@@ -84,10 +84,8 @@ def _partial_folder(out: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"another process is making {out}; wait for it, or name another folder") from error
+        if not lock_descriptor(lock, blocking=False):
+            raise UsageError(f"another process is making {out}; wait for it, or name another folder")
         for left_over in folder.iterdir():  # of a run that was killed
             shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
         try:

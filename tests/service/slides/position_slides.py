@@ -1,4 +1,4 @@
-"""Slides whose colour tells the place, and questions to a reader."""
+"""Slides whose colour encodes the position, and window requests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from magnet.windows import WindowRequest
 
 
-def position_slide(path: Path, size: tuple[int, int], steps: list[int], tile: int = 64) -> Path:
-    """A lossless pyramid whose red is x and green y, each as a share of the slide's size, blue 200."""
+def write_position_slide(path: Path, size: tuple[int, int], steps: list[int], tile: int = 64) -> Path:
+    """Write a lossless pyramid: red encodes x and green y, each relative to the slide's size; blue is 200."""
     wide, high = size
     with tifffile.TiffWriter(path) as file:
         for n, step in enumerate(steps):
@@ -24,14 +24,14 @@ def position_slide(path: Path, size: tuple[int, int], steps: list[int], tile: in
     return path
 
 
-def ask(
+def make_request(
     region: NDArray[np.float64], out_px: int = 56, margin_px: int = 3, slide: list[int] | None = None
 ) -> WindowRequest:
-    places = np.zeros(len(region), np.int64) if slide is None else np.array(slide, np.int64)
-    return WindowRequest(1, places, region, out_px, margin_px)
+    slides = np.zeros(len(region), np.int64) if slide is None else np.array(slide, np.int64)
+    return WindowRequest(1, slides, region, out_px, margin_px)
 
 
-def some_regions(num: int, seed: int) -> NDArray[np.float64]:
+def draw_regions(num: int, seed: int) -> NDArray[np.float64]:
     rng = np.random.default_rng(seed)
     s = np.exp(rng.uniform(np.log(0.01), np.log(1.2), num))
     return np.stack([s, rng.uniform(-1.3, 1.3, num), rng.uniform(-1.3, 1.3, num)], axis=1)

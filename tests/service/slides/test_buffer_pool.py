@@ -1,4 +1,4 @@
-"""Memory is reused, and never while somebody still looks at it."""
+"""Memory is reused, but never while an array refers to it."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import numpy as np
 from service.slides.buffer_pool import BufferPool
 
 
-def address(array: np.ndarray) -> int:
+def get_address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def test_memory_comes_back_when_the_last_view_is_gone() -> None:
+def test_memory_is_reused_after_the_last_view_is_deleted() -> None:
     pool = BufferPool(1 << 20)
     first = pool.empty((10, 10, 3))
-    place, view = address(first), first[2:4].reshape(-1)
+    place, view = get_address(first), first[2:4].reshape(-1)
     view[:] = 7
     del first
     gc.collect()
     other = pool.empty((10, 10, 3))
-    assert address(other) != place  # the view is still there
+    assert get_address(other) != place  # the view still refers to the memory
     other[:] = 9
     assert (view == 7).all()
     del view
     gc.collect()
-    assert address(pool.empty((10, 9, 3))) == place
+    assert get_address(pool.empty((10, 9, 3))) == place
 
 
-def test_no_more_is_kept_than_allowed() -> None:
+def test_unused_memory_stays_within_the_limit() -> None:
     pool = BufferPool(1000)
     large = pool.empty((2000,))
     assert large.shape == (2000,)
     assert pool.empty((0, 4, 4, 3)).shape == (0, 4, 4, 3)
     arrays = [pool.empty((400,)) for _ in range(5)]
-    places = {address(array) for array in arrays}
+    places = {get_address(array) for array in arrays}
     del arrays
     gc.collect()
     again = [pool.empty((400,)) for _ in range(3)]
-    assert len({address(array) for array in again} & places) >= 1
+    assert len({get_address(array) for array in again} & places) >= 1
     assert sum(map(len, pool._free)) <= 1000

@@ -1,4 +1,4 @@
-"""Tiles onto windows, and area-correct reduction, against plain float64 arithmetic."""
+"""Painting of tiles and reduction by area means, compared with plain float64 arithmetic."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from service.slides.painting import Canvas, reduce_area
 from service.slides.planning import TileGrid
 
 
-def painted(
+def paint_tiles(
     level: NDArray[np.uint8], tile_px: int, factor: int, rect: tuple[int, int, int, int], seed: int
 ) -> NDArray[np.uint8]:
-    """What a canvas makes of a level cut into tiles, painted in random order."""
+    """Cut a level into tiles and paint them on a canvas in random order."""
     high, wide = level.shape[:2]
     grid = TileGrid((wide, high), (tile_px, tile_px), -(-wide // tile_px), (1.0, 1.0))
     filled = np.pad(level, ((0, -high % tile_px), (0, -wide % tile_px), (0, 0)), constant_values=77)
@@ -27,19 +27,19 @@ def painted(
     return out
 
 
-def reference(
+def average_pixels(
     level: NDArray[np.uint8], factor: int, rect: tuple[int, int, int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Means of those level pixels of each virtual pixel that exist, and where there are any."""
+    """Return the mean of the existing level pixels of each virtual pixel, and whether exists are any."""
     means = np.zeros((rect[3] - rect[1], rect[2] - rect[0], 3))
-    there = np.zeros(means.shape[:2], dtype=bool)
+    exists = np.zeros(means.shape[:2], dtype=bool)
     for j in range(means.shape[0]):
         for i in range(means.shape[1]):
             y, x = (rect[1] + j) * factor, (rect[0] + i) * factor
             block = level[max(y, 0) : max(y + factor, 0), max(x, 0) : max(x + factor, 0)]
             if block.size:
-                means[j, i], there[j, i] = block.reshape(-1, 3).mean(axis=0), True
-    return means, there
+                means[j, i], exists[j, i] = block.reshape(-1, 3).mean(axis=0), True
+    return means, exists
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 32])
@@ -48,10 +48,10 @@ def test_virtual_pixels_are_the_means_of_the_level_pixels_under_them(
     factor: int, rect: tuple[int, int, int, int]
 ) -> None:
     level = np.random.default_rng(factor).integers(0, 256, (101, 83, 3), dtype=np.uint8)
-    out = painted(level, tile_px=48, factor=factor, rect=rect, seed=1)
-    means, there = reference(level, factor, rect)
-    assert np.abs(out[there] - means[there]).max(initial=0) <= 0.5 + 1e-9
-    assert (out[~there] == 0).all()
+    out = paint_tiles(level, tile_px=48, factor=factor, rect=rect, seed=1)
+    means, exists = average_pixels(level, factor, rect)
+    assert np.abs(out[exists] - means[exists]).max(initial=0) <= 0.5 + 1e-9
+    assert (out[~exists] == 0).all()
 
 
 def test_reduction_is_the_mean_of_the_covered_area() -> None:
@@ -62,7 +62,7 @@ def test_reduction_is_the_mean_of_the_covered_area() -> None:
     rows = np.minimum(((np.arange(size[1] * fine) + 0.5) * extent[1] / (size[1] * fine)).astype(int), 36)
     points = image.astype(np.float64)[rows].reshape(size[1], fine, 53, 3).mean(axis=1)
     means = points[:, columns].reshape(size[1], size[0], fine, 3).mean(axis=2)
-    assert np.abs(reduce_area(image, extent, size) - means).max() < 2.5  # the points' own error is up to 2
+    assert np.abs(reduce_area(image, extent, size) - means).max() < 2.5  # the error of the points themselves is up to 2
     assert np.abs(reduce_area(image, extent, size) - means).mean() < 0.5
 
 

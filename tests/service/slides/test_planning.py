@@ -1,4 +1,4 @@
-"""Regions to windows to tiles to ranges."""
+"""Planning of windows, tiles and byte ranges."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magnet.windows import MAX_STEP, window_side_px
-from service.slides.planning import TileGrid, level_rect, merge_ranges, plan_windows, tiles_of
+from service.slides.planning import TileGrid, clip_to_level, find_tiles, merge_ranges, plan_windows
 
 
-def pyramid(size: tuple[int, int], steps: list[float]) -> list[TileGrid]:
+def make_pyramid(size: tuple[int, int], steps: list[float]) -> list[TileGrid]:
     grids = []
     for step in steps:
         wide, high = max(1, int(size[0] / step)), max(1, int(size[1] / step))
@@ -25,16 +25,16 @@ def pyramid(size: tuple[int, int], steps: list[float]) -> list[TileGrid]:
         (100, 0, 1),  # beyond native resolution
         (224, 0, 1),
         (447, 0, 1),
-        (448, 0, 2),  # two pixels for one: halved
+        (448, 0, 2),  # two pixels per output pixel: averaged
         (895, 0, 2),
-        (896, 1, 1),  # level 1 has a pixel for each
+        (896, 1, 1),  # level 1 has one pixel per output pixel
         (1792, 1, 2),
         (3584, 2, 1),
         (16384, 2, 4),
     ],
 )
-def test_the_coarsest_level_that_suffices_is_read_and_halved(side_px: int, level: int, factor: int) -> None:
-    grids = pyramid((16384, 16384), [1, 4, 16])
+def test_the_coarsest_sufficient_level_is_read_and_reduced(side_px: int, level: int, factor: int) -> None:
+    grids = make_pyramid((16384, 16384), [1, 4, 16])
     region = np.array([[side_px / 16384, 0.0, 0.0]])
     plan = plan_windows((16384, 16384), grids, region, 224, 4)
     assert (plan.level.item(), plan.factor.item()) == (level, factor)
@@ -56,7 +56,7 @@ def test_every_window_covers_its_region_with_margin_and_fits(
 ) -> None:
     steps = np.cumprod([1.0, *ratios]).tolist()
     region = np.array([[s, x, y]])
-    plan = plan_windows(size, pyramid(size, steps), region, out_px, margin_px)
+    plan = plan_windows(size, make_pyramid(size, steps), region, out_px, margin_px)
     left, top, wide, high = plan.place[0]
     x0, y0, x1, y1 = plan.rect[0].tolist()
     assert max(x1 - x0, y1 - y0) <= window_side_px(out_px, margin_px)
@@ -69,8 +69,8 @@ def test_every_window_covers_its_region_with_margin_and_fits(
     assert per_output < MAX_STEP * min(wide, high) * (1 + slack)
 
 
-def test_which_pixels_exist_does_not_depend_on_who_asks() -> None:
-    grids = pyramid((5000, 3000), [1.0])
+def test_the_pixel_grid_does_not_depend_on_the_region() -> None:
+    grids = make_pyramid((5000, 3000), [1.0])
     rng = np.random.default_rng(0)
     region = np.stack([np.full(50, 0.5), rng.uniform(-1, 1, 50), rng.uniform(-1, 1, 50)], axis=1)
     plan = plan_windows((5000, 3000), grids, region, 200, 3)
@@ -80,12 +80,12 @@ def test_which_pixels_exist_does_not_depend_on_who_asks() -> None:
 
 def test_tiles_are_those_that_the_rectangle_touches() -> None:
     grid = TileGrid((1000, 600), (256, 256), 4, (1.0, 1.0))
-    assert tiles_of((0, 0, 1, 1), grid).tolist() == [0]
-    assert tiles_of((255, 255, 257, 257), grid).tolist() == [0, 1, 4, 5]
-    assert tiles_of((256, 256, 512, 512), grid).tolist() == [5]
-    assert tiles_of((5, 5, 5, 9), grid).tolist() == []
-    assert tiles_of(level_rect((-50, -50, 2000, 2000), 1, grid.size_px), grid).tolist() == list(range(12))
-    assert level_rect((-3, 2, 4, 9), 4, (14, 30)) == (0, 8, 14, 30)
+    assert find_tiles((0, 0, 1, 1), grid).tolist() == [0]
+    assert find_tiles((255, 255, 257, 257), grid).tolist() == [0, 1, 4, 5]
+    assert find_tiles((256, 256, 512, 512), grid).tolist() == [5]
+    assert find_tiles((5, 5, 5, 9), grid).tolist() == []
+    assert find_tiles(clip_to_level((-50, -50, 2000, 2000), 1, grid.size_px), grid).tolist() == list(range(12))
+    assert clip_to_level((-3, 2, 4, 9), 4, (14, 30)) == (0, 8, 14, 30)
 
 
 def test_near_ranges_are_joined_up_to_the_gap_and_the_size() -> None:

@@ -1,4 +1,4 @@
-"""What a zoom costs on slides of 100,000 pixels, and the benchmark of reading."""
+"""The cost of a zoom on slides of 100,000 pixels, and the benchmark of reading."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_read_limits import random_zoom
+from test_read_limits import run_random_zoom
 from service.slides.reader import RegionReader
 with RegionReader() as reader:
-    random_zoom(reader, sys.argv[1])
+    run_random_zoom(reader, sys.argv[1])
 print(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1])
 """
 
 
-def random_zoom(reader: RegionReader, uri: str) -> tuple[int, int]:
-    """Requests and bytes of one zoom with schedule (3, 2, 3, 2) at random places, from the whole to native."""
+def run_random_zoom(reader: RegionReader, uri: str) -> tuple[int, int]:
+    """Read the windows of a zoom with schedule (3, 2, 3, 2) at random places; return the requests and bytes."""
     batch = reader.batch([uri])
     size = batch.info[0].size_px
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def test_a_zoom_costs_little_and_memory_does_not_grow_with_the_slide(tmp_path: P
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY).stdout))
     assert peaks[1] <= 1.1 * peaks[0]
     with RegionReader() as reader:
-        requests, num_bytes = random_zoom(reader, f"s3://bucket/100000/slides/{slide.name}")
+        requests, num_bytes = run_random_zoom(reader, f"s3://bucket/100000/slides/{slide.name}")
     assert requests <= 200
     assert num_bytes <= 10e6
 

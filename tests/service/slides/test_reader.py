@@ -1,4 +1,4 @@
-"""Windows of slides: geometry on a slide whose colour tells the place, pixels against OpenSlide, damaged files."""
+"""Windows of slides: geometry by colours that encode positions, pixels compared with OpenSlide, bad files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from magnet.windows import Windows
 from service.errors import SlideChangedError, SlideError, StorageError, UsageError
 from service.slides.reader import RegionReader
 from service.testing.fake_store import HttpStore
-from tests.service.slides.position_slides import ask, position_slide, some_regions
+from tests.service.slides.position_slides import draw_regions, make_request, write_position_slide
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def assert_shows_places(windows: Windows, size: tuple[int, int]) -> None:
-    """Each pixel's colour is its place in root coordinates, and what lies off the slide is black."""
+    """Check that each pixel's colour encodes its position, and that pixels outside the slide are black."""
     side = max(size)
     for pixels, (left, top, wide, high) in zip(windows.pixels, windows.place, strict=True):
         index = np.arange(pixels.shape[0]) + 0.5
@@ -56,21 +56,23 @@ def assert_shows_places(windows: Windows, size: tuple[int, int]) -> None:
         ((2000, 17), [1, 2], 64),
     ],
 )
-def test_windows_lie_where_they_say(tmp_path: Path, size: tuple[int, int], steps: list[int], tile: int) -> None:
-    path = position_slide(tmp_path / "x.tif", size, steps, tile)
+def test_windows_show_the_places_that_they_report(
+    tmp_path: Path, size: tuple[int, int], steps: list[int], tile: int
+) -> None:
+    path = write_position_slide(tmp_path / "x.tif", size, steps, tile)
     with RegionReader(num_threads=2) as reader:
         batch = reader.batch([str(path)])
-        windows = batch.fetch(ask(some_regions(40, seed=size[0])))
+        windows = batch.fetch(make_request(draw_regions(40, seed=size[0])))
         assert batch.side_px.tolist() == [max(size)]
     assert_shows_places(windows, size)
 
 
 def test_a_region_of_the_slide_holds_its_pixels(tmp_path: Path) -> None:
-    path = position_slide(tmp_path / "x.tif", (640, 640), [1])
+    path = write_position_slide(tmp_path / "x.tif", (640, 640), [1])
     level0 = tifffile.imread(path)
     with RegionReader() as reader:
         region = from_level0(np.array([[100.0, 200.0, 56.0], [-500.0, 0.0, 56.0]]), (640, 640))
-        windows = reader.batch([str(path)]).fetch(ask(region))
+        windows = reader.batch([str(path)]).fetch(make_request(region))
     x, y = np.rint((windows.place[0, :2] + 1) * 320).astype(int)
     assert abs(x - 97) <= 1
     assert abs(y - 197) <= 1
@@ -80,28 +82,28 @@ def test_a_region_of_the_slide_holds_its_pixels(tmp_path: Path) -> None:
 
 
 def test_pixels_do_not_depend_on_batching_caching_or_threads(tmp_path: Path) -> None:
-    paths = [str(position_slide(tmp_path / f"{n}.tif", (900 + n, 700), [1, 4])) for n in range(3)]
-    regions, slides = some_regions(30, seed=5), [n % 3 for n in range(30)]
+    paths = [str(write_position_slide(tmp_path / f"{n}.tif", (900 + n, 700), [1, 4])) for n in range(3)]
+    regions, slides = draw_regions(30, seed=5), [n % 3 for n in range(30)]
     with RegionReader(num_threads=8) as reader:
-        together = reader.batch(paths).fetch(ask(regions, slide=slides))
-        again = reader.batch(paths).fetch(ask(regions, slide=slides))
+        together = reader.batch(paths).fetch(make_request(regions, slide=slides))
+        again = reader.batch(paths).fetch(make_request(regions, slide=slides))
     np.testing.assert_array_equal(together.pixels, again.pixels)
     with RegionReader(num_threads=1, tile_cache_bytes=0) as reader:
         for n in range(30):
-            alone = reader.batch([paths[slides[n]]]).fetch(ask(regions[n : n + 1]))
+            alone = reader.batch([paths[slides[n]]]).fetch(make_request(regions[n : n + 1]))
             np.testing.assert_array_equal(alone.pixels[0], together.pixels[n])
             np.testing.assert_array_equal(alone.place[0], together.place[n])
 
 
 def test_many_threads_share_a_reader_and_each_tile_is_read_once(tmp_path: Path) -> None:
-    path = str(position_slide(tmp_path / "x.tif", (1500, 1500), [1]))
-    regions = some_regions(20, seed=9)
+    path = str(write_position_slide(tmp_path / "x.tif", (1500, 1500), [1]))
+    regions = draw_regions(20, seed=9)
     with RegionReader(num_threads=4) as reader:
         batches = [reader.batch([path]) for _ in range(6)]
         results: list[Windows | None] = [None] * 6
 
         def fetch(n: int) -> None:
-            results[n] = batches[n].fetch(ask(regions))
+            results[n] = batches[n].fetch(make_request(regions))
 
         threads = [threading.Thread(target=fetch, args=(n,)) for n in range(6)]
         for thread in threads:
@@ -119,7 +121,7 @@ def test_many_threads_share_a_reader_and_each_tile_is_read_once(tmp_path: Path) 
 
 PAD = 300
 
-SLIDES = {  # file, and the mean difference allowed to OpenSlide: none for lossless codecs
+SLIDES = {  # permitted mean difference to OpenSlide: 0 for lossless codecs
     "boxes-deflate.tiff": 0.0,
     "cmu-1-small-region-pyramid.svs": 0.5,
     "cmu-1-small-region.svs": 0.5,
@@ -148,7 +150,7 @@ def test_every_level_agrees_with_openslide(test_data: Path, name: str) -> None:
             side = 200 * step * 1.001
             corner = np.random.default_rng(level).uniform(0, info.size_px, (8, 2)) - side / 2
             region = from_level0(np.concatenate([corner, np.full((8, 1), side)], axis=1), info.size_px)
-            windows = batch.fetch(ask(region, out_px=200, margin_px=5))
+            windows = batch.fetch(make_request(region, out_px=200, margin_px=5))
             assert windows.level == pytest.approx(info.levels[level].downsample, rel=1e-6)
             for pixels, (left, top, px_w, px_h) in zip(windows.pixels, windows.place, strict=True):
                 x = round((left + info.size_px[0] / batch.side_px[0]) / px_w) + PAD
@@ -171,8 +173,8 @@ def test_thumbnails_agree_with_means_of_openslides_level_0(test_data: Path, name
 
 
 BAD = {
-    "empty.svs": "0 bytes is no slide",
-    "random-bytes.svs": "is no TIFF",
+    "empty.svs": "0 bytes is not a slide",
+    "random-bytes.svs": "is not a TIFF",
     "header-only.svs": "file ends at 1024; it is truncated",
     "truncated-half.svs": "file ends at 969477; it is truncated",
     "truncated.ndpi": "file ends at 262144; it is truncated",
@@ -184,15 +186,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_give_a_clear_error_and_spoil_no_other(test_data: Path, name: str) -> None:
+def test_bad_files_give_a_clear_error_and_affect_no_other_slide(test_data: Path, name: str) -> None:
     good = str(test_data / "slides" / "he-two-pieces.tif")
     with RegionReader() as reader:
-        for _ in range(2):  # the second time as clear as the first
+        for _ in range(2):  # the second error must be as clear as the first
             with pytest.raises(SlideError, match=BAD[name]) as caught:
-                reader.batch([good, str(test_data / "bad" / name)]).fetch(ask(np.array([[1.0, 0, 0]]), slide=[1]))
+                reader.batch([good, str(test_data / "bad" / name)]).fetch(
+                    make_request(np.array([[1.0, 0, 0]]), slide=[1])
+                )
             assert caught.value.uri is not None
             assert caught.value.uri.endswith(name)
-        assert reader.batch([good]).fetch(ask(np.array([[1.0, 0, 0]]))).pixels.any()
+        assert reader.batch([good]).fetch(make_request(np.array([[1.0, 0, 0]]))).pixels.any()
 
 
 READ_OFTEN = """
@@ -201,11 +205,11 @@ import numpy as np
 from magnet.windows import WindowRequest
 from service.errors import SlideError
 from service.slides.reader import RegionReader
-ask = WindowRequest(0, np.zeros(1, np.int64), np.array([[1.0, 0, 0]]), 600, 0)
+request = WindowRequest(0, np.zeros(1, np.int64), np.array([[1.0, 0, 0]]), 600, 0)
 for _ in range(150):
     with RegionReader(num_threads=6) as reader:
         try:
-            reader.batch([sys.argv[1]]).fetch(ask)
+            reader.batch([sys.argv[1]]).fetch(request)
         except SlideError:
             print("refused")
 """
@@ -226,10 +230,10 @@ def test_labels_and_macros_are_never_read(test_data: Path, store: HttpStore) -> 
         places = [(o, o + n) for page in private for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
     with RegionReader(num_threads=2) as reader:
         reader.thumbnail(f"s3://bucket/{name}", 2000)
-        reader.batch([f"s3://bucket/{name}"]).fetch(ask(some_regions(30, 1)))
+        reader.batch([f"s3://bucket/{name}"]).fetch(make_request(draw_regions(30, 1)))
     data_reads = [r for r in store.gets() if r.start is not None and (r.start % 32768 or (r.stop or 0) % 32768)]
     assert data_reads
-    for request in data_reads:  # the header is read by pages, which may touch its neighbours' bytes
+    for request in data_reads:  # a page of the header may overlap with the bytes after it
         assert request.start is not None
         assert request.stop is not None
         assert not any(start <= request.start and request.stop <= stop for start, stop in places)
@@ -247,93 +251,93 @@ def test_missing_tiles_are_white(tmp_path: Path) -> None:
     assert (thumbnail[64:, :64] == 255).all()
 
 
-def test_a_vendor_slide_replaced_in_mid_run_is_noticed(test_data: Path, tmp_path: Path) -> None:
+def test_a_vendor_slide_replaced_while_open_is_detected(test_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.dcm"
     shutil.copy(test_data / "slides" / "lymph-node-jpeg.dcm", path)
     with RegionReader() as reader:
         batch = reader.batch([str(path)])
         os.utime(path, ns=(1, 1))
-        with pytest.raises(SlideChangedError, match="open it anew"):
-            batch.fetch(ask(np.array([[0.1, 0.0, 0.0]])))
+        with pytest.raises(SlideChangedError, match="open it again"):
+            batch.fetch(make_request(np.array([[0.1, 0.0, 0.0]])))
 
 
 @pytest.mark.parametrize("place", ["file", "s3", "http"])
-def test_a_slide_replaced_in_mid_run_is_noticed_and_then_read_anew(store: HttpStore, place: str) -> None:
-    path = position_slide(store.folder / "x.tif", (500, 400), [1])
+def test_a_slide_replaced_while_open_is_detected_and_can_be_opened_again(store: HttpStore, place: str) -> None:
+    path = write_position_slide(store.folder / "x.tif", (500, 400), [1])
     uri = {"file": str(path), "s3": "s3://bucket/x.tif", "http": store.url("x.tif")}[place]
     with RegionReader() as reader:
         batch = reader.batch([uri])
-        batch.fetch(ask(np.array([[0.1, -0.5, -0.5]])))
-        position_slide(store.folder / "new.tif", (600, 300), [1])
+        batch.fetch(make_request(np.array([[0.1, -0.5, -0.5]])))
+        write_position_slide(store.folder / "new.tif", (600, 300), [1])
         os.replace(store.folder / "new.tif", path)
-        with pytest.raises(SlideChangedError, match="open it anew"):
-            batch.fetch(ask(np.array([[0.1, 0.5, 0.5]])))
-        anew = reader.batch([uri])
-        assert anew.info[0].size_px == (600, 300)
-        assert_shows_places(anew.fetch(ask(some_regions(5, 3))), (600, 300))
+        with pytest.raises(SlideChangedError, match="open it again"):
+            batch.fetch(make_request(np.array([[0.1, 0.5, 0.5]])))
+        reopened = reader.batch([uri])
+        assert reopened.info[0].size_px == (600, 300)
+        assert_shows_places(reopened.fetch(make_request(draw_regions(5, 3))), (600, 300))
 
 
 @pytest.mark.slow
-def test_the_same_pixels_come_from_everywhere_through_faults(store: HttpStore) -> None:
-    path = position_slide(store.folder / "x y.tif", (900, 700), [1, 2, 4])
-    regions = some_regions(12, seed=2)
+def test_all_stores_deliver_the_same_pixels_in_spite_of_faults(store: HttpStore) -> None:
+    path = write_position_slide(store.folder / "x y.tif", (900, 700), [1, 2, 4])
+    regions = draw_regions(12, seed=2)
     with RegionReader(num_threads=4, deadline_s=20) as reader:
-        local = reader.batch([str(path)]).fetch(ask(regions))
+        local = reader.batch([str(path)]).fetch(make_request(regions))
         for uri in (f"file://{path}", "s3://bucket/x y.tif", store.url("x%20y.tif")):
             store.faults.extend(["503", "reset", "short", "500"])
-            remote = reader.batch([uri]).fetch(ask(regions))
+            remote = reader.batch([uri]).fetch(make_request(regions))
             np.testing.assert_array_equal(remote.pixels, local.pixels)
 
 
 def test_a_store_that_fails_names_slide_level_and_tile(store: HttpStore) -> None:
-    position_slide(store.folder / "x.tif", (500, 400), [1])
+    write_position_slide(store.folder / "x.tif", (500, 400), [1])
     with RegionReader(deadline_s=0.3) as reader:
         batch = reader.batch(["s3://bucket/x.tif"])
-        batch.fetch(ask(np.array([[0.05, 0.5, 0.5]])))
+        batch.fetch(make_request(np.array([[0.05, 0.5, 0.5]])))
         store.faults.extend(["503"] * 500)
         with pytest.raises(
             StorageError, match=r"s3://bucket/x.tif, level 0, tile \(column \d+, row \d+\): .*503.*gave up"
         ):
-            batch.fetch(ask(np.array([[0.1, -0.5, -0.5]])))
+            batch.fetch(make_request(np.array([[0.1, -0.5, -0.5]])))
         store.faults.clear()
-        assert batch.fetch(ask(np.array([[0.1, -0.5, -0.5]]))).pixels.any()
+        assert batch.fetch(make_request(np.array([[0.1, -0.5, -0.5]]))).pixels.any()
 
 
-def test_a_remote_slide_opens_by_one_request_and_is_looked_up_by_one(store: HttpStore) -> None:
-    position_slide(store.folder / "x.tif", (130, 130), [1, 2])
+def test_opening_a_remote_slide_takes_one_request_and_looking_it_up_another(store: HttpStore) -> None:
+    write_position_slide(store.folder / "x.tif", (130, 130), [1, 2])
     region = from_level0(np.array([[70.0, 70.0, 50.0]]), (130, 130))
     with RegionReader() as reader:
         batch = reader.batch(["s3://bucket/x.tif"])
         assert [(r.method, r.start) for r in store.log] == [("GET", 0)]
-        batch.fetch(ask(region, out_px=50, margin_px=0))
-        assert len(store.log) == 2  # the places of the tiles came with the header
+        batch.fetch(make_request(region, out_px=50, margin_px=0))
+        assert len(store.log) == 2  # the header request also returned the tile positions
         reader.batch(["s3://bucket/x.tif"])
         assert [r.method for r in store.log] == ["GET", "GET", "HEAD"]
 
 
-def test_an_empty_object_is_no_slide(store: HttpStore) -> None:
+def test_an_empty_object_is_refused(store: HttpStore) -> None:
     (store.folder / "x.tif").write_bytes(b"")
     for uri in ("s3://bucket/x.tif", store.url("x.tif")):
-        with RegionReader() as reader, pytest.raises(SlideError, match="0 bytes is no slide"):
+        with RegionReader() as reader, pytest.raises(SlideError, match="0 bytes is not a slide"):
             reader.info(uri)
 
 
-def test_counters_count(store: HttpStore) -> None:
-    position_slide(store.folder / "x.tif", (640, 640), [1])
+def test_counters_agree_with_the_requests_at_the_store(store: HttpStore) -> None:
+    write_position_slide(store.folder / "x.tif", (640, 640), [1])
     with RegionReader() as reader:
         batch = reader.batch(["s3://bucket/x.tif"])
         region = from_level0(np.array([[70.0, 70.0, 50.0]]), (640, 640))
-        batch.fetch(ask(region, out_px=50, margin_px=0))
+        batch.fetch(make_request(region, out_px=50, margin_px=0))
         counters = batch.counters[0]
         assert (counters.tiles, counters.cache_hits, counters.windows) == (1, 0, 1)
         assert counters.requests == len(store.log)
         assert counters.bytes == sum((r.stop or 0) - (r.start or 0) for r in store.gets())
-        batch.fetch(ask(region, out_px=50, margin_px=0))
+        batch.fetch(make_request(region, out_px=50, margin_px=0))
         assert (counters.tiles, counters.cache_hits, counters.windows) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("region", [[np.nan, 0, 0], [0.0, 0, 0], [-1.0, 0, 0], [1.0, 1e30, 0], [1.0, np.inf, 0]])
-def test_impossible_regions_are_the_callers_mistake(tmp_path: Path, region: list[float]) -> None:
-    path = position_slide(tmp_path / "x.tif", (64, 64), [1])
+def test_invalid_regions_are_refused(tmp_path: Path, region: list[float]) -> None:
+    path = write_position_slide(tmp_path / "x.tif", (64, 64), [1])
     with RegionReader() as reader, pytest.raises(UsageError, match="region"):
-        reader.batch([str(path)]).fetch(ask(np.array([region])))
+        reader.batch([str(path)]).fetch(make_request(np.array([region])))

@@ -1,4 +1,4 @@
-"""The structure of TIFF files, checked against tifffile; hostile headers are refused in bounded time and memory."""
+"""Parsing of TIFF files, compared with tifffile; hostile headers are refused in limited time and memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from service.errors import SlideError, UnsupportedSlideError
 from service.slides.tiff import MAX_DIRECTORIES, Tiff
 
 
-def parsed(data: bytes) -> Tiff:
+def parse(data: bytes) -> Tiff:
     return Tiff(lambda offset, length: data[offset : offset + length], len(data))
 
 
-def directory(entries: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
-    """A classic little-endian directory of (tag, type, count, value)."""
+def make_directory(entries: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
+    """Return a classic little-endian directory of (tag, type, count, value)."""
     body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return struct.pack("<H", len(entries)) + body + struct.pack("<I", following)
 
@@ -34,7 +34,7 @@ def test_tags_agree_with_tifffile(tmp_path: Path, big: bool, order: str) -> None
         file.write(pixels, tile=(16, 32), subifds=1, description="a slide", metadata=None, resolution=(40000, 20000))
         file.write(pixels[::2, ::2], tile=(16, 32), subfiletype=1)
         file.write(pixels[:7], subfiletype=1, metadata=None)
-    tiff = parsed(path.read_bytes())
+    tiff = parse(path.read_bytes())
     assert tiff.big is big
     with tifffile.TiffFile(path) as reference:
         assert len(tiff.directories) == len(reference.pages) == 2
@@ -48,25 +48,25 @@ def test_tags_agree_with_tifffile(tmp_path: Path, big: bool, order: str) -> None
     assert (child.integer(256), child.integer(257)) == (40, 48)
 
 
-def test_what_is_no_tiff_is_left_to_others() -> None:
+def test_files_that_are_not_tiff_are_unsupported() -> None:
     for data in (b"", b"II*", b"\xff\xd8\xff\xe0 a JPEG", bytes(100)):
         with pytest.raises(UnsupportedSlideError):
-            parsed(data)
+            parse(data)
 
 
-def test_a_chain_in_a_circle_is_refused() -> None:
-    first = directory([(256, 4, 1, 16)], following=8)
-    with pytest.raises(SlideError, match="circle at byte 8"):
-        parsed(b"II*\0" + struct.pack("<I", 8) + first)
+def test_a_directory_loop_is_refused() -> None:
+    first = make_directory([(256, 4, 1, 16)], following=8)
+    with pytest.raises(SlideError, match="loop at byte 8"):
+        parse(b"II*\0" + struct.pack("<I", 8) + first)
 
 
 def test_a_million_images_are_refused_before_they_are_read() -> None:
-    one = len(directory([(256, 4, 1, 16)]))
-    chain = b"".join(directory([(256, 4, 1, 16)], following=8 + (n + 1) * one) for n in range(20_000))
-    began = time.process_time()
+    length = len(make_directory([(256, 4, 1, 16)]))
+    chain = b"".join(make_directory([(256, 4, 1, 16)], following=8 + (n + 1) * length) for n in range(20_000))
+    start_s = time.process_time()
     with pytest.raises(SlideError, match=f"more than {MAX_DIRECTORIES} images"):
-        parsed(b"II*\0" + struct.pack("<I", 8) + chain)
-    assert time.process_time() - began < 1
+        parse(b"II*\0" + struct.pack("<I", 8) + chain)
+    assert time.process_time() - start_s < 1
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_a_million_images_are_refused_before_they_are_read() -> None:
     [
         ((256, 4, 0xFFFFFFFF, 8), "truncated or damaged"),  # sixteen gigabytes of widths
         ((256, 4, 2, 0xFFFFFFF0), "truncated or damaged"),  # outside the file
-        ((256, 5, 1, 8), "no integer"),
-        ((256, 2, 0, 0), "no integer"),
-        ((256, 99, 1, 0), "is missing"),  # a type that nobody knows
+        ((256, 5, 1, 8), "not an integer"),
+        ((256, 2, 0, 0), "not an integer"),
+        ((256, 99, 1, 0), "is missing"),  # an unknown type
     ],
 )
 def test_absurd_values_are_refused_without_memory(entry: tuple[int, int, int, int], reason: str) -> None:
-    tiff = parsed(b"II*\0" + struct.pack("<I", 8) + directory([entry]))
+    tiff = parse(b"II*\0" + struct.pack("<I", 8) + make_directory([entry]))
     tracemalloc.start()
     with pytest.raises(SlideError, match=reason):
         tiff.directories[0].integer(256)
@@ -91,8 +91,8 @@ def test_absurd_values_are_refused_without_memory(entry: tuple[int, int, int, in
 def test_a_directory_outside_the_file_or_of_too_many_tags_is_refused() -> None:
     for offset in (7_000_000, 0xFFFFFFFF):
         with pytest.raises(SlideError, match="file ends at"):
-            parsed(b"II*\0" + struct.pack("<I", offset) + bytes(64))
+            parse(b"II*\0" + struct.pack("<I", offset) + bytes(64))
     with pytest.raises(SlideError, match="65535 tags"):
-        parsed(b"II*\0" + struct.pack("<IH", 8, 65535) + bytes(1 << 20))
-    with pytest.raises(SlideError, match="no image"):
-        parsed(b"II*\0" + bytes(64))
+        parse(b"II*\0" + struct.pack("<IH", 8, 65535) + bytes(1 << 20))
+    with pytest.raises(SlideError, match="has no image"):
+        parse(b"II*\0" + bytes(64))

@@ -1,4 +1,4 @@
-"""Makers' habits: which images are levels, how levels lie over each other, what a pixel measures."""
+"""Vendor formats: which images are levels, how levels are aligned, and the pixel size."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PHILIPS = """<?xml version="1.0"?><DataObject ObjectType="DPUfsImport"><Attribut
 &quot;0.000227&quot; &quot;0.000226&quot;</Attribute></DataObject>"""
 
 
-def plain(size: tuple[int, int], value: int) -> NDArray[np.uint8]:
+def make_plain(size: tuple[int, int], value: int) -> NDArray[np.uint8]:
     return np.full((size[1], size[0], 3), value, np.uint8)
 
 
 def test_padded_levels_of_philips_stay_aligned(tmp_path: Path) -> None:
-    """A white line at the same place of the slide must be found there at each level."""
+    """A line must be at the same place of the slide on each level."""
     whole = (7 * TILE, 5 * TILE)
     with tifffile.TiffWriter(tmp_path / "x.tiff") as file:
         for n, step in enumerate([1, 2, 4]):
             wide, high = (-(-side // step) for side in whole)
-            level = plain((-(-wide // TILE) * TILE, -(-high // TILE) * TILE), 255)
+            level = make_plain((-(-wide // TILE) * TILE, -(-high // TILE) * TILE), 255)
             level[:high, :wide] = 60
             level[:high, 320 // step : 328 // step] = 200
             file.write(
@@ -41,8 +41,8 @@ def test_padded_levels_of_philips_stay_aligned(tmp_path: Path) -> None:
                 description=PHILIPS if n == 0 else f"level={n}",
                 metadata=None,
             )
-        file.write(plain((60, 40), 10), description="Label", metadata=None)
-        file.write(plain((80, 40), 10), description="Macro", metadata=None)
+        file.write(make_plain((60, 40), 10), description="Label", metadata=None)
+        file.write(make_plain((80, 40), 10), description="Macro", metadata=None)
     with RegionReader() as reader:
         batch = reader.batch([str(tmp_path / "x.tiff")])
         info = batch.info[0]
@@ -78,7 +78,7 @@ def test_levels_of_ome_tiff_are_the_sub_images_of_the_first(tmp_path: Path, samp
         file.write(level0, tile=(64, 64), subifds=2, compression="lzw", predictor=True, metadata=metadata)
         file.write(level0[::2, ::2], tile=(64, 64), subfiletype=1, compression="lzw", predictor=True)
         file.write(level0[::4, ::4], tile=(64, 64), subfiletype=1, compression="lzw", predictor=True)
-        file.write(plain((90, 60), 7), tile=(64, 64), metadata={"Name": "label"})
+        file.write(make_plain((90, 60), 7), tile=(64, 64), metadata={"Name": "label"})
     with RegionReader() as reader:
         info = reader.info(str(tmp_path / "x.ome.tif"))
         thumbnail = reader.thumbnail(str(tmp_path / "x.ome.tif"), 300)
@@ -105,10 +105,10 @@ def test_aperios_thumbnail_label_and_macro_are_no_levels_even_if_tiled(tmp_path:
             ((100, 75), "400x300 -> 100x75", 0),
             ((120, 90), "label 120x90", 1),
             ((200, 150), "macro 200x150", 9),
-            ((130, 40), "another picture", 0),
+            ((130, 40), "another image", 0),
         ):
             tiled = {"tile": (64, 64)}
-            file.write(plain(size, 99), description=head + text, subfiletype=kind, metadata=None, **tiled)
+            file.write(make_plain(size, 99), description=head + text, subfiletype=kind, metadata=None, **tiled)
     with RegionReader() as reader:
         info = reader.info(str(tmp_path / "x.svs"))
     assert info.format == "aperio-svs"
@@ -117,9 +117,9 @@ def test_aperios_thumbnail_label_and_macro_are_no_levels_even_if_tiled(tmp_path:
 
 
 @pytest.mark.parametrize("mpp", ["0", "-1", "nan", "1e99", "a lot"])
-def test_nonsense_for_a_pixel_size_counts_as_unknown(tmp_path: Path, mpp: str) -> None:
+def test_an_invalid_pixel_size_counts_as_unknown(tmp_path: Path, mpp: str) -> None:
     path = tmp_path / "x.svs"
-    tifffile.imwrite(path, plain((99, 99), 9), tile=(64, 64), description=f"Aperio\n|MPP = {mpp}", metadata=None)
+    tifffile.imwrite(path, make_plain((99, 99), 9), tile=(64, 64), description=f"Aperio\n|MPP = {mpp}", metadata=None)
     with RegionReader() as reader:
         assert reader.info(str(path)).mpp_xy is None
 
@@ -127,7 +127,7 @@ def test_nonsense_for_a_pixel_size_counts_as_unknown(tmp_path: Path, mpp: str) -
 def test_no_text_of_the_header_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x.svs"
     text = "Aperio\n|Patient = Jane Roe|MPP = 0.5"
-    tifffile.imwrite(path, plain((99, 99), 9), tile=(64, 64), description=text, metadata=None)
+    tifffile.imwrite(path, make_plain((99, 99), 9), tile=(64, 64), description=text, metadata=None)
     with RegionReader() as reader:
         assert "Jane" not in repr(reader.info(str(path)))
 
@@ -151,4 +151,4 @@ def test_aperios_jpeg2000_is_read_in_place(tmp_path: Path, compression: int) -> 
         assert reader.info(str(tmp_path / "x.svs")).format == "aperio-svs"
         thumbnail = reader.thumbnail(str(tmp_path / "x.svs"), TILE)
     same = np.array_equal(thumbnail, pixels)
-    assert same is (compression == 33005)  # the other is YCbCr and is converted
+    assert same is (compression == 33005)  # the other one is YCbCr and is converted

@@ -1,8 +1,8 @@
-"""Names that were made to lead out of what a user may touch: none does, whatever is done with them.
+"""Hostile names that try to reach files outside a user's rights: none succeeds, however it is used.
 
-Seen from outside the code under test: Python's audit events name every file that is opened, listed, moved or removed, a
-web server keeps every request, the closed folders are compared before and after, and what comes back is searched for
-what only the closed files hold.
+The observers are independent of the code under test: Python's audit events report every file that is opened, listed,
+moved or removed, a web server records every request, the closed folders are compared before and after, and the results
+are searched for a text that only the closed files contain.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from service.cohort.outlines import read_outlines
 from service.errors import MagnetError
 from service.queue.allowed import joined
 from service.settings.train import train_settings
-from service.slides.disk_cache import local_copy
+from service.slides.disk_cache import get_local_copy
 from service.slides.reader import RegionReader
 from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, open_source
@@ -40,32 +40,32 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECRET = b"what-only-the-closed-files-hold"
 CHANGES = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.rename": 2, "os.link": 2, "os.symlink": 2}
-"""Events that change a folder; from which argument on they name open folders."""
+"""Events that change a folder, with the index of their first argument that is an open folder."""
 EVENTS = ("open", "os.listdir", "os.scandir", *CHANGES)
 NUM_EXAMPLES = int(os.environ.get("MAGNET_ATTACKS", "400"))
 
 
 @dataclass
 class Watcher:
-    """Notes what touches the closed folders, while it is on."""
+    """Records every access to the closed folders while it is on."""
 
     closed: list[str] = field(default_factory=list)
     touched: list[str] = field(default_factory=list)
     on: bool = False
 
-    def hear(self, event: str, arguments: tuple[object, ...]) -> None:
+    def record(self, event: str, arguments: tuple[object, ...]) -> None:
         if not self.on or event not in EVENTS:
             return
-        self.on = False  # resolving a name is heard too
+        self.on = False  # resolving a name causes events too
         descriptors = arguments[CHANGES[event] :] if event in CHANGES else ()
-        folders = [one for one in descriptors if isinstance(one, int) and one >= 0]
+        folders = [number for number in descriptors if isinstance(number, int) and number >= 0]
         try:
             for number, name in enumerate(arguments[:2]):
                 if isinstance(name, str | bytes | os.PathLike):
                     path = os.fsdecode(name)
                     if folders:  # a name inside an open folder
                         path = f"{os.readlink(f'/proc/self/fd/{folders[number % len(folders)]}')}/{path}"
-                    # Removing and renaming act on a link itself, opening on what it leads to.
+                    # Removing and renaming act on a link itself, opening acts on its target.
                     parent, base = os.path.split(path.rstrip("/"))
                     path = f"{os.path.realpath(parent)}/{base}" if event in CHANGES else os.path.realpath(path)
                     if any(path == folder or path.startswith(f"{folder}/") for folder in self.closed):
@@ -75,7 +75,7 @@ class Watcher:
 
 
 WATCHER = Watcher()
-sys.addaudithook(WATCHER.hear)  # for the life of the process; there is no way to remove it
+sys.addaudithook(WATCHER.record)  # a hook cannot be removed before the process ends
 
 
 @dataclass
@@ -87,7 +87,7 @@ class World:
     requests: list[str]
 
     def fill(self) -> None:
-        """Make what an earlier name may have removed or replaced."""
+        """Restore the files that an earlier name may have removed or replaced."""
         lab = self.folder / "lab"
         shutil.rmtree(lab / "out", ignore_errors=True)
         (lab / "out").mkdir()
@@ -134,7 +134,7 @@ def world() -> Iterator[World]:
 
 
 def serve(requests: list[str]) -> ThreadingHTTPServer:
-    """A web server that redirects some names out of ``/lab``, and holds secrets elsewhere."""
+    """Serve secrets, and redirect some names in ``/lab`` to a place outside it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -147,7 +147,7 @@ def serve(requests: list[str]) -> ThreadingHTTPServer:
         do_HEAD = do_PUT = do_DELETE = do_POST = do_GET
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -156,12 +156,12 @@ def serve(requests: list[str]) -> ThreadingHTTPServer:
 
 
 def read_rows(uri: str) -> object:
-    """A manifest in the user's own folder that names the place as a slide's."""
-    own = f"{os.getcwd()}/out/m.csv"
+    """Check a manifest in the user's folder that lists the name as a slide."""
+    manifest = f"{os.getcwd()}/out/m.csv"
     quoted = uri.replace('"', '""')
-    Path(own).write_text(f'slide_id,uri\na,"{quoted}"\n', errors="surrogateescape")
+    Path(manifest).write_text(f'slide_id,uri\na,"{quoted}"\n', errors="surrogateescape")
     with RegionReader() as reader:
-        return check_slides(load_manifest(own, need_labels=False), reader)
+        return check_slides(load_manifest(manifest, need_labels=False), reader)
 
 
 def read_folder(uri: str) -> object:
@@ -174,7 +174,7 @@ ACTIONS: dict[str, Callable[[str], object]] = {
     "exists": storage.exists,
     "list_uris": storage.list_uris,
     "ranges": lambda uri: (source := open_source(uri, OpenFiles())).read(0, min(source.size_bytes, 9), ReadCounters()),
-    "copy": lambda uri: local_copy(open_source(uri, OpenFiles()), ReadCounters()).path,
+    "copy": lambda uri: get_local_copy(open_source(uri, OpenFiles()), ReadCounters()).path,
     "slide": lambda uri: RegionReader().info(uri),
     "manifest": lambda uri: load_manifest(uri, need_labels=True),
     "rows": read_rows,
@@ -185,7 +185,7 @@ ACTIONS: dict[str, Callable[[str], object]] = {
     "write_bytes": lambda uri: storage.write_bytes(uri, b"x"),
     "delete": storage.delete,
     "delete_all": storage.delete_all,
-    "picture": lambda uri: storage.read_bytes(joined(f"{os.getcwd()}/out", uri)),
+    "image": lambda uri: storage.read_bytes(joined(f"{os.getcwd()}/out", uri)),
 }
 
 PARTS = st.sampled_from(
@@ -242,25 +242,25 @@ NAMES = st.builds(
 @example(name="http://127.0.0.1:{port}/lab/way/x.svs")
 @example(name="http://127.0.0.1:{port}/lab/%2e%2e/closed/x.svs")
 @example(name="{world}/lab/magnet/x.svs")
-def test_no_name_leads_out(world: World, act: Callable[[str], object], name: str) -> None:
+def test_no_name_gives_access_outside_the_rights(world: World, act: Callable[[str], object], name: str) -> None:
     uri = name.replace("{world}", str(world.folder)).replace("{port}", str(world.port))
     world.fill()
     before, world.requests[:], WATCHER.touched[:] = world.closed_files(), [], []
     WATCHER.on = True
     try:
-        seen = repr(act(uri))
+        result = repr(act(uri))
     except (MagnetError, ValueError, OSError) as error:
-        seen = f"{error!r} {error}"
+        result = f"{error!r} {error}"
     finally:
         WATCHER.on = False
     assert WATCHER.touched == []
     assert world.closed_files() == before
     assert [path for path in world.requests if not path.startswith("/lab")] == []
-    assert SECRET.decode() not in seen
+    assert SECRET.decode() not in result
 
 
-def test_the_watcher_sees_what_it_is_for(world: World) -> None:
-    """Without rights the same names do lead out: the observers would notice."""
+def test_the_watcher_detects_access_outside_the_rights(world: World) -> None:
+    """Without rights the same names give access, and the observers detect it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MAGNET_RIGHTS")
         WATCHER.touched[:], world.requests[:], WATCHER.on = [], [], True

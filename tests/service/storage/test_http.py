@@ -1,4 +1,4 @@
-"""Plain web servers: what they answer, and where they try to lead."""
+"""Plain web servers: their responses and their redirects."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DATA = bytes(range(100))
 
 
 class Server:
-    """Answers by path, and keeps the paths of all requests."""
+    """A web server whose response depends on the path; it records the paths of all requests."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
         self.redirects: dict[str, str] = {}
-        own = self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                own.paths.append(self.path)
-                if target := own.redirects.get(self.path):
+                server.paths.append(self.path)
+                if target := server.redirects.get(self.path):
                     self._send(302, b"", {"Location": target})
                 elif self.path.endswith("no-ranges"):
                     self._send(200, DATA)
@@ -56,7 +56,7 @@ class Server:
                     self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -70,32 +70,32 @@ class Server:
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Server]]:
-    """One of which ``/lab`` may be read, and another one."""
-    own, other = Server(), Server()
+    """Return a server whose ``/lab`` may be read, and another server."""
+    allowed, other = Server(), Server()
     monkeypatch.setenv("MAGNET_STORAGE_DEADLINE_S", "1")
-    monkeypatch.setenv("MAGNET_RIGHTS", Rights([Right(prefix=f"{own.url}/lab", read=True)]).to_text())
-    yield own, other
+    monkeypatch.setenv("MAGNET_RIGHTS", Rights([Right(prefix=f"{allowed.url}/lab", read=True)]).to_text())
+    yield allowed, other
     storage.stores.forget_stores()
-    own.stop()
+    allowed.stop()
     other.stop()
 
 
 def test_objects_and_ranges_are_read(servers: tuple[Server, Server]) -> None:
-    own, _ = servers
-    assert storage.read_bytes(f"{own.url}/lab/a b") == DATA
-    assert own.paths == ["/lab/a%20b"]
-    source = open_source(f"{own.url}/lab/x", OpenFiles(), head_bytes=8)
+    allowed, _ = servers
+    assert storage.read_bytes(f"{allowed.url}/lab/a b") == DATA
+    assert allowed.paths == ["/lab/a%20b"]
+    source = open_source(f"{allowed.url}/lab/x", OpenFiles(), head_bytes=8)
     assert (source.size_bytes, source.head) == (100, DATA[:8])
     assert source.read(50, 10, ReadCounters()) == DATA[50:60]
 
 
 @pytest.mark.parametrize("read", [storage.read_bytes, storage.stat, lambda uri: open_source(uri, OpenFiles(), None, 8)])
 def test_a_redirect_to_another_server_is_not_followed(servers: tuple[Server, Server], read: object) -> None:
-    own, other = servers
-    own.redirects["/lab/x"] = f"{other.url}/lab/x"
+    allowed, other = servers
+    allowed.redirects["/lab/x"] = f"{other.url}/lab/x"
     assert callable(read)
     with pytest.raises(AccessError, match="redirects to another one"):
-        read(f"{own.url}/lab/x")
+        read(f"{allowed.url}/lab/x")
     assert other.paths == []
 
 
@@ -103,39 +103,41 @@ def test_a_redirect_to_another_server_is_not_followed(servers: tuple[Server, Ser
     "target", ["/closed/x", "../closed/x", "/lab/../closed/x", "/lab/%2e%2e/closed/x", "//127.0.0.1/lab"]
 )
 def test_a_redirect_out_of_the_prefix_is_not_followed(servers: tuple[Server, Server], target: str) -> None:
-    own, _ = servers
-    own.redirects["/lab/x"] = target
+    allowed, _ = servers
+    allowed.redirects["/lab/x"] = target
     with pytest.raises(UsageError):
-        storage.read_bytes(f"{own.url}/lab/x")
-    assert own.paths == ["/lab/x"]
+        storage.read_bytes(f"{allowed.url}/lab/x")
+    assert allowed.paths == ["/lab/x"]
 
 
 def test_a_redirect_within_the_prefix_is_followed(servers: tuple[Server, Server]) -> None:
-    own, _ = servers
-    own.redirects["/lab/x"] = "/lab/y"
-    assert storage.read_bytes(f"{own.url}/lab/x") == DATA
+    allowed, _ = servers
+    allowed.redirects["/lab/x"] = "/lab/y"
+    assert storage.read_bytes(f"{allowed.url}/lab/x") == DATA
 
 
-def test_a_circle_of_redirects_ends(servers: tuple[Server, Server]) -> None:
-    own, _ = servers
-    own.redirects["/lab/x"] = "/lab/x"
+def test_a_redirect_loop_ends(servers: tuple[Server, Server]) -> None:
+    allowed, _ = servers
+    allowed.redirects["/lab/x"] = "/lab/x"
     with pytest.raises(UsageError, match="redirects"):
-        storage.read_bytes(f"{own.url}/lab/x")
+        storage.read_bytes(f"{allowed.url}/lab/x")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("no-ranges", "does not serve byte ranges"), ("compressed", "compresses"), ("too-much", "more than the 8 bytes")],
+    [
+        ("no-ranges", "does not serve byte ranges"),
+        ("compressed", "compresses"),
+        ("too-much", "more than the 8 requested"),
+    ],
 )
-def test_a_server_that_does_not_keep_to_ranges_is_refused(
-    servers: tuple[Server, Server], name: str, message: str
-) -> None:
-    own, _ = servers
+def test_a_server_that_ignores_byte_ranges_is_refused(servers: tuple[Server, Server], name: str, message: str) -> None:
+    allowed, _ = servers
     with pytest.raises(MagnetError, match=message):
-        open_source(f"{own.url}/lab/{name}", OpenFiles(), None, 8)
+        open_source(f"{allowed.url}/lab/{name}", OpenFiles(), None, 8)
 
 
 @pytest.mark.parametrize("host", ["user@127.0.0.1", "127.0.0.1\\@x", "127.0.0.1#x", "127.0.0.1?x"])
-def test_a_host_that_is_more_than_a_host_is_refused(host: str) -> None:
+def test_a_host_with_extra_parts_is_refused(host: str) -> None:
     with pytest.raises(UsageError):
         storage.read_bytes(f"http://{host}/lab/x", 0.2)

@@ -1,4 +1,4 @@
-"""What a process with rights may touch: its user's places and folder, by the name that a place resolves to."""
+"""The places that a process with rights may access: its user's places and folder, by their resolved names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from service.cohort.manifest import ManifestError, load_manifest
 from service.errors import AccessError, UsageError
 from service.queue.grants import groups_of, job_rights, user_rights
 from service.settings.service import Place, ServiceSettings
-from service.storage.rights import Right, Rights, from_text
+from service.storage.rights import Right, Rights, parse_rights
 
 
-def readable(place: str, *prefixes: str) -> bool:
+def is_readable(place: str, *prefixes: str) -> bool:
     try:
         Rights(Right(prefix=prefix, read=True) for prefix in prefixes).require(place)
     except UsageError:
@@ -46,11 +46,11 @@ def readable(place: str, *prefixes: str) -> bool:
         ("http://[::1]:80/a/x", "http://[::1]:80/a", True),
     ],
 )
-def test_a_place_is_judged_by_what_it_resolves_to(place: str, prefix: str, allowed: bool) -> None:
-    assert readable(place, prefix) == allowed
+def test_rights_apply_to_the_resolved_place(place: str, prefix: str, allowed: bool) -> None:
+    assert is_readable(place, prefix) == allowed
 
 
-def test_the_longest_prefix_decides_and_writing_is_a_right_of_its_own() -> None:
+def test_the_longest_prefix_decides_and_writing_is_a_separate_right() -> None:
     rights = Rights(
         [
             Right(prefix="s3://lab", read=True),
@@ -59,24 +59,30 @@ def test_the_longest_prefix_decides_and_writing_is_a_right_of_its_own() -> None:
             Right(prefix="s3://lab/magnet/users/ada/jobs/1", write=True),
         ]
     )
-    own = "s3://lab/magnet/users/ada"
-    reads = {"s3://lab/x": True, "s3://lab/magnet/queue.db": False, f"{own}/m.csv": True, f"{own}/jobs/1/log": True}
-    writes = {"s3://lab/x": False, f"{own}/m.csv": False, f"{own}/jobs/1/log": True, f"{own}/jobs/2/log": False}
-    for place, allowed in reads.items():
-        assert (
-            rights.allow(storage.rights.canonical(storage.uri.parse(place), follow_links=True), write=False) == allowed
-        )
-    for place, allowed in writes.items():
-        assert (
-            rights.allow(storage.rights.canonical(storage.uri.parse(place), follow_links=True), write=True) == allowed
-        )
+    home = "s3://lab/magnet/users/ada"
+    reads = {
+        "s3://lab/x": True,
+        "s3://lab/magnet/queue.db": False,
+        f"{home}/m.csv": True,
+        f"{home}/jobs/1/log": True,
+    }
+    writes = {
+        "s3://lab/x": False,
+        f"{home}/m.csv": False,
+        f"{home}/jobs/1/log": True,
+        f"{home}/jobs/2/log": False,
+    }
+    for places, write in ((reads, False), (writes, True)):
+        for place, allowed in places.items():
+            location = storage.rights.canonical(storage.uri.parse(place), follow_links=True)
+            assert rights.allows(location, write=write) == allowed
 
 
-def test_rights_survive_the_environment() -> None:
+def test_rights_are_passed_by_the_environment() -> None:
     rights = Rights([Right(prefix="s3://lab/a b", read=True), Right(prefix="/data", write=True)])
-    assert from_text(rights.to_text()).rights == rights.rights
+    assert parse_rights(rights.to_text()).rights == rights.rights
     with pytest.raises(UsageError, match="malformed"):
-        from_text('{"prefix": 1')
+        parse_rights('{"prefix": 1')
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def settings(tmp_path: Path) -> ServiceSettings:
     return ServiceSettings(storage=str(tmp_path / "service"), places=places, groups=groups)
 
 
-def test_each_user_has_a_folder_that_nobody_else_names(settings: ServiceSettings) -> None:
+def test_no_user_may_read_another_users_folder(settings: ServiceSettings) -> None:
     ada, bob = (user_rights(settings, who, groups_of(settings, who)) for who in ("ada", "bob"))
     result = f"{settings.job_folder('ada', 'score-1')}/scores/scores.csv"
     ada.require(result)
@@ -125,7 +131,7 @@ def test_a_job_writes_in_its_own_folders_only(settings: ServiceSettings) -> None
             rights.require(place, write=True)
 
 
-def test_places_with_credentials_are_closed_though_a_prefix_holds_them(
+def test_places_with_credentials_are_closed_even_inside_a_readable_prefix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -169,7 +175,7 @@ def test_a_manifest_of_a_job_names_only_allowed_places(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     "content", ["s3cr3t-token-of-the-cluster", "key: s3cr3t\nother: s3cr3t", "s3cr3t;s3cr3t\n1;2", "a\0s3cr3t"]
 )
-def test_what_a_file_holds_that_is_no_manifest_is_not_quoted(tmp_path: Path, content: str) -> None:
+def test_the_content_of_a_file_that_is_not_a_manifest_is_not_quoted(tmp_path: Path, content: str) -> None:
     (tmp_path / "token").write_text(content)
     with pytest.raises(ManifestError) as raised:
         load_manifest(str(tmp_path / "token"), need_labels=True)

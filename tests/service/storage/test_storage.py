@@ -22,7 +22,7 @@ DATA = bytes(range(256)) * 64
 
 @pytest.fixture
 def other_clouds(store: HttpStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """``gs://bucket`` and ``az://bucket`` lie in the store too."""
+    """Make ``gs://bucket`` and ``az://bucket`` refer to the same store."""
     account = {"gcs_base_url": store.endpoint, "disable_oauth": True}
     account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
     (tmp_path / "account.json").write_text(json.dumps(account))
@@ -56,7 +56,7 @@ def test_objects_are_written_listed_read_and_deleted(store: HttpStore, tmp_path:
 
 @pytest.mark.usefixtures("other_clouds")
 def test_azure_is_read_written_and_listed() -> None:
-    """Deleting goes by its batch requests, which the store here does not know."""
+    """Deleting is not tested: it uses batch requests, which the fake store does not support."""
     storage.write_bytes("az://bucket/cohort/a b.svs", DATA)
     assert storage.list_uris("az://bucket/cohort") == ["az://bucket/cohort/a b.svs"]
     assert storage.stat("az://bucket/cohort/a b.svs")[0] == len(DATA)
@@ -73,7 +73,7 @@ def test_a_web_server_is_read_but_neither_written_nor_listed(store: HttpStore) -
         storage.list_uris(store.url(""))
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "table.csv"
     storage.write_bytes(str(place), b"old")
 
@@ -98,11 +98,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         ("s3://bucket/cohort", "/mnt/1.svs", "/mnt/1.svs"),
     ],
 )
-def test_relative_names_are_seen_from_their_folder(base: str, relative: str, joined: str) -> None:
+def test_relative_names_are_joined_to_their_folder(base: str, relative: str, joined: str) -> None:
     assert storage.join(base, relative) == joined
 
 
-def test_uris_are_taken_apart() -> None:
+def test_uris_are_parsed() -> None:
     assert parse("s3://bucket/a/b c.svs") == Location("s3", "bucket", "a/b c.svs")
     assert parse("file:///data/b%20c.svs") == Location("file", "", "/data/b c.svs")
     assert storage.parent("s3://bucket/a/x.svs") == "s3://bucket/a"
@@ -115,7 +115,7 @@ def test_uris_are_taken_apart() -> None:
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "reset", "short", "403", "expired"])
-def test_a_read_survives_two_faults_in_a_row(store: HttpStore, fault: str) -> None:
+def test_a_read_succeeds_after_two_faults_in_a_row(store: HttpStore, fault: str) -> None:
     (store.folder / "x").write_bytes(DATA)
     source = open_source("s3://bucket/x", OpenFiles())
     store.faults.extend([fault] if fault in ("403", "expired") else [fault, fault])
@@ -123,7 +123,7 @@ def test_a_read_survives_two_faults_in_a_row(store: HttpStore, fault: str) -> No
     assert not store.faults
 
 
-def test_a_store_that_stays_down_is_given_up_at_the_deadline(store: HttpStore) -> None:
+def test_reads_from_a_failing_store_end_at_the_deadline(store: HttpStore) -> None:
     (store.folder / "x").write_bytes(DATA)
     source = open_source("s3://bucket/x", OpenFiles(), deadline_s=0.6)
     store.faults.extend(["503"] * 1000)
@@ -133,12 +133,12 @@ def test_a_store_that_stays_down_is_given_up_at_the_deadline(store: HttpStore) -
     assert time.monotonic() - began < 1.5
 
 
-def test_refused_credentials_fail_at_once_and_say_so(store: HttpStore) -> None:
+def test_denied_credentials_fail_without_further_retries(store: HttpStore) -> None:
     (store.folder / "x").write_bytes(DATA)
     store.faults.extend(["403"] * 10)
     with pytest.raises(AccessError, match="check credentials"):
         storage.read_bytes("s3://bucket/x")
-    assert len(store.gets()) == 2  # once more with fresh credentials, then no more
+    assert len(store.gets()) == 2  # one more try with fresh credentials, then none
 
 
 def test_public_buckets_need_no_credentials(store: HttpStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +161,8 @@ def test_the_endpoint_of_an_aws_profile_is_used(
     assert storage.read_bytes("s3://bucket/x") == DATA
 
 
-def test_a_bucket_may_stand_in_the_host_name(store: HttpStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store takes the place of the proxy that knows the host; a bucket in the path would be a folder there."""
+def test_a_bucket_may_be_part_of_the_host_name(store: HttpStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store acts as the proxy that resolves the host; a bucket in the path would become a folder there."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://s3.example")
     monkeypatch.setenv("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true")
     for name in ("HTTP_PROXY", "http_proxy"):
@@ -177,7 +177,7 @@ def test_a_bucket_may_stand_in_the_host_name(store: HttpStore, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("place", ["file", "s3"])
-def test_a_replaced_object_is_noticed(store: HttpStore, place: str) -> None:
+def test_a_replaced_object_is_detected(store: HttpStore, place: str) -> None:
     path = store.folder / "x"
     path.write_bytes(DATA)
     source = open_source(str(path) if place == "file" else "s3://bucket/x", OpenFiles())
@@ -196,7 +196,7 @@ def test_ranges_outside_the_file_are_refused_without_a_request(store: HttpStore)
     assert not store.gets()
 
 
-def test_few_files_stay_open(tmp_path: Path) -> None:
+def test_the_number_of_open_files_is_limited(tmp_path: Path) -> None:
     files = OpenFiles(max_files=3)
     for n in range(20):
         (tmp_path / str(n)).write_bytes(DATA)
