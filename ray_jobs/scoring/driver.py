@@ -27,8 +27,8 @@ from service.errors import UsageError
 from service.results import scores
 from service.results.localisation import localisation
 from service.results.patients import write_patients
-from service.results.report import report
-from service.results.summary import Findings, findings
+from service.results.report import render_report
+from service.results.summary import Summary, summarise
 from service.settings.score import ScoreSettings
 
 SLIDES_PER_PART = (8, 64)
@@ -79,14 +79,14 @@ def score(
     num_new = _score(slides, model, settings, out)
     table = scores.finish(out, slides)
     write_patients(out, table)
-    found = findings(table, num_new, time.monotonic() - began)
+    summary = summarise(table, num_new, time.monotonic() - began)
     judged = None if outlines is None else localisation(table, outlines)
     if judged is not None:
-        found = replace(found, localisation=judged)
+        summary = replace(summary, localisation=judged)
         storage.write_bytes(storage.join(out, LOCALISATION_FILE), judged.to_json())
-    storage.write_bytes(storage.join(out, REPORT_FILE), report(table, found, out))
-    _tell(found, out)
-    return exit_status.SLIDES_FAILED if found.count["failed"] else exit_status.DONE
+    storage.write_bytes(storage.join(out, REPORT_FILE), render_report(table, summary))
+    _tell(summary, out)
+    return exit_status.SLIDES_FAILED if summary.status_counts["failed"] else exit_status.DONE
 
 
 def _keep_settings(settings: ScoreSettings, out: str) -> None:
@@ -149,9 +149,9 @@ def _blocks(slides: list[Slide], done: set[str]) -> list[pa.Table]:
     return blocks
 
 
-def _tell(found: Findings, out: str) -> None:
+def _tell(summary: Summary, out: str) -> None:
     """The scoring in a few lines."""
-    for line in found.lines():
+    for line in summary.to_lines():
         print(line)
     for line in result_lines(out, environment.service_job()):
         print(line, flush=True)

@@ -20,7 +20,7 @@ from magnet.zoom import MagNet, Zoomed
 from ray_jobs.scoring.region_rows import regions_of
 from service.cohort.manifest import Slide
 from service.errors import MagnetError
-from service.results.early_stopping import settled
+from service.results.early_stopping import has_settled
 from service.results.scores import empty_row
 from service.settings.score import ZoomSettings
 from service.slides.quality import Quality, SlideRefusedError, inspect
@@ -139,7 +139,9 @@ def _enough(scored: Scored, batch: Batch, settings: ZoomSettings) -> Callable[[T
     """Whether a slide's zoom may end where it is; notes why."""
 
     def enough(running_BN: Tensor) -> bool:
-        if settings.stop_when_settled is not None and settled(_probabilities(running_BN), settings.stop_when_settled):
+        if settings.stop_when_settled is not None and has_settled(
+            _probabilities(running_BN), settings.stop_when_settled
+        ):
             scored.ended = "settled"
         elif (
             settings.max_bytes_per_slide is not None and _total(scored, batch, "bytes") >= settings.max_bytes_per_slide
