@@ -29,7 +29,8 @@ from service import environment
 from service.cohort.label_policy import slide_counts
 from service.cohort.manifest import Manifest
 from service.errors import ProgramError, StoppedError
-from service.settings.train import TrainSettings, changed, flat, to_dict
+from service.settings.parsing import flat, to_dict
+from service.settings.train import TrainSettings, changed
 from service.storage import join
 
 MLFLOW_PATIENCE_S = 120.0

@@ -33,7 +33,8 @@ from ray_jobs.tuning.search_space import Refused, schedules, space
 from service import environment, storage
 from service.cohort.manifest import Manifest
 from service.errors import StoppedError
-from service.settings.train import TrainSettings, flat, to_dict
+from service.settings.parsing import flat, to_dict
+from service.settings.train import TrainSettings
 from service.settings.tune import Schedule, SearchSettings, in_words
 
 BEST_FILE = "best.yaml"

@@ -37,7 +37,8 @@ from ray_jobs.tuning.pareto import Outcome
 from service import storage
 from service.cohort.manifest import Manifest
 from service.queue.incidents import describe
-from service.settings.train import TrainSettings, flat, to_dict
+from service.settings.parsing import flat, to_dict
+from service.settings.train import TrainSettings
 from service.settings.tune import SearchSettings, trial_settings
 from service.slides.reader import RegionReader
 

@@ -8,7 +8,8 @@ import yaml
 from ray_jobs.tracking.mlflow_run import Tracker, start_run
 from ray_jobs.tracking.rerun import CONFIG_FILE, recorded
 from service.errors import UsageError
-from service.settings.train import to_dict, train_settings
+from service.settings.parsing import to_dict
+from service.settings.train import train_settings
 
 pytestmark = pytest.mark.slow  # MLflow takes its time to make a database
 

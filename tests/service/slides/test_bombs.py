@@ -183,7 +183,7 @@ def test_external_entities_are_not_read(system: str) -> None:
 def test_deeply_nested_geojson(tmp_path: Path, text: str) -> None:
     path = tmp_path / "deep.geojson"
     path.write_text(text)
-    with pytest.raises(UsageError, match="no GeoJSON of outlines"):
+    with pytest.raises(UsageError, match="is not a GeoJSON file of outlines"):
         read_outlines(str(path))
 
 
