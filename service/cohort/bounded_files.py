@@ -83,6 +83,7 @@ def _iterate_rows(file: pq.ParquetFile, num_rows: int) -> Iterator[dict[str, Any
     count = characters = 0
     for batch in file.iter_batches(BATCH_ROWS):
         count += batch.num_rows
+        # The metadata of a hostile file may contradict its data.
         _require(count <= num_rows, f"has more rows than the {num_rows:,} that it declares")
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             if pa.types.is_dictionary(column.type) and len(column.dictionary):

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from service import storage
-from service.cohort.manifest import COLUMNS, STRATA, Slide
+from service.cohort.manifest import Slide
+from service.cohort.manifest_table import COLUMNS, STRATA
 from service.cohort.splits import split_patients
 from service.errors import MagnetError, UsageError
 
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         cohort = find_slides(options.root)
-        slides = assign_splits(cohort.slides, options.seed, itc_in_test=options.itc_in_test)
+        slides = assign_paper_splits(cohort.slides, options.seed, itc_in_test=options.itc_in_test)
         frame = pd.DataFrame([{name: getattr(slide, name) for name in COLUMNS} for slide in slides])
         storage.write_bytes(options.out, frame.to_csv(index=False).encode())
     except MagnetError as error:
@@ -112,7 +113,7 @@ def find_slides(root: str) -> Cohort:
     return cohort
 
 
-def assign_splits(slides: Sequence[Slide], seed: int, *, itc_in_test: bool) -> list[Slide]:
+def assign_paper_splits(slides: Sequence[Slide], seed: int, *, itc_in_test: bool) -> list[Slide]:
     """Assign splits by the paper's protocol, patient by patient.
 
     Args:
@@ -245,7 +246,7 @@ def _read_stages(uri: str) -> dict[str, tuple[str, str]]:
             continue
         stage = cells[1].lower() if len(cells) > 1 else ""
         if stage not in STRATA:
-            raise UsageError(f"row {number}: stage {stage!r} must be one of {', '.join(STRATA)}", uri=uri)
+            raise UsageError(f"row {number}: stage {stage!r} is unknown; known are {', '.join(STRATA)}", uri=uri)
         result[cells[0].lower().rpartition(".")[0]] = stage, cells[2] if len(cells) > 2 else ""
     return result
 

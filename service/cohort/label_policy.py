@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.cohort.manifest import Manifest, ManifestError, Problem, check_classes
+from service.cohort.manifest import Manifest, check_classes
+from service.cohort.manifest_table import ManifestError, Problem
 from service.cohort.splits import SPLITS
 
 

@@ -21,6 +21,7 @@ def has_settled(running: Sequence[float], eps: float) -> bool:
 
 def _count_patches_read(running: Sequence[float], eps: float) -> int:
     """Return after how many patches a slide would have ended, if the rule had been applied as in a real zoom."""
+    # A slide whose last patches were all read has nothing left to save, so that the full length is no candidate.
     ends = (n for n in range(WINDOW_PATCHES, len(running), WINDOW_PATCHES) if has_settled(running[:n], eps))
     return next(ends, len(running))
 

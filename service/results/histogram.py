@@ -26,11 +26,13 @@ class Bar:
     y: float
     """Top edge."""
     height: float
+    """Height."""
     low: float
     """Lower end of the bin, a probability."""
     high: float
     """Upper end of the bin."""
     num_slides: int
+    """Number of slides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,11 @@ class Group:
     """An entry of the legend."""
 
     name: str
+    """Name of the group."""
     style: str
+    """Style class of the group."""
     num_slides: int
+    """Number of slides in the group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,15 @@ class Histogram:
     """A stacked histogram of probabilities."""
 
     bars: list[Bar]
+    """Bars with at least one slide."""
     groups: list[Group]
     """Groups that have slides."""
     highest: int
     """Number of slides in the fullest bin."""
     threshold: float
+    """Probability from which a call is positive."""
     threshold_x: float
+    """Position of the threshold on the axis."""
     ticks: list[tuple[float, float]]
     """Position and probability of each tick on the axis."""
 

@@ -47,7 +47,9 @@ def render_report(table: pa.Table, summary: Summary) -> bytes:
     """
     rows = table.drop_columns(["regions"]).to_pylist()
     scored = sorted(
-        (row for row in rows if row["status"] == "scored"), key=lambda row: (-row["probability"], row["slide_id"])
+        (row for row in rows if row["status"] == "scored"),
+        # Ids decide between equal probabilities, so that the same table always gives the same page.
+        key=lambda row: (-row["probability"], row["slide_id"]),
     )
     unscored = sorted(
         (row for row in rows if row["status"] != "scored"), key=lambda row: (row["status"], row["slide_id"])

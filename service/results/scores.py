@@ -188,6 +188,7 @@ def finish(out: str, slides: Iterable[Slide]) -> pa.Table:
     if sum(status_counts.values()) != len(slide_ids):
         unknown = sorted(set(table["status"].to_pylist()) - set(STATUSES))
         raise ScoresError(f"rows have a status that is none of {', '.join(STATUSES)}: {unknown}", uri=out)
+    # `regions` is nested, which CSV cannot hold; Parquet and GeoJSON have it.
     write_table(storage.join(out, "scores.parquet"), table)
     write_csv(storage.join(out, "scores.csv"), table.drop_columns(["regions"]))
     return table

@@ -237,9 +237,11 @@ class ServiceSettings:
             raise ValueError("tls_certificate, tls_key: set both for HTTPS, or neither")
         if self.keep_days is not None and not 0 < self.keep_days < float("inf"):
             raise ValueError(f"keep_days = {self.keep_days}: must be a finite number above 0, or null")
+        # One or two late heartbeats must not count as the death of a job.
         if self.silence_s < 3 * self.beat_s:
             raise ValueError(f"silence_s = {self.silence_s}: must be at least 3 * beat_s = {3 * self.beat_s:g}")
         for place in self.places:
+            # With the slash, /srv/magnet-slides is not taken for a folder inside /srv/magnet.
             if f"{place.prefix}/".startswith(f"{self.storage.rstrip('/')}/"):
                 raise ValueError(
                     f"places: {place.prefix} is inside `storage`, which holds secrets and the jobs of all users; "

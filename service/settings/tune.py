@@ -66,6 +66,7 @@ class SearchSettings:
                 raise ValueError(f"{name} = {list(pair)}: must be two numbers above 0, the smallest first")
         if self.auroc_per_mb < 0:
             raise ValueError(f"auroc_per_mb = {self.auroc_per_mb}: must be 0 or more")
+        # A grid tries all combinations of listed values; a range has no list of values.
         if self.method == "grid" and (self.learning_rate or self.temperature):
             raise ValueError(
                 "method = grid: cannot search the ranges learning_rate and temperature; use method optuna or random"

@@ -62,13 +62,19 @@ class PlannedSlide:
     """One row of the manifest."""
 
     slide_id: str
+    """Name of the slide."""
     uri: str
     """Path relative to the manifest."""
     patient_id: str
+    """Name of the patient."""
     center: int
+    """Number of the laboratory."""
     label: int
+    """1 for a slide with a lesion, otherwise 0."""
     stratum: str
+    """"negative", or the stratum of the lesion."""
     split: str
+    """train, val or test."""
 
 
 def plan_slides(settings: CohortSettings) -> list[PlannedSlide]:

@@ -34,11 +34,13 @@ class SlideSpec:
     """All properties that determine a slide."""
 
     slide_id: str
+    """Name of the slide."""
     stratum: str
     """"negative", or the stratum of the lesion."""
     center: int
     """Number of the laboratory, which determines the stain."""
     side_px: int
+    """Side of level 0 in pixels."""
     num_decoys: int
     """Number of decoys of a negative slide; a positive one has one less."""
     hint: float
@@ -54,9 +56,11 @@ class Outline:
     """Outline of a lesion or a decoy."""
 
     slide_id: str
+    """Name of the slide."""
     size: str
     """Stratum whose range of radii it has."""
     is_lesion: bool
+    """Whether it is the lesion."""
     points: list[tuple[float, float]]
     """Closed ring of (x, y) in level-0 pixels."""
 

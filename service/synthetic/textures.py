@@ -41,7 +41,9 @@ class Stain:
     """Strength of the two dyes, 1 on average."""
 
     hematoxylin: float
+    """Strength of the blue dye of nuclei."""
     eosin: float
+    """Strength of the pink dye of other tissue."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, center: int) -> Stain:

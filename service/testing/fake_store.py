@@ -41,6 +41,7 @@ class Request:
     """A request that the store received."""
 
     method: str
+    """HTTP method."""
     key: str
     """Key of the object, without the bucket."""
     start: int | None
@@ -56,8 +57,11 @@ class _Response:
     """Response to a request."""
 
     status: int
+    """HTTP status."""
     body: bytes = b""
+    """Body, without headers."""
     headers: dict[str, str] = field(default_factory=dict)
+    """Headers in addition to Content-Length."""
     fault: str = ""
     """Fault while the response is sent, see `HttpStore.faults`."""
 

@@ -217,4 +217,6 @@ def test_an_unknown_stage_is_refused_with_its_row(
 ) -> None:
     write(small_copy / "CAMELYON17/stages.csv", "patient,stage", "patient_020_node_0.tif,huge")
     assert main([str(small_copy), str(tmp_path / "m.csv")]) == 2
-    assert "stages.csv: row 2: stage 'huge' must be one of negative, macro, micro, itc" in capsys.readouterr().err
+    assert (
+        "stages.csv: row 2: stage 'huge' is unknown; known are negative, macro, micro, itc" in capsys.readouterr().err
+    )
