@@ -126,6 +126,7 @@ def assign_paper_splits(slides: Sequence[Slide], seed: int, *, itc_in_test: bool
     test_patients = {slide.patient_id for slide in camelyon17 if itc_in_test and slide.stratum == "itc"}
     rest = [slide for slide in camelyon17 if slide.patient_id not in test_patients]
     num_missing = TEST_SHARE * len(camelyon17) - (len(camelyon17) - len(rest))
+    # Patients with isolated tumour cells alone may exceed the share.
     if rest and num_missing > 0:
         splits = _split(rest, seed, {"test": num_missing, "fit": len(rest) - num_missing})
         test_patients |= {slide.patient_id for slide, split in zip(rest, splits, strict=True) if split == "test"}
@@ -141,7 +142,7 @@ def _split(slides: Sequence[Slide], seed: int, shares: dict[str, float]) -> list
 
 
 def _add_camelyon16(uris: Sequence[str], folder: str, cohort: Cohort) -> None:
-    """Add the slides of Camelyon16. Each counts as a patient of its own: the data set does not name patients."""
+    """Add the slides of Camelyon16. Each counts as a separate patient: the data set names no patients."""
     images = dict(_images(uris, _IMAGE_16))
     references = _read_references(_find_table(uris, "reference.csv", folder))
     _handle_known_errors(images, cohort.notes)

@@ -22,6 +22,7 @@ def training_slides(manifest: Manifest, *, without_strata: Sequence[str], fit_on
     Raises:
         ManifestError: if train lacks a label, or if no val slide is left to choose the best epoch by.
     """
+    # The paper leaves isolated tumour cells out of training, but reports scores for them.
     left_out = [s for s in manifest.slides if s.split != "test" and s.stratum in without_strata]
     kept = [s for s in manifest.slides if s.split == "test" or s.stratum not in without_strata]
     if fit_on == "train+val":

@@ -50,7 +50,7 @@ def _make_feature(slide_id: str, region: Mapping[str, Any], number: int, last_la
     name = f"layer {layer}, region {number}" if layer < last_layer else f"patch {number}"
     return {
         "type": "Feature",
-        # QuPath wants a UUID. It is derived from the region's place, so that each run gives an object the same id.
+        # QuPath expects a UUID. It is derived from the region's place, so that each run gives an object the same id.
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{slide_id}/{layer}/{number}")),
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "properties": {

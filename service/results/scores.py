@@ -179,19 +179,25 @@ def finish(out: str, slides: Iterable[Slide]) -> pa.Table:
     missing = [slide_id for slide_id in slide_ids if num_rows[slide_id] == 0]
     duplicated = [slide_id for slide_id in slide_ids if num_rows[slide_id] > 1]
     if missing or duplicated:
-        problems = [f"{len(missing)} slides have no row, such as {missing[:10]}"] if missing else []
-        problems += [f"{len(duplicated)} slides have several rows, such as {duplicated[:10]}"] if duplicated else []
+        problems = [f"slides without a row: {_join_ids(missing)}"] if missing else []
+        problems += [f"slides with several rows: {_join_ids(duplicated)}"] if duplicated else []
         raise ScoresError(f"{'; '.join(problems)}; run the same command again", uri=out)
     row_of_slide = {slide_id: k for k, slide_id in enumerate(table["slide_id"].to_pylist())}
     table = table.take([row_of_slide[slide_id] for slide_id in slide_ids])
     status_counts = count_statuses(table)
     if sum(status_counts.values()) != len(slide_ids):
-        unknown = sorted(set(table["status"].to_pylist()) - set(STATUSES))
-        raise ScoresError(f"rows have a status that is none of {', '.join(STATUSES)}: {unknown}", uri=out)
+        unknown = sorted({str(status) for status in table["status"].to_pylist()} - set(STATUSES))
+        raise ScoresError(f"unknown status {', '.join(unknown)}; known are {', '.join(STATUSES)}", uri=out)
     # `regions` is nested, which CSV cannot hold; Parquet and GeoJSON have it.
     write_table(storage.join(out, "scores.parquet"), table)
     write_csv(storage.join(out, "scores.csv"), table.drop_columns(["regions"]))
     return table
+
+
+def _join_ids(slide_ids: Sequence[str]) -> str:
+    """Return slide ids as one text, shortened after ten."""
+    more = f" and {len(slide_ids) - 10} more" if len(slide_ids) > 10 else ""
+    return ", ".join(slide_ids[:10]) + more
 
 
 def count_statuses(table: pa.Table) -> Counter[str]:
@@ -255,6 +261,7 @@ def _part_uri(out: str, slide_ids: Iterable[str]) -> str:
 def _read_part(uri: str) -> pa.Table:
     file = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
     version = (file.schema_arrow.metadata or {}).get(b"magnet_scores_version", b"none").decode()
+    # Columns differ between versions, so that rows of two versions cannot be joined.
     if version != VERSION:
         raise ScoresError(
             f"holds scores of version {version}, this program writes version {VERSION}; use a new folder", uri=uri

@@ -96,6 +96,7 @@ def summarise(table: pa.Table, num_new: int, seconds: float) -> Summary:
     scored = table.filter(pc.equal(table["status"], "scored"))
     rows = scored.drop_columns(["regions"]).to_pylist()
     num_read = [len(row["running"]) for row in rows]
+    # Each layer multiplies the number of nodes, so that the product is the number of last patches.
     num_planned = [int(np.prod([int(p) for p in row["schedule"].split(",")])) for row in rows]
     # What early stopping would have done can only be computed from slides that were read completely.
     is_complete = bool(rows) and all(row["ended"] == "complete" for row in rows)

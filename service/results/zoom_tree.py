@@ -76,6 +76,7 @@ def zoom_tree_picture(
             y = top + ROW_HEAD_PX + (n // columns) * (side + LABEL_PX)
             picture = Image.fromarray(view).resize((side, side), Image.Resampling.BILINEAR)
             if number + 1 < len(layers):
+                # A zoom that ended early has fewer children than the schedule plans; the slice is then shorter.
                 children = layers[number + 1].regions[n * schedule[number] : (n + 1) * schedule[number]]
                 _draw_children(picture, layer.regions[n], children, n * schedule[number], get_layer_colour(number + 1))
             else:

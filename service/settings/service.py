@@ -228,6 +228,7 @@ class ServiceSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 1 or more")
         if self.max_recurring_per_user < 0:
             raise ValueError(f"max_recurring_per_user = {self.max_recurring_per_user}: must be 0 or more")
+        # NaN fails this comparison too.
         for name in POSITIVE_NUMBERS:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be a finite number above 0")

@@ -124,6 +124,7 @@ def draw_roughness(rng: np.random.Generator) -> NDArray[np.float32]:
 
 def _refine(nodes: Floats) -> Floats:
     """Return a lattice with twice as many steps; new nodes are interpolated."""
+    # Each pass refines the first axis and transposes.
     for _ in range(2):
         fine = np.repeat(nodes, 2, axis=0)[:-1]
         fine[1::2] = (nodes[:-1] + nodes[1:]) / 2
@@ -133,6 +134,7 @@ def _refine(nodes: Floats) -> Floats:
 
 def _classify_tiles(texture: str, nodes: NDArray[np.float32], per_tile: int) -> Layer:
     """Make a layer from its nodes: the state of each tile, and equal codes for edge tiles that look the same."""
+    # Adjacent tiles share the nodes on their common border.
     windows = np.lib.stride_tricks.sliding_window_view(nodes, (per_tile + 1, per_tile + 1))[::per_tile, ::per_tile]
     low, high = windows.min((2, 3)), windows.max((2, 3))
     state = np.where(low > _MARGIN_PX, INSIDE, np.where(high < -_MARGIN_PX, OUTSIDE, EDGE)).astype(np.int8)

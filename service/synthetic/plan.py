@@ -46,6 +46,7 @@ class CohortSettings:
             "hint": (0, 1),
             "positive": (0, 1),
         }
+        # The messages name the options of the command line.
         problems = [
             f"{name.replace('_', '-')} {getattr(self, name)}: must be {low} to {high}"
             for name, (low, high) in bounds.items()
@@ -105,6 +106,7 @@ def _draw_strata(rng: np.random.Generator, settings: CohortSettings) -> list[str
     exact = np.array(list(settings.strata.values())) / sum(settings.strata.values()) * num_positive
     numbers = np.floor(exact).astype(int)
     missing = num_positive - int(numbers.sum())
+    # A stable sort decides between equal remainders in the same way on each machine.
     numbers[np.argsort(numbers - exact, kind="stable")[:missing]] += 1
     names = [*settings.strata, "negative"]
     return [str(s) for s in rng.permutation(np.repeat(names, [*numbers, settings.num_slides - num_positive]))]

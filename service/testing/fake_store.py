@@ -241,6 +241,7 @@ class HttpStore:
 
     def _make_headers(self, path: Path, key: str) -> dict[str, str]:
         status = path.stat()
+        # As in a real store, the ETag changes when the object is replaced.
         etag = self.etags.get(key, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
         return {"ETag": etag, "Last-Modified": MODIFIED, "Accept-Ranges": "bytes"}
 

@@ -108,9 +108,7 @@ def test_a_rerun_completes_the_finished_parts(tmp_path: Path) -> None:
     slides, out = [make_slide(name) for name in "abc"], str(tmp_path)
     assert len(read_parts(out)) == 0
     write_part(out, [make_scored(slides[0])])
-    with pytest.raises(
-        ScoresError, match=r"2 slides have no row, such as \['b', 'c'\]; run the same command again"
-    ) as caught:
+    with pytest.raises(ScoresError, match="slides without a row: b, c; run the same command again") as caught:
         finish(out, slides)
     assert caught.value.uri == out
     assert not (tmp_path / "scores.parquet").exists()
@@ -133,7 +131,7 @@ def test_duplicated_rows_are_an_error(tmp_path: Path) -> None:
     slides, out = [make_slide("a"), make_slide("b")], str(tmp_path)
     write_part(out, [make_scored(slides[0])])
     write_part(out, [make_scored(slides[0]), make_scored(slides[1])])
-    with pytest.raises(ScoresError, match=r": 1 slides have several rows, such as \['a'\]"):
+    with pytest.raises(ScoresError, match=": slides with several rows: a; run"):
         finish(out, slides)
 
 
@@ -153,7 +151,7 @@ def test_tables_are_written_to_an_object_store(store: HttpStore) -> None:
 
 def test_other_files_among_the_parts_are_ignored(tmp_path: Path) -> None:
     write_part(str(tmp_path), [make_scored(make_slide("a"))])
-    (tmp_path / "parts" / "notes.txt").write_text("mine")
+    (tmp_path / "parts" / "notes.txt").write_text("other")
     assert len(read_parts(str(tmp_path))) == 1
 
 
@@ -170,7 +168,7 @@ def test_a_part_is_found_by_its_slides(tmp_path: Path) -> None:
 def test_a_row_with_an_unknown_status_is_an_error(tmp_path: Path) -> None:
     slides, out = [make_slide("a"), make_slide("b")], str(tmp_path)
     write_part(out, [make_scored(slides[0]), empty_row(slides[1]) | {"status": "lost"}])
-    with pytest.raises(ScoresError, match=r"none of scored, refused, failed: \['lost'\]"):
+    with pytest.raises(ScoresError, match="unknown status lost; known are scored, refused, failed"):
         finish(out, slides)
 
 

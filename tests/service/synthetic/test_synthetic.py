@@ -128,14 +128,14 @@ class TestFiles:
     @pytest.mark.slow
     def test_equal_arguments_give_equal_bytes_for_any_number_of_jobs(self, tmp_path: Path) -> None:
         settings = CohortSettings(**SMALLEST)
-        make_cohort(tmp_path / "one", settings)
-        make_cohort(tmp_path / "two", settings, jobs=2)
-        files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+        make_cohort(tmp_path / "first", settings)
+        make_cohort(tmp_path / "second", settings, jobs=2)
+        files = sorted(p.relative_to(tmp_path / "first") for p in (tmp_path / "first").rglob("*") if p.is_file())
         assert [str(f) for f in files] == [
             *("decoys.geojson", "lesions.geojson", "manifest.csv", "settings.json"),
             *("slides/slide_0000.tif", "slides/slide_0001.tif"),
         ]
-        assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+        assert all((tmp_path / "first" / f).read_bytes() == (tmp_path / "second" / f).read_bytes() for f in files)
 
     @pytest.mark.slow
     def test_another_seed_gives_another_slide(self, tmp_path: Path) -> None:
