@@ -20,7 +20,7 @@ def split_patients(
 ) -> list[str]:
     """Assign each patient to a split, so that strata and labels are distributed as evenly as patients allow.
 
-    All slides of a patient are in one split: otherwise a model could recognise the patient instead of the disease.
+    All slides of a patient are in one split, so that val and test measure patients that training has not used.
     Patients are assigned greedily, those with the most slides first, in random order among equals. A patient with
     several slides goes to the split whose numbers of strata, labels and slides it brings closest to their targets.
     Patients with one slide then fill the gaps: each goes to the split that lacks most of its stratum, then of its

@@ -67,6 +67,7 @@ def test_a_report_shows_scores_metrics_and_reasons(tmp_path: Path) -> None:
         "blank: no tissue found",
     ):
         assert expected in text, expected
+    assert text.startswith("<!doctype html>")
     assert "<script>" not in text
     assert "a &lt;b&gt;" in text
     assert text.index("a &lt;b&gt;</td>") < text.index("low</td>")  # sorted by probability
