@@ -167,7 +167,7 @@ def _explain_no_manifest(columns: Sequence[str]) -> str:
     }
     misspelt = [f"{names[0]!r} resembles {name}" for name, names in similar.items() if names]
     hint = f" ({', '.join(misspelt)})" if misspelt else ""
-    return f"is not a manifest: its header has neither slide_id nor uri{hint}; see the README for the columns"
+    return f"is not a manifest: its header has neither slide_id nor uri{hint}; the first line must name both columns"
 
 
 def check_cells(row: int, cells: Mapping[str, str], need_labels: bool) -> list[Problem]:
