@@ -165,7 +165,7 @@ def _explain_no_manifest(columns: Sequence[str]) -> str:
     similar = {
         name: get_close_matches(name, [c.lower() for c in columns], n=1, cutoff=0.7) for name in ("slide_id", "uri")
     }
-    misspelt = [f"{names[0]!r} resembles {name}" for name, names in similar.items() if names]
+    misspelt = [f"{names[0]!r} looks like {name}" for name, names in similar.items() if names]
     hint = f" ({', '.join(misspelt)})" if misspelt else ""
     return f"is not a manifest: its header has neither slide_id nor uri{hint}; the first line must name both columns"
 
