@@ -1,1 +1,4 @@
-"""Slides in object storage: reading regions, cohorts, tables. No torch, no Ray."""
+"""Everything but the network and the Ray jobs: slides, storage, cohorts, results, settings, queue, API, command line.
+
+Nothing here imports torch, Ray or MLflow.
+"""

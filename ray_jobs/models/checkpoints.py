@@ -29,7 +29,7 @@ from magnet.config import ModelConfig
 from magnet.zoom import MagNet
 from service import storage
 from service.errors import NotFoundError, UsageError
-from service.settings.train import parse, to_dict
+from service.settings.parsing import parse, to_dict
 from service.storage import rights
 
 FORMAT = 1

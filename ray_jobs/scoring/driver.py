@@ -27,8 +27,8 @@ from service.progress.bar import ProgressBar
 from service.results import scores
 from service.results.localisation import localisation
 from service.results.patients import write_patients
-from service.results.report import report
-from service.results.summary import Findings, findings
+from service.results.report import render_report
+from service.results.summary import Summary, summarise
 from service.settings.score import ScoreSettings
 
 SLIDES_PER_PART = (8, 64)
@@ -88,14 +88,14 @@ def score(
     num_new = _score_missing(slides, model, settings, out)
     table = scores.finish(out, slides)
     write_patients(out, table)
-    summary = findings(table, num_new, time.monotonic() - started_s)
+    summary = summarise(table, num_new, time.monotonic() - started_s)
     lesions_found = None if outlines is None else localisation(table, outlines)
     if lesions_found is not None:
         summary = replace(summary, localisation=lesions_found)
         storage.write_bytes(storage.join(out, LOCALISATION_FILE), lesions_found.to_json())
-    storage.write_bytes(storage.join(out, REPORT_FILE), report(table, summary, out))
+    storage.write_bytes(storage.join(out, REPORT_FILE), render_report(table, summary))
     _print_summary(summary, out)
-    return exit_status.SLIDES_FAILED if summary.count["failed"] else exit_status.DONE
+    return exit_status.SLIDES_FAILED if summary.status_counts["failed"] else exit_status.DONE
 
 
 def _require_same_settings(settings: ScoreSettings, out: str) -> None:
@@ -163,8 +163,8 @@ def _make_blocks(slides: list[Slide], done: set[str]) -> list[pa.Table]:
     return blocks
 
 
-def _print_summary(summary: Findings, out: str) -> None:
-    for line in summary.lines():
+def _print_summary(summary: Summary, out: str) -> None:
+    for line in summary.to_lines():
         print(line)
     for line in result_lines(out, environment.service_job()):
         print(line, flush=True)

@@ -23,7 +23,7 @@ from magnet.zoom import MagNet, Zoomed, ZoomOptions
 from ray_jobs.scoring.region_rows import to_region_rows
 from service.cohort.manifest import Slide
 from service.errors import MagnetError
-from service.results.early_stopping import settled
+from service.results.early_stopping import has_settled
 from service.results.scores import empty_row
 from service.settings.score import ZoomSettings
 from service.slides.quality import Quality, SlideRefusedError, inspect
@@ -114,7 +114,7 @@ class SlideZoom:
     def _may_end(self, running_BN: Tensor) -> bool:
         """Return whether the zoom may end after these patches, and remember why."""
         settings = self._settings
-        if settings.stop_when_settled is not None and settled(
+        if settings.stop_when_settled is not None and has_settled(
             _to_probabilities(running_BN), settings.stop_when_settled
         ):
             self.ended = "settled"

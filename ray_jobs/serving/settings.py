@@ -16,7 +16,7 @@ import yaml
 from ray_jobs.cluster.processes import free_port
 from service.errors import UsageError
 from service.queue.grants import SECRETS
-from service.settings import train as settings_files
+from service.settings.parsing import parse, read_values
 from service.settings.service import ServiceSettings
 
 PORT = 8290
@@ -36,7 +36,7 @@ def serve_settings(storage: Path, options: argparse.Namespace) -> ServiceSetting
         UsageError: a place or setting cannot be used.
     """
     kept = storage / "service.yaml"
-    values = settings_files.written(str(kept) if kept.exists() else None, options.set)
+    values = read_values(str(kept) if kept.exists() else None, options.set)
     private = storage / "private"
     values |= {
         "storage": str(storage),
@@ -52,7 +52,7 @@ def serve_settings(storage: Path, options: argparse.Namespace) -> ServiceSetting
         readable = [place for place in (_place(name, storage) for name in options.allow) if place not in writable]
         values["places"] = [{"prefix": place, "write": ["*"]} for place in writable]
         values["places"] += [{"prefix": place} for place in readable]
-    found = settings_files.parse(ServiceSettings, values, str(kept))
+    found = parse(ServiceSettings, values, str(kept))
     if found.database and sa.make_url(found.database).password:
         raise UsageError("database: service.yaml holds no passwords; leave it out, and set PGPASSWORD or ~/.pgpass")
     new = kept.with_name(".service.yaml.new")

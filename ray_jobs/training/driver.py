@@ -33,7 +33,8 @@ from service.cohort.manifest import Manifest
 from service.errors import ProgramError, StoppedError
 from service.progress.file import append_progress
 from service.progress.record import Progress
-from service.settings.train import TrainSettings, changed, flat, to_dict
+from service.settings.parsing import flat, to_dict
+from service.settings.train import TrainSettings, changed
 from service.storage import join
 
 MLFLOW_PATIENCE_S = 120.0

@@ -36,7 +36,8 @@ from service.cohort.manifest import Manifest
 from service.errors import StoppedError
 from service.progress.file import append_progress
 from service.progress.record import Progress
-from service.settings.train import TrainSettings, flat, to_dict
+from service.settings.parsing import flat, to_dict
+from service.settings.train import TrainSettings
 from service.settings.tune import Schedule, SearchSettings, in_words
 
 BEST_FILE = "best.yaml"

@@ -13,7 +13,8 @@ from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.tuning.pareto import Outcome
 from service import storage
 from service.cohort.manifest import Manifest
-from service.settings.train import TrainSettings, flat, to_dict
+from service.settings.parsing import flat, to_dict
+from service.settings.train import TrainSettings
 from service.settings.tune import SearchSettings, trial_settings
 
 VALUES_FILE, OUTCOME_FILE = "chosen.json", "outcome.json"

@@ -13,8 +13,9 @@ from service.client.connection import is_loopback
 from service.errors import UsageError
 from service.queue.arrivals import Schedule, Watch
 from service.queue.requests import Check, Score, Train, Tune, read_places
+from service.settings.parsing import parse
 from service.settings.score import score_settings
-from service.settings.train import parse, train_settings
+from service.settings.train import train_settings
 from service.settings.tune import search_settings
 
 

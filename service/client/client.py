@@ -289,7 +289,7 @@ def _plain(asked: Check | Train | Tune | Score | Watch | Schedule) -> Any:
     Raises:
         UsageError: a number is not finite, which JSON cannot hold.
     """
-    from service.settings.train import to_dict  # noqa: PLC0415  (loaded already by the code that made `asked`)
+    from service.settings.parsing import to_dict  # noqa: PLC0415  (loaded already by the code that made `asked`)
 
     try:
         return json.loads(json.dumps(to_dict(asked), allow_nan=False))

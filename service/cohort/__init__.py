@@ -1,1 +1,1 @@
-"""Cohorts: manifests, splits, label policies, outlines."""
+"""Cohorts of slides: manifests, folders, splits, label policies, outlines of lesions."""

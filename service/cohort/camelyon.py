@@ -1,13 +1,13 @@
-"""The manifest of the public Camelyon data, divided as the paper divides it.
+"""Write the manifest of the public Camelyon data, with the splits of the paper's protocol.
 
     python -m service.cohort.camelyon s3://camelyon-dataset camelyon.csv [--seed 0] [--itc-in-test]
 
-A quarter of the labelled Camelyon17 slides is the test set; the rest is shuffled with Camelyon16, four fifths of it to
-train and one fifth to val. All slides of a patient stay together. Of the bucket only names and two small tables are
-read; a folder with the same layout will do. Isolated tumour cells (stratum itc) are positive slides wherever they lie:
-that they are kept out of training is a setting of the training, `train_without_strata`.
+A quarter of the labelled Camelyon17 slides is the test set. The rest is shuffled with Camelyon16: four fifths go to
+train and one fifth to val. All slides of a patient are in one split. The command reads only names and two small tables
+from the bucket; a folder with the same layout can take its place. Slides with isolated tumour cells (stratum itc) are
+positive in every split; the training's setting `train_without_strata` leaves them out of training.
 
-Source: the paper, section 4.1; the layout is that of the open-data bucket, see its README.md files.
+Source: the paper, section 4.1; README.md files of the open-data bucket for its layout.
 """
 
 from __future__ import annotations
@@ -23,72 +23,81 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from service import storage
-from service.cohort.manifest import COLUMNS, STRATA, Slide
+from service.cohort.manifest import Slide
+from service.cohort.manifest_table import COLUMNS, STRATA
 from service.cohort.splits import split_patients
 from service.errors import MagnetError, UsageError
 
 TEST_SHARE = 0.25
-"""Of the labelled Camelyon17 slides."""
+"""Share of the labelled Camelyon17 slides in the test set."""
 FIT_SHARES = {"train": 0.8, "val": 0.2}
-"""Of all others."""
+"""Shares of all other slides in train and val."""
 PATIENTS_PER_CENTER = 20
-"""Camelyon17 numbers its patients center by center, and only patients 0 to 99 have public labels."""
+"""Number of patients of each center; Camelyon17 numbers its patients center by center."""
 NUM_LABELLED_PATIENTS = 100
+"""Number of Camelyon17 patients with public labels; they are the first ones."""
 NUM_PUBLISHED = {"Camelyon16": 399, "Camelyon17": 500}
-"""Labelled slides in the bucket."""
+"""Number of labelled slides in the bucket."""
 
 _FROM_NAME: dict[str, tuple[int, str | None]] = {"normal": (0, "negative"), "tumor": (1, None)}
-"""Label and stratum of Camelyon16's training slides; the size of their metastases is not published."""
+"""Label and stratum of Camelyon16's training slides by the start of their names. The size of their metastases is not
+published."""
 _IMAGE_16 = re.compile(r"(?i)(normal|tumor|test)_(\d{3})\.tiff?")
 _IMAGE_17 = re.compile(r"(?i)patient_(\d{3})_node_(\d)\.tiff?")
 
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """What was found."""
+    """Labelled slides of both data sets."""
 
     slides: list[Slide] = field(default_factory=list)
-    """With labels."""
+    """Slides with labels."""
     notes: list[str] = field(default_factory=list)
-    """What was left out, and what is odd about what was not."""
+    """Messages about slides that were left out and about irregular ones that were kept."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status: 0 done, 2 wrong input, 1 the store failed."""
+    """Run the command.
+
+    Returns:
+        Exit status: 0 done, 1 the store failed, 2 wrong input.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m service.cohort.camelyon",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("root", metavar="BUCKET_OR_FOLDER", help="holds CAMELYON16/ and CAMELYON17/")
+    parser.add_argument(
+        "root", metavar="BUCKET_OR_FOLDER", help="bucket or folder that holds CAMELYON16/ and CAMELYON17/"
+    )
     parser.add_argument("out", metavar="OUT.csv", help="manifest to write, a path or URI")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same splits (0)")
-    parser.add_argument("--itc-in-test", action="store_true", help="patients with isolated tumour cells go to test")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
+    parser.add_argument("--itc-in-test", action="store_true", help="put patients with isolated tumour cells into test")
+    options = parser.parse_args(arguments)
     try:
-        cohort = find(given.root)
-        slides = divided(cohort.slides, given.seed, itc_in_test=given.itc_in_test)
+        cohort = find_slides(options.root)
+        slides = assign_paper_splits(cohort.slides, options.seed, itc_in_test=options.itc_in_test)
         frame = pd.DataFrame([{name: getattr(slide, name) for name in COLUMNS} for slide in slides])
-        storage.write_bytes(given.out, frame.to_csv(index=False).encode())
+        storage.write_bytes(options.out, frame.to_csv(index=False).encode())
     except MagnetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     print("\n".join(cohort.notes))
     counts = frame.assign(stratum=frame["stratum"].fillna("positive, size unknown"))
     print(pd.crosstab(counts["split"], counts["stratum"], margins=True, margins_name="all").to_string())
-    print(f"{given.out}: {len(frame)} slides")
+    print(f"{options.out}: {len(frame)} slides")
     return 0
 
 
-def find(root: str) -> Cohort:
-    """The labelled slides of both data sets.
+def find_slides(root: str) -> Cohort:
+    """Find the labelled slides of both data sets.
 
     Args:
         root: bucket or folder that holds ``CAMELYON16`` and ``CAMELYON17``.
 
     Raises:
-        UsageError: one of them, or its table of labels, is not there.
-        AccessError, StorageError: the store cannot be listed or read.
+        UsageError: if one of them, or its table of labels, is missing.
+        AccessError, StorageError: if the store cannot be listed or read.
     """
     cohort = Cohort()
     for name, add in (("Camelyon16", _add_camelyon16), ("Camelyon17", _add_camelyon17)):
@@ -96,7 +105,7 @@ def find(root: str) -> Cohort:
         uris = storage.list_uris(folder)
         if not any(_is_image(uri) for uri in uris):
             raise UsageError(
-                "holds no images/*.tif; give the bucket (s3://camelyon-dataset) or a folder with its layout", uri=folder
+                "has no images/*.tif; name the bucket (s3://camelyon-dataset) or a folder with its layout", uri=folder
             )
         before = len(cohort.slides)
         add(uris, folder, cohort)
@@ -104,23 +113,24 @@ def find(root: str) -> Cohort:
     return cohort
 
 
-def divided(slides: Sequence[Slide], seed: int, *, itc_in_test: bool) -> list[Slide]:
-    """Slides with splits by the paper's protocol, patient by patient.
+def assign_paper_splits(slides: Sequence[Slide], seed: int, *, itc_in_test: bool) -> list[Slide]:
+    """Assign splits by the paper's protocol, patient by patient.
 
     Args:
-        slides: of both data sets, with labels.
-        seed: of both divisions.
-        itc_in_test: test gets every patient that has a slide with isolated tumour cells, and others up to its share.
-            The paper's own scores over all slides are only to be explained by such a test set.
+        slides: labelled slides of both data sets.
+        seed: seed of the division into test and rest, and of the rest into train and val.
+        itc_in_test: whether test gets every patient that has a slide with isolated tumour cells, and others up to its
+            share. Only such a test set explains the paper's scores over all slides.
     """
-    own = [slide for slide in slides if _IMAGE_17.fullmatch(f"{slide.slide_id}.tif")]
-    held = {slide.patient_id for slide in own if itc_in_test and slide.stratum == "itc"}
-    rest = [slide for slide in own if slide.patient_id not in held]
-    wanted = TEST_SHARE * len(own) - (len(own) - len(rest))
-    if rest and wanted > 0:
-        splits = _split(rest, seed, {"test": wanted, "fit": len(rest) - wanted})
-        held |= {slide.patient_id for slide, split in zip(rest, splits, strict=True) if split == "test"}
-    fit = [slide for slide in slides if slide.patient_id not in held]
+    camelyon17 = [slide for slide in slides if _IMAGE_17.fullmatch(f"{slide.slide_id}.tif")]
+    test_patients = {slide.patient_id for slide in camelyon17 if itc_in_test and slide.stratum == "itc"}
+    rest = [slide for slide in camelyon17 if slide.patient_id not in test_patients]
+    num_missing = TEST_SHARE * len(camelyon17) - (len(camelyon17) - len(rest))
+    # Patients with isolated tumour cells alone may exceed the share.
+    if rest and num_missing > 0:
+        splits = _split(rest, seed, {"test": num_missing, "fit": len(rest) - num_missing})
+        test_patients |= {slide.patient_id for slide, split in zip(rest, splits, strict=True) if split == "test"}
+    fit = [slide for slide in slides if slide.patient_id not in test_patients]
     split_of = {slide.slide_id: split for slide, split in zip(fit, _split(fit, seed, FIT_SHARES), strict=True)}
     return [replace(slide, split=split_of.get(slide.slide_id, "test")) for slide in slides]
 
@@ -132,21 +142,22 @@ def _split(slides: Sequence[Slide], seed: int, shares: dict[str, float]) -> list
 
 
 def _add_camelyon16(uris: Sequence[str], folder: str, cohort: Cohort) -> None:
-    """Every slide is its own patient: the data set does not name them."""
+    """Add the slides of Camelyon16. Each counts as a separate patient: the data set names no patients."""
     images = dict(_images(uris, _IMAGE_16))
-    references = _references(_table(uris, "reference.csv", folder))
-    _tell_oddities(images, cohort.notes)
+    references = _read_references(_find_table(uris, "reference.csv", folder))
+    _handle_known_errors(images, cohort.notes)
     for slide_id, uri in images.items():
-        known = _FROM_NAME.get("tumor" if slide_id == "normal_086" else slide_id.partition("_")[0])
-        known = known or references.get(slide_id)
-        if known is None:
+        # The organisers found normal_086 to be a tumour slide.
+        label_and_stratum = _FROM_NAME.get("tumor" if slide_id == "normal_086" else slide_id.partition("_")[0])
+        label_and_stratum = label_and_stratum or references.get(slide_id)
+        if label_and_stratum is None:
             cohort.notes.append(f"left out: {slide_id}, which reference.csv does not name")
         else:
-            cohort.slides.append(_slide(slide_id, uri, slide_id, None, *known))
+            cohort.slides.append(_slide(slide_id, uri, slide_id, None, *label_and_stratum))
 
 
-def _tell_oddities(images: dict[str, str], notes: list[str]) -> None:
-    """What the organisers say of single slides; duplicates are taken away."""
+def _handle_known_errors(images: dict[str, str], notes: list[str]) -> None:
+    """Remove duplicates and note irregular slides, as the organisers published them."""
     if "normal_086" in images and "tumor_111" in images:
         del images["normal_086"]
         notes.append("left out: normal_086, which the organisers renamed to tumor_111")
@@ -155,14 +166,14 @@ def _tell_oddities(images: dict[str, str], notes: list[str]) -> None:
     if images.pop("test_049", None):
         notes.append("left out: test_049, a duplicate that the organisers removed")
     if "test_114" in images:
-        notes.append("kept: test_114, whose outlines are incomplete; its label is not concerned")
+        notes.append("kept: test_114, whose outlines are incomplete, but whose label is right")
 
 
 def _add_camelyon17(uris: Sequence[str], folder: str, cohort: Cohort) -> None:
-    """Labels are those of ``stages.csv`` alone: ``evaluation/example.csv`` is a sample submission, not the truth."""
+    """Add the slides of Camelyon17. Only ``stages.csv`` has their labels; ``evaluation/example.csv`` is a sample."""
     images = dict(_images(uris, _IMAGE_17))
-    place = _table(uris, "stages.csv", folder)
-    stages = _stages(place)
+    stages_uri = _find_table(uris, "stages.csv", folder)
+    stages = _read_stages(stages_uri)
     unlabelled = []
     for slide_id, uri in images.items():
         patient = slide_id.rpartition("_node_")[0]
@@ -193,52 +204,52 @@ def _is_image(uri: str) -> bool:
 
 
 def _images(uris: Sequence[str], pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    """Slide id and URI of each image; masks and overviews lie in other folders."""
+    """Yield slide id and URI of each image; masks and overviews are in other folders."""
     for uri in uris:
         name = storage.name(uri)
         if _is_image(uri) and pattern.fullmatch(name):
             yield name.rpartition(".")[0].lower(), uri
 
 
-def _table(uris: Sequence[str], name: str, folder: str) -> str:
-    """The URI of a table, wherever below the folder it lies."""
-    found = [uri for uri in uris if storage.name(uri) == name]
-    if len(found) != 1:
-        raise UsageError(f"holds {len(found)} files {name}, from which labels are taken; want one", uri=folder)
-    return found[0]
+def _find_table(uris: Sequence[str], name: str, folder: str) -> str:
+    """Return the URI of a table in any folder below `folder`: copies of the bucket differ in its place."""
+    tables = [uri for uri in uris if storage.name(uri) == name]
+    if len(tables) != 1:
+        raise UsageError(f"has {len(tables)} files {name}; exactly one is needed for the labels", uri=folder)
+    return tables[0]
 
 
-def _rows(uri: str) -> list[list[str]]:
+def _read_rows(uri: str) -> list[list[str]]:
     text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
     return [[cell.strip() for cell in cells] for cells in csv.reader(io.StringIO(text, newline="")) if cells]
 
 
-def _references(uri: str) -> dict[str, tuple[int, str | None]]:
-    """Label and stratum of the Camelyon16 test slides: rows such as ``test_001,Tumor,IDC,Macro``, with no header."""
-    found: dict[str, tuple[int, str | None]] = {}
-    for cells in _rows(uri):
-        slide_id, words = cells[0].lower().partition(".")[0], {cell.lower() for cell in cells[1:]}
-        if "normal" in words:
-            found[slide_id] = 0, "negative"
-        elif words & {"tumor", "tumour"}:
-            found[slide_id] = 1, next(iter(words & {"macro", "micro", "itc"}), None)
-    return found
+def _read_references(uri: str) -> dict[str, tuple[int, str | None]]:
+    """Read label and stratum of the Camelyon16 test slides; rows are ``test_001,Tumor,IDC,Macro``, without header."""
+    result: dict[str, tuple[int, str | None]] = {}
+    for cells in _read_rows(uri):
+        slide_id, texts = cells[0].lower().partition(".")[0], {cell.lower() for cell in cells[1:]}
+        if "normal" in texts:
+            result[slide_id] = 0, "negative"
+        elif texts & {"tumor", "tumour"}:
+            result[slide_id] = 1, next(iter(texts & {"macro", "micro", "itc"}), None)
+    return result
 
 
-def _stages(uri: str) -> dict[str, tuple[str, str]]:
-    """Stratum and center ("" in copies without it) of the Camelyon17 slides.
+def _read_stages(uri: str) -> dict[str, tuple[str, str]]:
+    """Read stratum and center of the Camelyon17 slides; the center is "" in copies without it.
 
-    Rows are ``patient_004_node_4.tif,itc,0``; those of whole patients, ``patient_004.zip,pN0(i+),0``, are passed over.
+    Rows of slides are ``patient_004_node_4.tif,itc,0``; rows of patients, ``patient_004.zip,pN0(i+),0``, are skipped.
     """
-    found = {}
-    for number, cells in enumerate(_rows(uri), start=1):
+    result = {}
+    for number, cells in enumerate(_read_rows(uri), start=1):
         if not _IMAGE_17.fullmatch(cells[0]):
             continue
         stage = cells[1].lower() if len(cells) > 1 else ""
         if stage not in STRATA:
-            raise UsageError(f"row {number}: stage {stage!r} is none of {', '.join(STRATA)}", uri=uri)
-        found[cells[0].lower().rpartition(".")[0]] = stage, cells[2] if len(cells) > 2 else ""
-    return found
+            raise UsageError(f"row {number}: stage {stage!r} is unknown; known are {', '.join(STRATA)}", uri=uri)
+        result[cells[0].lower().rpartition(".")[0]] = stage, cells[2] if len(cells) > 2 else ""
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A folder or prefix of slides as a manifest: every slide under it becomes a row."""
+"""A folder or prefix of slides as a manifest: every slide below it becomes a row."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from service.cohort.manifest import Manifest, Slide
 from service.errors import UsageError
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".dcm", ".scn", ".bif", ".vms", ".vmu", ".svslide")
-"""Of what is taken for a slide; whether it is one shows when it is opened."""
-LONGEST_ID = 80
-"""Room is left for what makes an id unique."""
+"""Suffixes of files that are listed as slides. Whether a file is a slide is known only when it is opened."""
+MAX_ID_LENGTH = 80
+"""Longest slide id made of a path; what manifests allow beyond it is for the digits that make an id unique."""
 
 
 @dataclass(frozen=True, slots=True)
 class OtherFiles:
-    """What else lay there."""
+    """Files of a folder that are not listed as slides."""
 
     names: tuple[str, ...]
-    """Relative to the folder."""
+    """Paths of files without a slide's suffix, relative to the folder."""
     not_utf8: tuple[str, ...] = ()
-    """The same, of those whose names are not UTF-8: no table, log or database takes them. Their bytes are escaped."""
+    """Paths that are not UTF-8, with escaped bytes. They cannot be listed: no table, log or database accepts them."""
 
     def told(self) -> str:
-        """In one line."""
-        return "; ".join(filter(None, [self._kinds(), self.not_utf8_note()]))
+        """Describe the files in one line."""
+        return "; ".join(filter(None, [self._describe_kinds(), self.not_utf8_note()]))
 
     def not_utf8_note(self) -> str:
-        """The names that are not UTF-8, in one line; empty if there are none."""
+        """Describe the names that are not UTF-8 in one line; empty if there are none."""
         if not self.not_utf8:
             return ""
-        single = len(self.not_utf8) == 1
-        count, them = ("1 file name is", "it") if single else (f"{len(self.not_utf8)} file names are", "them")
+        is_single = len(self.not_utf8) == 1
+        count, them = ("1 file name is", "it") if is_single else (f"{len(self.not_utf8)} file names are", "them")
         more = ", ..." if len(self.not_utf8) > 3 else ""
         return f"{count} not UTF-8: {', '.join(self.not_utf8[:3])}{more}; rename {them}"
 
-    def _kinds(self) -> str:
+    def _describe_kinds(self) -> str:
         if not self.names:
             return "no other files"
         kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.names)
@@ -51,40 +51,47 @@ class OtherFiles:
 
 
 def is_folder(place: str) -> bool:
-    """Whether a place is a folder and no manifest: it ends with a slash, or is a folder on disk."""
+    """Return whether a path or URI names a folder, not a manifest: it ends in a slash or is a folder on disk."""
     return place.endswith("/") or ("://" not in place and os.path.isdir(place))
 
 
 def slides_under(folder: str) -> tuple[Manifest, OtherFiles]:
-    """Every slide under a folder, in the order of their names; files whose names are not UTF-8 are left out.
+    """List every slide below a folder.
 
     Args:
-        folder: a path or a URI that can be listed (s3://, gs://, az://).
+        folder: a path, or a URI that can be listed (s3://, gs://, az://).
+
+    Returns:
+        A manifest of the slides in the order of their paths, without labels, and the other files.
 
     Raises:
-        UsageError: there is no slide.
+        UsageError: if there is no slide.
     """
     base = folder.rstrip("/")
     if "://" not in base:
         base = os.path.abspath(os.path.expanduser(base))
-    found = storage.list_uris(base)
-    uris = [uri for uri in found if _is_utf8(uri)]
-    not_utf8 = tuple(_escaped(uri.removeprefix(f"{base}/")) for uri in found if not _is_utf8(uri))
+    all_uris = storage.list_uris(base)
+    uris = [uri for uri in all_uris if _is_utf8(uri)]
+    not_utf8 = tuple(_escape(uri.removeprefix(f"{base}/")) for uri in all_uris if not _is_utf8(uri))
     names = [uri.removeprefix(f"{base}/") for uri in uris]
-    chosen = [(name, uri) for name, uri in zip(names, uris, strict=True) if _is_slide(name)]
+    slide_files = [(name, uri) for name, uri in zip(names, uris, strict=True) if _is_slide(name)]
     other = OtherFiles(tuple(name for name in names if not _is_slide(name)), not_utf8)
-    if not chosen:
-        raise UsageError(f"no slides here ({other.told()}); slides end in {', '.join(SUFFIXES)}", uri=folder)
+    if not slide_files:
+        raise UsageError(
+            f"no slides in this folder ({other.told()}); the names of slides end in {', '.join(SUFFIXES)}", uri=folder
+        )
+    slide_ids = _make_ids([name for name, _ in slide_files])
     slides = [
         Slide(row=row, slide_id=slide_id, uri=uri, patient_id=slide_id)
-        for row, (slide_id, (_, uri)) in enumerate(zip(_ids([n for n, _ in chosen]), chosen, strict=True), start=1)
+        for row, (slide_id, (_, uri)) in enumerate(zip(slide_ids, slide_files, strict=True), start=1)
     ]
-    listing = "\n".join(uri for _, uri in chosen)
+    # A folder has no file to hash. Its list of slides identifies the cohort instead.
+    listing = "\n".join(uri for _, uri in slide_files)
     return Manifest(slides=tuple(slides), uri=folder, sha256=hashlib.sha256(listing.encode()).hexdigest()), other
 
 
 def _is_utf8(name: str) -> bool:
-    """Python keeps the bytes of other names as halves of surrogate pairs, which nothing writes."""
+    # Python represents bytes that are not UTF-8 by halves of surrogate pairs, which cannot be encoded.
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -92,29 +99,30 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _escaped(name: str) -> str:
-    """A name that can be printed, such as ``caf\\xe9.svs``."""
+def _escape(name: str) -> str:
+    """Return a name that can be printed, such as ``caf\\xe9.svs``."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_slide(name: str) -> bool:
     path = PurePosixPath(name)
-    hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    is_hidden = any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not is_hidden
 
 
-def _ids(names: Sequence[str]) -> list[str]:
-    """Slide ids, unique, made of the paths: ``a/b c.svs`` is ``a-b c``; where two would be alike, with a few digits
-    more."""
-    plain = [_plain(name) for name in names]
-    count = Counter(plain)
+def _make_ids(names: Sequence[str]) -> list[str]:
+    """Return unique slide ids made of paths: ``a/b c.svs`` becomes ``a-b c``; equal ids get eight more digits."""
+    plain_ids = [_make_plain_id(name) for name in names]
+    count = Counter(plain_ids)
+    # The digits come from the path, so that a slide keeps its id when others are added to the folder.
     return [
-        one if count[one] == 1 else f"{one}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        for one, name in zip(plain, names, strict=True)
+        plain if count[plain] == 1 else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for plain, name in zip(plain_ids, names, strict=True)
     ]
 
 
-def _plain(name: str) -> str:
+def _make_plain_id(name: str) -> str:
+    """Return a path as a text that can name a file on any system, possibly the same for two paths."""
     text = str(PurePosixPath(name).with_suffix("")).replace("/", "-")
-    text = re.sub(r"[^\w .+()-]", "_", text)[:LONGEST_ID].rstrip(" .")
+    text = re.sub(r"[^\w .+()-]", "_", text)[:MAX_ID_LENGTH].rstrip(" .")
     return text if text[:1].isalnum() or text[:1] in "_(" else f"_{text}"

@@ -1,4 +1,4 @@
-"""Dividing patients among splits."""
+"""Division of a cohort into splits, patient by patient."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+"""Names of the splits."""
 
 
 def split_patients(
@@ -17,17 +18,19 @@ def split_patients(
     seed: int,
     shares: Mapping[str, float],
 ) -> list[str]:
-    """The split of each slide: all slides of a patient in one, strata and labels as even as patients allow.
+    """Assign each patient to a split, so that strata and labels are distributed as evenly as patients allow.
 
-    Patients are taken those with the most slides first, in random order among equals. One with several slides goes
-    where they bring strata, labels and number nearest to what is wanted; single slides then fill the gaps, each where
-    its stratum lacks most, then its label, then slides at all.
+    All slides of a patient are in one split, so that val and test measure patients that training has not used.
+    Patients are assigned greedily, those with the most slides first, in random order among equals. A patient with
+    several slides goes to the split whose numbers of strata, labels and slides it brings closest to their targets.
+    Patients with one slide then fill the gaps: each goes to the split that lacks most of its stratum, then of its
+    label, then of slides.
 
     Args:
         patients: patient of each slide.
         labels: label of each slide, None where unknown.
         strata: stratum of each slide, None where unknown.
-        seed: same seed, same splits. The order of the slides does not matter.
+        seed: seed of the order among equals; the order of the slides has no influence.
         shares: share of each split; they are scaled to sum to 1.
 
     Returns:
@@ -36,30 +39,38 @@ def split_patients(
     slides: dict[str, list[tuple[str, str]]] = {}
     for patient, known_label, known_stratum in zip(patients, labels, strata, strict=True):
         slides.setdefault(patient, []).append((f"label {known_label}", f"stratum {known_stratum}"))
-    kinds = {patient: Counter(kind for pair in found for kind in (*pair, "any")) for patient, found in slides.items()}
-    total, shares = sum(kinds.values(), Counter()), {split: share for split, share in shares.items() if share > 0}
-    wanted = {split: {k: n * share / sum(shares.values()) for k, n in total.items()} for split, share in shares.items()}
-    lacking = {split: dict(numbers) for split, numbers in wanted.items()}
+    # Number of each patient's slides of each category: their label, their stratum, and "any".
+    numbers = {
+        patient: Counter(category for pair in pairs for category in (*pair, "any")) for patient, pairs in slides.items()
+    }
+    total, shares = sum(numbers.values(), Counter()), {split: share for split, share in shares.items() if share > 0}
+    target = {split: {k: n * share / sum(shares.values()) for k, n in total.items()} for split, share in shares.items()}
+    lacking = {split: dict(category_numbers) for split, category_numbers in target.items()}
     names = sorted(slides)
     order = {name: place for place, name in enumerate(np.random.default_rng(seed).permutation(names).tolist())}
-    given: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for patient in sorted(names, key=lambda name: (-len(slides[name]), max(slides[name]), order[name])):
-        needs = {split: _need(slides[patient], kinds[patient], lacking[split], wanted[split]) for split in shares}
-        given[patient] = max(needs, key=needs.__getitem__)
-        for kind, count in kinds[patient].items():
-            lacking[given[patient]][kind] -= count
-    return [given[patient] for patient in patients]
+        needs = {
+            split: _compute_need(slides[patient], numbers[patient], lacking[split], target[split]) for split in shares
+        }
+        split_of[patient] = max(needs, key=needs.__getitem__)
+        for category, count in numbers[patient].items():
+            lacking[split_of[patient]][category] -= count
+    return [split_of[patient] for patient in patients]
 
 
-def _need(
+def _compute_need(
     slides: Sequence[tuple[str, str]],
-    kinds: Mapping[str, int],
+    numbers: Mapping[str, int],
     lacking: Mapping[str, float],
-    wanted: Mapping[str, float],
+    target: Mapping[str, float],
 ) -> list[float]:
-    """How much a split needs a patient; compared from the first number on. Rounded, so that ties are ties."""
+    """Return how much a split needs a patient, as numbers that are compared from the first on.
+
+    They are rounded, so that rounding errors do not decide between equal needs.
+    """
     if len(slides) == 1:
         [(label, stratum)] = slides
-        return [round(lacking[kind], 9) for kind in (stratum, label, "any")]
-    # By how much the squared distances to what is wanted fall, each in parts of what is wanted.
-    return [round(sum((2 * n * lacking[kind] - n * n) / wanted[kind] for kind, n in kinds.items()), 9)]
+        return [round(lacking[category], 9) for category in (stratum, label, "any")]
+    # Decrease of the squared distances to the targets, each relative to its target.
+    return [round(sum((2 * n * lacking[k] - n * n) / target[k] for k, n in numbers.items()), 9)]

@@ -33,8 +33,8 @@ from service.queue.quotas import effective
 from service.queue.requests import Model, Request, Score, Uri
 from service.queue.store import JobStore
 from service.queue.tables import DatabaseAwayError, DatabaseCorruptError, arrived, lock, recurring
+from service.settings.parsing import to_dict
 from service.settings.service import ServiceSettings
-from service.settings.train import to_dict
 from service.storage.rights import held
 
 log = logging.getLogger(__name__)

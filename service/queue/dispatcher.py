@@ -33,8 +33,8 @@ from service.queue.lease import Lease, LeaseLostError
 from service.queue.quotas import effective
 from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, DatabaseAwayError, DatabaseCorruptError
+from service.settings.parsing import to_dict
 from service.settings.service import ServiceSettings
-from service.settings.train import to_dict
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from service.queue.job_rows import submission_id
 from service.queue.ray_api import OVER, RayAwayError
 from service.queue.signals import signal_reason
 from service.queue.store import JobStore
+from service.settings.parsing import to_dict
 from service.settings.service import ServiceSettings
-from service.settings.train import to_dict
 
 log = logging.getLogger(__name__)
 

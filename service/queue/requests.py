@@ -19,9 +19,10 @@ from service import storage
 from service.errors import UsageError
 from service.queue.kinds import KINDS as KINDS
 from service.settings import train as settings
+from service.settings.parsing import merged, to_dict
 from service.settings.score import ScoreSettings
 from service.settings.service import ServiceSettings
-from service.settings.train import TrainSettings, merged, to_dict
+from service.settings.train import TrainSettings
 from service.settings.tune import SearchSettings
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$")]

@@ -1,4 +1,4 @@
-"""How many lesions are found at how many false alarms: the free-response ROC of detections."""
+"""The free-response ROC of detections: the share of lesions found against the number of false positives per slide."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATES = (0.25, 0.5, 1, 2, 4, 8)
-"""False alarms per slide at which CAMELYON16 reads the curve."""
+"""False positives per slide at which CAMELYON16 reads the curve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What was pointed at on one slide."""
+    """Detections on one slide."""
 
     scores: NDArray[np.float64]
-    """(N,) how sure."""
+    """Confidence of each detection, (N,)."""
     lesion: NDArray[np.int64]
-    """(N,) which of the slide's lesions is hit, -1 for none."""
+    """Number of the lesion that each detection hits, (N,); -1 for none."""
     num_lesions: int
-    """On the slide."""
+    """Number of lesions on the slide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,37 +29,47 @@ class Froc:
     """A free-response ROC curve."""
 
     num_slides: int
+    """Number of slides, those without lesions included."""
     num_lesions: int
+    """Number of lesions on all slides."""
     sensitivity: tuple[float, ...]
-    """Share of the lesions found at each of `RATES`."""
+    """Share of the lesions found at each of `RATES`, 0 to 1."""
 
     @property
     def score(self) -> float:
-        """Mean sensitivity: the challenge's figure."""
+        """Mean sensitivity over `RATES`: the figure by which CAMELYON16 ranked its entries."""
         return float(np.mean(self.sensitivity))
 
+    @property
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """Points of the curve: false positives per slide and sensitivity."""
+        return tuple(zip(RATES, self.sensitivity, strict=True))
 
-def froc(slides: Sequence[Detections]) -> Froc:
-    """The curve of a cohort.
 
-    A lesion is found at a threshold if a detection that reaches it lies in it; further ones in the same lesion count
-    neither way. A detection in no lesion is a false alarm, on whichever slide.
+def compute_froc(slides: Sequence[Detections]) -> Froc:
+    """Compute the curve of a cohort.
+
+    A lesion is found at a threshold if it contains a detection whose score reaches the threshold. Further detections in
+    the same lesion count neither as found nor as false. A detection outside all lesions is a false positive, on a slide
+    with lesions as on one without.
 
     Raises:
-        ValueError: there is no lesion.
+        ValueError: if no slide has a lesion.
 
-    Source: Ehteshami Bejnordi et al., JAMA 318 (2017), CAMELYON16's second task.
+    Source: Ehteshami Bejnordi et al., JAMA 318 (2017), second task of CAMELYON16.
     """
-    num_lesions = sum(one.num_lesions for one in slides)
+    num_lesions = sum(slide.num_lesions for slide in slides)
     if not num_lesions:
-        raise ValueError("no lesion on any slide: there is nothing to find")
-    alarms = np.sort(np.concatenate([one.scores[one.lesion < 0] for one in slides]))[::-1]
-    found = [one.scores[one.lesion == n].max() for one in slides for n in np.unique(one.lesion[one.lesion >= 0])]
-    best = np.array(found, dtype=np.float64)
+        raise ValueError("no slide has a lesion, so that a sensitivity is undefined; give outlines of lesions")
+    false_scores = np.sort(np.concatenate([slide.scores[slide.lesion < 0] for slide in slides]))[::-1]
+    best_scores = np.array(
+        [slide.scores[slide.lesion == n].max() for slide in slides for n in np.unique(slide.lesion[slide.lesion >= 0])],
+        dtype=np.float64,
+    )
     sensitivity = []
     for rate in RATES:
-        allowed = int(rate * len(slides) + 1e-9)
-        # All thresholds above the first alarm that is too many are allowed.
-        above = alarms[allowed] if allowed < len(alarms) else -np.inf
-        sensitivity.append(float((best > above).sum() / num_lesions))
+        allowed = int(rate * len(slides))  # exact: all rates are multiples of 1/4
+        # Every threshold above the first false positive that exceeds the allowed number may be chosen.
+        above = false_scores[allowed] if allowed < len(false_scores) else -np.inf
+        sensitivity.append(float((best_scores > above).sum() / num_lesions))
     return Froc(len(slides), num_lesions, tuple(sensitivity))

@@ -1,6 +1,6 @@
-"""The regions of a score as QuPath reads them: GeoJSON in level-0 pixels, with classifications and measurements.
+"""The regions of a scored slide as GeoJSON for QuPath, in level-0 pixels, with classifications and measurements.
 
-In QuPath: File, Import objects from file. Boxes are annotations, locked, of the class "MagNet layer N".
+In QuPath, use File, Import objects from file. Each region becomes a locked annotation of the class "MagNet layer N".
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import ImageColor
 
-from service.results.pictures import colour_of
+from service.results.pictures import get_layer_colour
 
-_MEASURED = {
+MEASUREMENTS = {
     "running_probability": "Probability after this patch",
     "patch_probability": "Probability of this patch",
     "value": "Map value",
@@ -22,17 +22,18 @@ _MEASURED = {
     "downsample": "Downsample",
     "width_um": "Width \N{MICRO SIGN}m",
 }
-"""Columns of a region that become measurements."""
+"""Columns of a region that become measurements, and their names in QuPath."""
 
 
 def to_geojson(row: Mapping[str, Any]) -> bytes:
-    """A scored row's regions; the root, which is the slide itself, is left out."""
+    """Return the regions of a scored row as GeoJSON. The root region is left out: it is the slide itself."""
     regions = [region for region in row["regions"] if region["layer"]]
-    last, count = max(region["layer"] for region in row["regions"]), dict[int, int]()
+    last_layer = max(region["layer"] for region in row["regions"])
+    num_by_layer = dict[int, int]()
     features = []
     for region in regions:
-        count[region["layer"]] = count.get(region["layer"], 0) + 1
-        features.append(_feature(row["slide_id"], region, count[region["layer"]], last))
+        number = num_by_layer[region["layer"]] = num_by_layer.get(region["layer"], 0) + 1
+        features.append(_make_feature(row["slide_id"], region, number, last_layer))
     collection = {
         "type": "FeatureCollection",
         "features": features,
@@ -43,21 +44,25 @@ def to_geojson(row: Mapping[str, Any]) -> bytes:
     return json.dumps(collection, indent=1).encode()
 
 
-def _feature(slide_id: str, region: Mapping[str, Any], number: int, last: int) -> dict[str, Any]:
+def _make_feature(slide_id: str, region: Mapping[str, Any], number: int, last_layer: int) -> dict[str, Any]:
     layer, (x, y, side) = region["layer"], (region[name] for name in ("x_l0", "y_l0", "side_l0"))
     ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-    name = f"layer {layer}, region {number}" if layer < last else f"patch {number}"
+    name = f"layer {layer}, region {number}" if layer < last_layer else f"patch {number}"
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{slide_id}/{layer}/{number}")),  # the same in every run
+        # QuPath expects a UUID. It is derived from the region's place, so that each run gives an object the same id.
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{slide_id}/{layer}/{number}")),
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "properties": {
             "objectType": "annotation",
             "name": name,
             "isLocked": True,
-            "classification": {"name": f"MagNet layer {layer}", "color": list(ImageColor.getrgb(colour_of(layer)))},
+            "classification": {
+                "name": f"MagNet layer {layer}",
+                "color": list(ImageColor.getrgb(get_layer_colour(layer))),
+            },
             "measurements": {
-                label: region[column] for column, label in _MEASURED.items() if region.get(column) is not None
+                name: region[column] for column, name in MEASUREMENTS.items() if region.get(column) is not None
             },
         },
     }

@@ -1,1 +1,1 @@
-"""Settings of the jobs and of the service."""
+"""Settings of the service and of its jobs."""

@@ -1,4 +1,4 @@
-"""What a scoring is told, beside its slides, its model and where the table goes."""
+"""Settings of a scoring. Slides, model and output folder are arguments of the job, not settings."""
 
 from __future__ import annotations
 
@@ -7,56 +7,61 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from magnet.config import CLOSED
-from service.settings import train as settings
+from service.settings.parsing import parse, read_values, to_dict
 from service.settings.train import ComputeSettings
 from service.slides.quality import GateSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZoomSettings:
-    """What decides over a slide's row."""
+    """Settings that change the row of a slide."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     gate: GateSettings | None = field(default_factory=GateSettings)
-    """Which slides are refused; null: none."""
+    """Thresholds of the quality gate, which refuses unsuitable slides; null: no slide is refused."""
     frames: Literal[1, 2, 4, 8] = 1
-    """Mirrored and rotated views of each slide whose probabilities are averaged."""
+    """Number of mirrored and rotated views of each slide whose probabilities are averaged."""
     stop_when_settled: float | None = None
-    """End a slide once its probability moves no more than this over the last patches; null: read them all."""
+    """End a slide when its probability has moved no more than this over the last patches, 0 to below 1; null: read all
+    patches."""
     max_bytes_per_slide: int | None = None
-    """End a slide once this many bytes were read of it; a few last patches are read all the same. null: no bound."""
+    """End a slide when this many bytes of it were read; the patches in progress are still read. null: no limit."""
 
     def __post_init__(self) -> None:
         if self.stop_when_settled is not None and not 0 <= self.stop_when_settled < 1:
-            raise ValueError(f"stop_when_settled = {self.stop_when_settled}: must be 0 or more and below 1")
+            raise ValueError(f"stop_when_settled = {self.stop_when_settled}: must be 0 or more and below 1, or null")
         if self.max_bytes_per_slide is not None and self.max_bytes_per_slide < 1:
-            raise ValueError(f"max_bytes_per_slide = {self.max_bytes_per_slide}: must be 1 or more")
+            raise ValueError(f"max_bytes_per_slide = {self.max_bytes_per_slide}: must be 1 or more, or null")
 
     @property
     def may_end_early(self) -> bool:
-        """Whether the last patches are read a few at a time."""
+        """Whether slides may end early, so that the last patches are read a few at a time."""
         return self.stop_when_settled is not None or self.max_bytes_per_slide is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreSettings(ZoomSettings):
-    """A scoring job."""
+    """Settings of a scoring job."""
 
     compute: ComputeSettings = field(default_factory=ComputeSettings)
-    """Where it runs; changes no row."""
+    """Resources of the job; they change no row."""
     pictures: bool = True
-    """Zoom trees, overlays and GeoJSON."""
+    """Whether to write zoom trees, overlays and GeoJSON."""
 
     def deciding(self) -> dict[str, Any]:
-        """What of it decides over the rows: a folder of scores holds rows of one kind."""
-        return {name: value for name, value in settings.to_dict(self).items() if name not in ("compute", "pictures")}
+        """Return the settings that change rows. All rows in one folder of scores must have the same."""
+        return {name: value for name, value in to_dict(self).items() if name not in ("compute", "pictures")}
 
 
 def score_settings(config_uri: str | None, overrides: Sequence[str]) -> ScoreSettings:
-    """Settings of a scoring from a YAML file and ``key.key=value`` words.
+    """Read the settings of a scoring.
+
+    Args:
+        config_uri: YAML file, a path or URI; None for no file.
+        overrides: texts such as ``gate.max_pen=0.5``.
 
     Raises:
-        SettingsError: naming every key that is unknown or has a wrong value.
+        SettingsError: with one line for each key that is unknown or has a wrong value.
     """
-    return settings.parse(ScoreSettings, settings.written(config_uri, overrides), config_uri or "the command line")
+    return parse(ScoreSettings, read_values(config_uri, overrides), config_uri or "the command line")

@@ -1,4 +1,4 @@
-"""What a search over trainings is told, beside the training that it varies."""
+"""Settings of a search: what it varies of a training, and how many trials it makes."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from itertools import product
 from typing import Any, ClassVar, Literal
 
 from magnet.config import CLOSED
-from service.settings import train as settings
+from service.settings.parsing import parse, read_values, to_dict
 from service.settings.train import TrainSettings
 
 Schedule = tuple[int, ...]
+"""Regions per parent in each layer, P_l."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSettings:
-    """A search. What is null or empty stays as the training's config has it."""
+    """Settings of a search. A range that is null or a list that is empty is not varied."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
 
     trials: int = 20
-    """Trainings; a grid takes all there are instead."""
+    """Number of trainings; a grid tries all combinations instead."""
     method: Literal["optuna", "random", "grid"] = "optuna"
-    """Who chooses the next one."""
+    """Method that chooses the next trial."""
     schedules: tuple[Schedule, ...] = ()
-    """To choose from; empty: all of `depths` layers with `regions` per parent."""
+    """Schedules to try; empty: all with `depths` layers and `regions` regions per parent."""
     depths: tuple[int, int] = (2, 5)
-    """Fewest and most layers."""
+    """Smallest and largest number of layers."""
     regions: tuple[int, int] = (1, 4)
-    """Fewest and most regions per parent, P_l."""
+    """Smallest and largest number of regions per parent, P_l."""
     max_patches: int = 54
-    """Schedules with more last patches are refused; the paper's largest has 54."""
+    """Largest number of last patches of a schedule; the paper's largest schedule has 54."""
     learning_rate: tuple[float, float] | None = None
-    """Range, searched on a logarithmic scale."""
+    """Range of `recipe.learning_rate`, searched on a logarithmic scale."""
     temperature: tuple[float, float] | None = None
-    """Range of `model.locator.temperature`, the same way."""
+    """Range of `model.locator.temperature`, searched on a logarithmic scale."""
     sampler: tuple[Literal["lms", "bilinear"], ...] = ()
     """Choices of `model.locator.sampler`."""
     encoder: tuple[str, ...] = ()
@@ -43,15 +44,15 @@ class SearchSettings:
     frozen_patch: tuple[bool, ...] = ()
     """Choices of `model.zoom.frozen_patch`."""
     auroc_per_mb: float = 0.0
-    """AUROC that a megabyte read per slide must be worth; 0: AUROC alone is the objective."""
+    """AUROC that each megabyte read per slide costs in the objective; 0: the objective is the AUROC alone."""
     grace_epochs: int = 3
-    """Epochs that every trial gets before it may be stopped; the same unit for all depths."""
+    """Number of epochs of every trial before it may be stopped."""
     reduction: int = 3
-    """One of this many trials goes on at each rung of ASHA; 1: none is stopped early."""
+    """Reduction factor of ASHA: one of this many trials continues at each rung; 1: no trial is stopped early."""
     at_once: int | None = None
-    """Trials at a time; null: as many as the cluster has room for."""
+    """Number of trials that run at once; null: as many as the cluster has resources for."""
     seed: int = 0
-    """Of the search."""
+    """Seed of the search."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "max_patches", "grace_epochs", "reduction"):
@@ -62,24 +63,25 @@ class SearchSettings:
         for name in ("depths", "regions", "learning_rate", "temperature"):
             pair = getattr(self, name)
             if pair is not None and not 0 < pair[0] <= pair[1]:
-                raise ValueError(f"{name} = {list(pair)}: must be the smallest and the largest, above 0")
+                raise ValueError(f"{name} = {list(pair)}: must be two numbers above 0, the smallest first")
         if self.auroc_per_mb < 0:
             raise ValueError(f"auroc_per_mb = {self.auroc_per_mb}: must be 0 or more")
+        # A grid tries all combinations of listed values; a range has no list of values.
         if self.method == "grid" and (self.learning_rate or self.temperature):
             raise ValueError(
-                "method = grid: learning_rate and temperature are ranges; search them with optuna or random"
+                "method = grid: cannot search the ranges learning_rate and temperature; use method optuna or random"
             )
 
     def all_schedules(self) -> list[Schedule]:
-        """Those to choose from, refused ones among them, the cheapest first."""
+        """Return the schedules to try, the shallowest first, those with more than `max_patches` included."""
         if self.schedules:
             return list(dict.fromkeys(self.schedules))
-        numbers = range(self.regions[0], self.regions[1] + 1)
+        regions = range(self.regions[0], self.regions[1] + 1)
         depths = range(self.depths[0], self.depths[1] + 1)
-        return [schedule for depth in depths for schedule in product(numbers, repeat=depth)]
+        return [schedule for depth in depths for schedule in product(regions, repeat=depth)]
 
     def objective(self, auroc: float, bytes_per_slide: float) -> float:
-        """What the search makes large."""
+        """Return the value that the search maximises: the AUROC less the price of the bytes read."""
         return auroc - self.auroc_per_mb * bytes_per_slide / 1e6
 
 
@@ -91,38 +93,42 @@ CHOICES = {
     "encoder": "model.classifier.encoder",
     "frozen_patch": "model.zoom.frozen_patch",
 }
-"""What a search may vary, and the setting that it is."""
+"""Names that a search may vary, and the setting of each."""
 
 
 def search_settings(config_uri: str | None, overrides: Sequence[str]) -> SearchSettings:
-    """Settings of a search from a YAML file and ``key=value`` words.
+    """Read the settings of a search.
+
+    Args:
+        config_uri: YAML file, a path or URI; None for no file.
+        overrides: texts such as ``trials=40``.
 
     Raises:
-        SettingsError: naming every key that is unknown or has a wrong value.
+        SettingsError: with one line for each key that is unknown or has a wrong value.
     """
-    return settings.parse(SearchSettings, settings.written(config_uri, overrides), config_uri or "the command line")
+    return parse(SearchSettings, read_values(config_uri, overrides), config_uri or "the command line")
 
 
 def trial_settings(base: TrainSettings, chosen: dict[str, Any]) -> TrainSettings:
-    """A training with what a search chose.
+    """Return the settings of a trial.
 
     Args:
-        base: the training that is varied.
-        chosen: values by the names of `CHOICES`; the schedule in words, as "3,2,3".
+        base: settings of the training that is varied.
+        chosen: values that the search chose, by the names of `CHOICES`; the schedule is a text such as "3,2,3".
 
     Raises:
-        SettingsError: they do not go together.
+        SettingsError: if the values contradict each other or the training.
     """
-    values = settings.to_dict(base)
+    values = to_dict(base)
     for name, value in chosen.items():
         *path, last = CHOICES[name].split(".")
         group = values
         for key in path:
             group = group[key]
         group[last] = [int(p) for p in value.split(",")] if name == "schedule" else value
-    return settings.parse(TrainSettings, values, f"trial {chosen}")
+    return parse(TrainSettings, values, f"trial {chosen}")
 
 
 def in_words(schedule: Schedule) -> str:
-    """As "3,2,3"."""
+    """Return a schedule as a text such as "3,2,3"."""
     return ",".join(map(str, schedule))

@@ -1,9 +1,9 @@
 """Generated cohorts: pyramidal H&E-like slides of any size with planted lesions and decoys, for trials and tests.
 
-In this world low power shows candidates and only high power tells lesion from decoy. A slide of 100,000 x 100,000 px
-takes seconds and some 30 MB, because tiles that look alike are stored once: `layout` says what lies where, `layers`
-and `painting` which tiles that makes, `nuclei` and `textures` what fills them, `slide` and `tiff` write the pyramid,
-`plan` and `cohort` the folder. The command is ``python -m service.synthetic``.
+At low power these slides show candidates; only high power distinguishes a lesion from a decoy. A slide of
+100,000 x 100,000 px takes seconds to make and some 30 MB on disk, because equal tiles are stored once. `layout` decides
+what is where, `layers` and `painting` which tiles result, `nuclei` and `textures` what fills the tiles, `slide` and
+`tiff` write the pyramid, `plan` and `cohort` the folder. The command is ``python -m service.synthetic``.
 """
 
 from service.synthetic.cohort import make_cohort

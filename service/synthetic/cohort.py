@@ -1,4 +1,4 @@
-"""A cohort on disk: slides, manifest and outlines, there as a whole or not at all."""
+"""A generated cohort on disk: slides, manifest and outlines. The folder is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from service.synthetic.plan import CohortSettings, PlannedSlide, plan_slides
 from service.synthetic.slide import MPP, Outline, SlideSpec, write_slide
 
 FORMAT_VERSION = 1
-"""Raised whenever equal settings give other bytes than before."""
+"""Version of the generator: it is increased when equal settings give different bytes than before."""
 
 _SETTINGS_FILE = "settings.json"
+"""File in the cohort's folder that records its settings."""
 
 
 def make_cohort(out: Path, settings: CohortSettings, jobs: int = 1) -> bool:
     """Make a cohort: ``manifest.csv``, ``lesions.geojson``, ``decoys.geojson`` and ``slides/*.tif``.
 
-    Everything is written beside `out` first and renamed at the end, so that a run that was killed leaves nothing that
-    looks whole. The next run with the same `out` clears away what it left.
+    All files are written to a partial folder next to `out`, which is renamed at the end, so that a run that was killed
+    leaves no folder that looks complete. The next run with the same `out` removes the files of the killed one.
 
     Args:
-        out: folder to make; new, empty, or the same cohort.
-        settings: what determines the cohort.
-        jobs: slides made at once, each by a process of its own. Changes no byte.
+        out: folder to make: new, empty, or a cohort of the same settings.
+        settings: settings of the cohort.
+        jobs: number of slides made at once, each in a separate process. It changes no byte.
 
     Returns:
-        False if the cohort was there already and nothing had to be done.
+        False if the cohort existed already, so that nothing had to be done.
 
     Raises:
-        UsageError: `out` holds anything else, or another process is at it.
+        UsageError: if `out` has other content, or if another process is making the same cohort.
     """
     out = out.resolve()
     record = json.dumps({"format": FORMAT_VERSION, **asdict(settings)}, indent=2) + "\n"
@@ -60,34 +61,35 @@ def make_cohort(out: Path, settings: CohortSettings, jobs: int = 1) -> bool:
 
 
 def _is_complete(out: Path, record: str) -> bool:
-    """Whether `out` is this cohort already; refuses anything but that or nothing."""
+    """Return whether `out` holds this cohort; raise UsageError if it holds anything else."""
     if not out.exists():
         return False
     if not out.is_dir():
-        raise UsageError(f"{out} is a file; name a folder to make")
+        raise UsageError(f"{out} is a file; name a new folder")
     if not any(out.iterdir()):
         return False
-    kept = out / _SETTINGS_FILE
-    if not kept.is_file():
-        raise UsageError(f"{out} holds other files; name a new folder, or empty this one")
-    if kept.read_text() != record:
+    settings_file = out / _SETTINGS_FILE
+    if not settings_file.is_file():
+        raise UsageError(f"{out} holds other files; name a new folder or empty this one")
+    if settings_file.read_text() != record:
         raise UsageError(
-            f"{out} holds a cohort of other settings (see {kept.name} in it); name a new folder, or remove this one"
+            f"{out} holds a cohort with other settings (see its {_SETTINGS_FILE}); name a new folder or remove this one"
         )
     return True
 
 
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, locked against other processes, removed at the end unless it was renamed."""
+    """Yield an empty folder next to `out`, locked against other processes; remove it at the end if it still exists."""
     folder = out.parent / f".{out.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
+    # The lock belongs to the open folder: it ends with the process, however that ends.
     lock = os.open(folder, os.O_RDONLY)
     try:
         if not lock_descriptor(lock, blocking=False):
-            raise UsageError(f"another process is making {out}; wait for it, or name another folder")
-        for left_over in folder.iterdir():  # of a run that was killed
-            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            raise UsageError(f"another process is making {out}; wait for it or name another folder")
+        for path in folder.iterdir():  # left by a run that was killed
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
             yield folder
         finally:
@@ -97,30 +99,30 @@ def _partial_folder(out: Path) -> Iterator[Path]:
 
 
 def _write_slides(folder: Path, settings: CohortSettings, slides: list[PlannedSlide], jobs: int) -> list[Outline]:
-    work = [(_spec(settings, slide, number), folder / slide.uri) for number, slide in enumerate(slides)]
+    work = [(_make_spec(settings, slide, number), folder / slide.uri) for number, slide in enumerate(slides)]
     progress = tqdm(total=len(work), desc=f"slides of {settings.side_px:,} px", unit="slide")
     outlines: list[Outline] = []
     with progress:
-        for found in _map(jobs, work):
-            outlines += found
+        for slide_outlines in _map(jobs, work):
+            outlines += slide_outlines
             progress.update()
     return outlines
 
 
 def _map(jobs: int, work: list[tuple[SlideSpec, Path]]) -> Iterator[list[Outline]]:
     if jobs == 1:
-        yield from map(_write_one, work)
+        yield from map(_write_slide, work)
         return
-    spawn = multiprocessing.get_context("spawn")  # tqdm's thread forbids to fork
+    spawn = multiprocessing.get_context("spawn")  # forking is unsafe while tqdm's thread runs
     with ProcessPoolExecutor(min(jobs, len(work)), mp_context=spawn) as processes:
-        yield from processes.map(_write_one, work)
+        yield from processes.map(_write_slide, work)
 
 
-def _write_one(work: tuple[SlideSpec, Path]) -> list[Outline]:
+def _write_slide(work: tuple[SlideSpec, Path]) -> list[Outline]:
     return write_slide(*work)
 
 
-def _spec(settings: CohortSettings, slide: PlannedSlide, number: int) -> SlideSpec:
+def _make_spec(settings: CohortSettings, slide: PlannedSlide, number: int) -> SlideSpec:
     return SlideSpec(
         slide_id=slide.slide_id,
         stratum=slide.stratum,
@@ -141,7 +143,7 @@ def _write_manifest(path: Path, slides: list[PlannedSlide]) -> None:
 
 
 def _write_outlines(path: Path, outlines: list[Outline]) -> None:
-    """GeoJSON of polygons in level-0 pixels, x to the right and y down."""
+    """Write polygons as GeoJSON in level-0 pixels, x to the right and y down."""
     features = [
         {
             "type": "Feature",

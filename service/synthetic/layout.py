@@ -1,7 +1,7 @@
-"""Where things lie on a slide: tissue pieces on the glass, and candidates (the lesion and its decoys) in the tissue.
+"""Layout of a slide: pieces of tissue on the glass, and candidates (the lesion and its decoys) in the tissue.
 
-Lengths are level-0 pixels. All of them are shares of the slide's side, so that a slide of 8,192 px and one of
-100,000 px look alike at low power; candidates have a floor below which their texture could not be told.
+Lengths are level-0 pixels. They scale with the slide's side, so that a slide of 8,192 px and one of 100,000 px look the
+same at low power. Candidates have a least radius, below which their texture could not be recognised.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ RADIUS_SHARES = {"macro": (2 / 32, 3 / 32), "micro": (3 / 128, 5 / 128), "itc": 
 """Smallest and largest radius of a candidate as shares of the slide's side."""
 
 RADIUS_FLOORS_PX = {"macro": 256, "micro": 160, "itc": 96}
+"""Least radius of a candidate."""
 
 MIN_SIDE_PX = 2048
-"""Below, a macro lesion of its smallest radius would not fit into the tissue."""
+"""Smallest side: on a smaller slide, the smallest macro lesion would not fit into the tissue."""
 
 MAX_SIDE_PX = 110_000
+"""Largest side."""
 
 _NUM_ANGLES = 720
 _MAX_PIECES = 4
 _TISSUE_SHARES = (0.18, 0.26)
+"""Smallest and largest share of the slide that is tissue."""
 _GAP_SHARE = 0.012
-"""Least distance between two pieces, two candidates, or a candidate and the border of its piece."""
+"""Least distance between two pieces, two candidates, or a candidate and the border of its piece, as a share of the
+slide's side."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +40,24 @@ class Blob:
     """A star-shaped outline: ``log(r / radius)`` is a sum of waves in the angle."""
 
     x: float
+    """Centre."""
     y: float
+    """Centre."""
     radius: float
     """Radius of the circle that the waves deform."""
     waves: NDArray[np.complex128]
-    """(K,) amplitude and phase of the waves with 2, 3, ... periods around the outline."""
+    """Amplitude and phase of the waves with 2, 3, ... periods around the outline, (K,)."""
 
     @cached_property
     def _outline(self) -> tuple[Floats, Floats, Floats]:
-        """Angles (radians) all around, and radius and relative slope of the outline there."""
+        """Angles in radians around the centre, and radius and relative slope of the outline at each."""
         angle = np.linspace(-np.pi, np.pi, _NUM_ANGLES + 1)
         periods = np.arange(2, 2 + len(self.waves))
         turned = self.waves * np.exp(1j * angle[:, None] * periods)
         return angle, self.radius * np.exp(turned.real.sum(1)), -(turned.imag * periods).sum(1)
 
     def depth(self, x: Floats, y: Floats) -> Floats:
-        """How far a point lies inside the outline, to first order; negative outside."""
+        """Return how far points are inside the outline, to first order; negative outside."""
         around, radius, slope = self._outline
         angle = np.arctan2(y - self.y, x - self.x)
         inside = np.interp(angle, around, radius) - np.hypot(x - self.x, y - self.y)
@@ -59,7 +65,7 @@ class Blob:
 
     @property
     def reach(self) -> float:
-        """Largest distance of the outline from the centre."""
+        """Largest distance between the outline and the centre."""
         return float(self._outline[1].max())
 
 
@@ -68,21 +74,26 @@ class Candidate:
     """A dark blob: the lesion, or a decoy that looks the same at low power."""
 
     blob: Blob
+    """Its outline."""
     size: str
-    """The stratum whose radii it has."""
+    """Stratum whose range of radii it has."""
     is_lesion: bool
+    """Whether it is the lesion."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is to be painted on one slide."""
+    """Positions of all objects on one slide."""
 
     side_px: int
+    """Side of the slide."""
     pieces: tuple[Blob, ...]
+    """Pieces of tissue."""
     candidates: tuple[Candidate, ...]
+    """Lesion and decoys."""
 
     def tissue_depth(self, x: Floats, y: Floats) -> Floats:
-        """How far a point lies inside the tissue; negative on glass."""
+        """Return how far points are inside the tissue; negative on glass."""
         return np.max([piece.depth(x, y) for piece in self.pieces], axis=0)
 
 
@@ -92,38 +103,39 @@ def draw_layout(
     """Draw the layout of a slide.
 
     Args:
-        rng: source of all that is random.
-        side_px: the slide's side.
-        stratum: negative, or the stratum of its lesion.
-        num_decoys: decoys of a negative slide. A positive one has one less, so that the number of dark blobs tells
-            nothing.
-        strata: weights by which the decoys' sizes are drawn, the same as those of the cohort's lesions.
+        rng: random generator.
+        side_px: side of the slide.
+        stratum: negative, or the stratum of the lesion.
+        num_decoys: number of decoys of a negative slide. A positive one has one less, so that the number of dark blobs
+            does not reveal the label.
+        strata: weights of the strata from which the decoys' sizes are drawn, the same as for the cohort's lesions.
 
     Returns:
-        One to four pieces of tissue that hold all candidates without overlap. The lesion has no privilege in the
-        order of placing, so that its size and place tell nothing either.
+        A layout of one to four pieces of tissue that contain all candidates without overlap.
     """
     pieces = _draw_pieces(rng, side_px)
     has_lesion = stratum != "negative"
     weights = np.array(list(strata.values())) / sum(strata.values())
     sizes = [str(s) for s in rng.choice(list(strata), size=max(num_decoys - has_lesion, 0), p=weights)]
-    wanted = [(size, False) for size in sizes] + ([(stratum, True)] if has_lesion else [])
+    candidates = [(size, False) for size in sizes] + ([(stratum, True)] if has_lesion else [])
     layout = Layout(side_px, pieces, ())
-    for k in rng.permutation(len(wanted)):
-        size, is_lesion = wanted[k]
+    # Candidates are placed in random order: later ones find less room, which would reveal a lesion by its place.
+    for k in rng.permutation(len(candidates)):
+        size, is_lesion = candidates[k]
         candidate = Candidate(_place_candidate(rng, layout, size), size, is_lesion)
         layout = replace(layout, candidates=(*layout.candidates, candidate))
     return layout
 
 
 def _draw_pieces(rng: np.random.Generator, side_px: int) -> tuple[Blob, ...]:
-    """One to four pieces apart from each other and from the slide's border, together a given share of its area."""
+    """Draw one to four pieces that are separate from each other and from the slide's border."""
     num = int(rng.integers(1, _MAX_PIECES + 1))
     areas = rng.uniform(0.6, 1.4, num)
     areas *= rng.uniform(*_TISSUE_SHARES) * side_px**2 / areas.sum()
     radii = np.sqrt(np.sort(areas)[::-1] / np.pi)
     gap = _GAP_SHARE * side_px
     shrink = 1.0
+    # Sixty positions are tried for each piece. If one piece finds none, all become smaller and are placed again.
     while True:
         pieces: list[Blob] = []
         for radius in radii * shrink:
@@ -146,7 +158,7 @@ def _draw_waves(rng: np.random.Generator, elongation: float, roughness: float) -
 
 
 def _place_candidate(rng: np.random.Generator, layout: Layout, size: str) -> Blob:
-    """A candidate where the tissue leaves room for it, smaller than drawn only where there is none."""
+    """Place a candidate inside the tissue, away from the others; it becomes smaller only if there is no room for it."""
     shares, gap = RADIUS_SHARES[size], _GAP_SHARE * layout.side_px / 2
     radius = max(rng.uniform(*shares) * layout.side_px, RADIUS_FLOORS_PX[size])
     waves = _draw_waves(rng, elongation=rng.uniform(0.05, 0.15), roughness=0.10)

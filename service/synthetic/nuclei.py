@@ -1,4 +1,4 @@
-"""Nuclei, and how they lie in a tile."""
+"""Nuclei, and their arrangement in a tile."""
 
 from __future__ import annotations
 
@@ -15,32 +15,40 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Kind:
-    """The nuclei of a texture."""
+    """Properties of the nuclei of a texture."""
 
     number: int
-    """Nuclei in a tile."""
+    """Number of nuclei in a tile."""
     radius_px: float
-    longest: float
+    """Mean radius."""
+    max_ratio: float
     """Largest ratio of the two axes."""
     any_direction: bool
+    """Whether nuclei have any direction; otherwise they are about parallel to x."""
 
 
 KINDS = {
-    "stroma": Kind(number=10, radius_px=6.5, longest=3.0, any_direction=False),
-    "lymph": Kind(number=100, radius_px=8.5, longest=1.3, any_direction=True),
-    "lesion": Kind(number=25, radius_px=17.0, longest=1.3, any_direction=True),
+    "stroma": Kind(number=10, radius_px=6.5, max_ratio=3.0, any_direction=False),
+    "lymph": Kind(number=100, radius_px=8.5, max_ratio=1.3, any_direction=True),
+    "lesion": Kind(number=25, radius_px=17.0, max_ratio=1.3, any_direction=True),
 }
-"""Lesions have nuclei of twice the diameter and a quarter as many: as much of the area is nucleus."""
+"""Nuclei of lesions have twice the diameter of lymphoid ones and a quarter of their number, so that they cover the same
+area."""
 
 _NUM_STAMPS = 16
+"""Number of different nuclei of a texture."""
 _SPREADING_STEPS = 12
+"""Number of steps in which nuclei are moved apart."""
 
 
 def draw_nuclei(rng: np.random.Generator, name: str, num_variants: int) -> Floats:
-    """How much nucleus covers each pixel of a tile, 0 to about 1, float32 (num_variants, 256, 256).
+    """Draw the nuclei of the variants of a texture.
 
-    Nuclei keep apart from each other, for then their density is even at low power. Those of the first variant that
-    cross the tile's border are in all variants; the others are drawn anew for each.
+    Nuclei are moved apart from each other, so that their density is even at low power. Nuclei that cross the tile's
+    border are the same in all variants, so that variants fit each other; the others are drawn again for each.
+
+    Returns:
+        Amount of nucleus in each pixel, 0 to about 1, float32 (num_variants, 256, 256).
     """
     kind = KINDS[name]
     stamps = [_draw_stamp(rng, kind) for _ in range(_NUM_STAMPS)]
@@ -50,34 +58,35 @@ def draw_nuclei(rng: np.random.Generator, name: str, num_variants: int) -> Float
     which = rng.integers(_NUM_STAMPS, size=(num_variants, kind.number))
     which[:, ~is_free] = which[0, ~is_free]
     tiles = []
-    for chosen in which:
+    for stamp_numbers in which:
         moved = shared + is_free[:, None] * rng.normal(0, kind.radius_px, shared.shape)
         centres = np.where(is_free[:, None], np.clip(_spread(moved, is_free), reach, TILE_PX - reach), shared)
-        tiles.append(_stamped(centres, [stamps[k] for k in chosen]))
+        tiles.append(_draw_stamps(centres, [stamps[k] for k in stamp_numbers]))
     return np.stack(tiles)
 
 
 def _spread(points: Points, is_free: NDArray[np.bool_]) -> Points:
-    """Points pushed apart on the periodic tile until they are about evenly dense; only the free ones move."""
-    wanted = TILE_PX / np.sqrt(len(points))
+    """Move points apart on the periodic tile until their density is about even; only free points move."""
+    distance_px = TILE_PX / np.sqrt(len(points))
     for _ in range(_SPREADING_STEPS):
         apart = points[:, None] - points[None]
+        # The shortest way between two points may cross the tile's border.
         apart -= TILE_PX * np.round(apart / TILE_PX)
         distance = np.hypot(apart[..., 0], apart[..., 1]) + 1e-9
-        push = np.clip(1 - distance / wanted, 0, None) / distance
-        points = points + 0.35 * wanted * is_free[:, None] * (apart * push[..., None]).sum(1)
+        push = np.clip(1 - distance / distance_px, 0, None) / distance
+        points = points + 0.35 * distance_px * is_free[:, None] * (apart * push[..., None]).sum(1)
     return points
 
 
-def _stamped(centres: Points, stamps: list[Floats]) -> Floats:
-    """Stamps at the given (x, y), wrapped around the tile's border; the darkest wins."""
+def _draw_stamps(centres: Points, stamps: list[Floats]) -> Floats:
+    """Draw stamps at (x, y), wrapped around the tile's border; where they overlap, the darkest is visible."""
     pad = max(stamp.shape[0] for stamp in stamps)
     canvas = np.zeros((TILE_PX + 2 * pad, TILE_PX + 2 * pad), np.float32)
     for (x, y), stamp in zip((centres % TILE_PX).astype(int), stamps, strict=True):
         side = stamp.shape[0]
         part = canvas[y + pad - side // 2 :, x + pad - side // 2 :][:side, :side]
         np.maximum(part, stamp, out=part)
-    for _ in range(2):  # fold what crossed the border, first along y, then (transposed) along x
+    for _ in range(2):  # fold parts beyond the border back, first along y, then (transposed) along x
         canvas[pad : 2 * pad] = np.maximum(canvas[pad : 2 * pad], canvas[-pad:])
         canvas[-2 * pad : -pad] = np.maximum(canvas[-2 * pad : -pad], canvas[:pad])
         canvas = canvas[pad:-pad].T
@@ -85,8 +94,8 @@ def _stamped(centres: Points, stamps: list[Floats]) -> Floats:
 
 
 def _draw_stamp(rng: np.random.Generator, kind: Kind) -> Floats:
-    """One nucleus, 0 to about 1: an uneven ellipse with a dark rim and clumps of chromatin."""
-    ratio = rng.uniform(1 + (kind.longest - 1) / 3, kind.longest)
+    """Draw one nucleus, 0 to about 1: an uneven ellipse with a dark rim and clumps of chromatin."""
+    ratio = rng.uniform(1 + (kind.max_ratio - 1) / 3, kind.max_ratio)
     radius = kind.radius_px * rng.uniform(0.88, 1.12)
     half = int(np.ceil(radius * 1.08 * np.sqrt(ratio))) + 2
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)

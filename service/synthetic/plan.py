@@ -1,4 +1,4 @@
-"""What a cohort is to hold: its settings, checked, and one manifest row per slide."""
+"""Plan of a generated cohort: its settings, and one manifest row per slide."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from service.cohort.splits import SPLITS, split_patients
 from service.synthetic.layout import MAX_SIDE_PX, MIN_SIDE_PX, RADIUS_SHARES
 
 NUM_CENTERS = 5
+"""Number of laboratories, which differ in their stain."""
 MAX_DECOYS = 16
-"""More would not find room in the tissue."""
+"""Largest number of decoys; the tissue has no room for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CohortSettings:
-    """What determines a cohort: equal settings give equal bytes."""
+    """Settings of a cohort; equal settings give equal bytes."""
 
     num_slides: int
+    """Number of slides, 1 to 100,000."""
     side_px: int
-    """Side of the slides at level 0, in pixels."""
+    """Side of the slides at level 0, in pixels, 2,048 to 110,000."""
     seed: int
+    """Seed of all random numbers, 0 or more."""
     decoys: int = 3
-    """Dark blobs of normal texture in a negative slide; a positive one has one less, and the lesion."""
+    """Number of dark blobs of normal texture in a negative slide; a positive one has one less, and the lesion."""
     hint: float = 0.0
-    """How much of their own colour lesions show at low power: 0 none, 1 all."""
+    """Colour difference of lesions at low power, 0 (none) to 1 (full)."""
     positive: float = 0.5
-    """Share of the slides that have a lesion."""
+    """Share of the slides that have a lesion, 0 to 1."""
     strata: dict[str, float] = field(default_factory=lambda: {"macro": 1.0, "micro": 1.0, "itc": 0.0})
-    """Weights of the strata among the positives."""
+    """Weights of the strata of positive slides."""
     split: dict[str, float] = field(default_factory=lambda: {"train": 0.6, "val": 0.2, "test": 0.2})
     """Shares of the splits."""
 
@@ -43,13 +46,14 @@ class CohortSettings:
             "hint": (0, 1),
             "positive": (0, 1),
         }
+        # The messages name the options of the command line.
         problems = [
             f"{name.replace('_', '-')} {getattr(self, name)}: must be {low} to {high}"
             for name, (low, high) in bounds.items()
             if not low <= getattr(self, name) <= high
         ]
-        problems += _weight_problems("strata", self.strata, tuple(RADIUS_SHARES))
-        problems += _weight_problems("split", self.split, SPLITS)
+        problems += _check_weights("strata", self.strata, tuple(RADIUS_SHARES))
+        problems += _check_weights("split", self.split, SPLITS)
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -59,17 +63,23 @@ class PlannedSlide:
     """One row of the manifest."""
 
     slide_id: str
+    """Name of the slide."""
     uri: str
-    """Relative to the manifest."""
+    """Path relative to the manifest."""
     patient_id: str
+    """Name of the patient."""
     center: int
+    """Number of the laboratory."""
     label: int
+    """1 for a slide with a lesion, otherwise 0."""
     stratum: str
+    """"negative", or the stratum of the lesion."""
     split: str
+    """train, val or test."""
 
 
 def plan_slides(settings: CohortSettings) -> list[PlannedSlide]:
-    """The rows of a cohort: strata by weight, in random order; patients of one or two slides; splits by patient."""
+    """Plan the rows of a cohort: strata by weight in random order, patients of one or two slides, splits by patient."""
     rng = np.random.default_rng([settings.seed, settings.num_slides])
     strata = _draw_strata(rng, settings)
     patients = _group_into_patients(strata)
@@ -91,18 +101,19 @@ def plan_slides(settings: CohortSettings) -> list[PlannedSlide]:
 
 
 def _draw_strata(rng: np.random.Generator, settings: CohortSettings) -> list[str]:
-    """The stratum of each slide; numbers by weight, what is left over to the largest remainders."""
+    """Draw the stratum of each slide. Numbers follow the weights; the rest goes to the largest remainders."""
     num_positive = round(settings.num_slides * settings.positive)
     exact = np.array(list(settings.strata.values())) / sum(settings.strata.values()) * num_positive
     numbers = np.floor(exact).astype(int)
     missing = num_positive - int(numbers.sum())
+    # A stable sort decides between equal remainders in the same way on each machine.
     numbers[np.argsort(numbers - exact, kind="stable")[:missing]] += 1
     names = [*settings.strata, "negative"]
     return [str(s) for s in rng.permutation(np.repeat(names, [*numbers, settings.num_slides - num_positive]))]
 
 
 def _group_into_patients(strata: list[str]) -> list[int]:
-    """The number of each slide's patient: every other patient has two slides, both of one stratum."""
+    """Return the number of each slide's patient: every second patient has two slides, both of one stratum."""
     patients = [0] * len(strata)
     num_patients = 0
     for name in sorted(set(strata)):
@@ -113,8 +124,8 @@ def _group_into_patients(strata: list[str]) -> list[int]:
     return patients
 
 
-def _weight_problems(name: str, weights: dict[str, float], known: tuple[str, ...]) -> list[str]:
-    problems = [f"{name} {key!r}: known are {', '.join(known)}" for key in weights if key not in known]
+def _check_weights(name: str, weights: dict[str, float], known: tuple[str, ...]) -> list[str]:
+    problems = [f"{name} {key!r}: must be one of {', '.join(known)}" for key in weights if key not in known]
     if not (all(0 <= weight < inf for weight in weights.values()) and sum(weights.values()) > 0):
-        problems.append(f"{name} {weights}: weights must not be negative, nor all 0")
+        problems.append(f"{name} {weights}: weights must be 0 or more, and at least one above 0")
     return problems

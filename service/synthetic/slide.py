@@ -1,4 +1,4 @@
-"""One slide: its pyramid written to a file, and the outlines of what was planted in it."""
+"""Write one slide as a pyramid, and return the outlines of its candidates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.synthetic.layers import outline
+from service.synthetic.layers import trace_outline
 from service.synthetic.layout import draw_layout
 from service.synthetic.painting import Painting, paint
 from service.synthetic.textures import Stain
@@ -21,36 +21,46 @@ MPP = 0.25
 """Micrometres per level-0 pixel."""
 
 _JPEG_QUALITY = 55
+"""Quality of the tiles, 1 to 100."""
 _LAST_LEVEL_PX = 1024
-"""The pyramid ends with the first level that is no larger."""
+"""The pyramid ends with the first level whose side is at most this."""
 
 _LAYOUT, _PAINTING = 0, 1
-"""Streams of random numbers of a slide."""
+"""Numbers of a slide's two random streams."""
 
 
 @dataclass(frozen=True)
 class SlideSpec:
-    """What a slide is to be, apart from chance."""
+    """All properties that determine a slide."""
 
     slide_id: str
+    """Name of the slide."""
     stratum: str
+    """"negative", or the stratum of the lesion."""
     center: int
+    """Number of the laboratory, which determines the stain."""
     side_px: int
+    """Side of level 0 in pixels."""
     num_decoys: int
+    """Number of decoys of a negative slide; a positive one has one less."""
     hint: float
+    """Colour difference of lesions at low power, 0 to 1."""
     strata: tuple[tuple[str, float], ...]
-    """Weights of the strata of the cohort's lesions."""
+    """Weights of the strata from which sizes of decoys are drawn."""
     seed: tuple[int, int]
-    """The cohort's seed and the slide's number."""
+    """Seed of the cohort and number of the slide."""
 
 
 @dataclass(frozen=True)
 class Outline:
-    """Where a lesion or a decoy lies."""
+    """Outline of a lesion or a decoy."""
 
     slide_id: str
+    """Name of the slide."""
     size: str
+    """Stratum whose range of radii it has."""
     is_lesion: bool
+    """Whether it is the lesion."""
     points: list[tuple[float, float]]
     """Closed ring of (x, y) in level-0 pixels."""
 
@@ -59,11 +69,11 @@ def write_slide(spec: SlideSpec, path: Path) -> list[Outline]:
     """Write one slide as a pyramidal tiled TIFF.
 
     Args:
-        spec: what it is to be. Equal specs give equal bytes.
-        path: the file to write.
+        spec: properties of the slide; equal specs give equal bytes.
+        path: file to write.
 
     Returns:
-        The outlines of its lesion and its decoys.
+        Outlines of the lesion and the decoys.
     """
     layout = draw_layout(
         np.random.default_rng([*spec.seed, _LAYOUT]), spec.side_px, spec.stratum, spec.num_decoys, dict(spec.strata)
@@ -72,13 +82,13 @@ def write_slide(spec: SlideSpec, path: Path) -> list[Outline]:
     painting, layers = paint(rng, layout, Stain.draw(rng, spec.center), spec.hint)
     _write_pyramid(path, painting, spec)
     return [
-        Outline(spec.slide_id, candidate.size, candidate.is_lesion, outline(layer, candidate.blob))
+        Outline(spec.slide_id, candidate.size, candidate.is_lesion, trace_outline(layer, candidate.blob))
         for candidate, layer in zip(layout.candidates, layers, strict=True)
     ]
 
 
 def _write_pyramid(path: Path, painting: Painting, spec: SlideSpec) -> None:
-    """All levels; a tile of a level is made of its four children, and equal children make equal tiles."""
+    """Write all levels. A tile is made of its four children on the finer level; equal children make equal tiles."""
     size, mpp, level = spec.side_px, MPP, 0
     index, tiles = painting.index, map(painting.render, range(len(painting.examples)))
     with open(path, "wb") as file:
@@ -88,20 +98,22 @@ def _write_pyramid(path: Path, painting: Painting, spec: SlideSpec) -> None:
             for rgb in tiles:
                 jpeg = imagecodecs.jpeg8_encode(rgb, level=_JPEG_QUALITY, subsampling="420")
                 entries.append(writer.add_tile(bytes(jpeg)))
-                halves.append(_halved(rgb))
+                halves.append(_halve(rgb))
             places = np.array(entries)[index.ravel()]
             writer.add_level((size, size), places, mpp, f"generated slide {spec.slide_id}", reduced=level > 0)
             if size <= _LAST_LEVEL_PX:
                 return
             size, mpp, level = -(-size // 2), mpp * 2, level + 1
-            index, quads = _parents(index)
-            tiles = map(partial(_joined, halves), quads)
+            index, quads = _find_parents(index)
+            tiles = map(partial(_join, halves), quads)
 
 
-def _parents(index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The next level's tiles: the number of each, and the four children, (2, 2) as they lie, of each number."""
+def _find_parents(index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tiles of the next level: the number at each position, and the four children (2, 2) of each number."""
+    # An odd number of tiles is padded with the last one. The padding is outside the level, so that no reader shows it.
     padded = np.pad(index, [(0, n % 2) for n in index.shape], mode="edge")
     children = np.stack([padded[0::2, 0::2], padded[0::2, 1::2], padded[1::2, 0::2], padded[1::2, 1::2]], -1)
+    # Four numbers are combined pairwise: all four in one integer could exceed 64 bits.
     base = int(index.max()) + 1
     left, right = children[..., 0] * base + children[..., 1], children[..., 2] * base + children[..., 3]
     rows, places = np.unique(np.stack([left, right]), return_inverse=True)
@@ -111,8 +123,8 @@ def _parents(index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     return parents.reshape(children.shape[:2]), np.stack([pairs // base, pairs % base], -1)
 
 
-def _joined(halves: list[NDArray[np.uint8]], quad: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """A tile from its four children at half size."""
+def _join(halves: list[NDArray[np.uint8]], quad: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Make a tile from its four children at half size."""
     half = TILE_PX // 2
     rgb = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
     for i in range(2):
@@ -121,6 +133,6 @@ def _joined(halves: list[NDArray[np.uint8]], quad: NDArray[np.int64]) -> NDArray
     return rgb
 
 
-def _halved(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Means of 2 x 2 pixels, rounded."""
+def _halve(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the rounded means of 2 x 2 pixels."""
     return np.asarray(Image.fromarray(rgb).reduce(2))

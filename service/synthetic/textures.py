@@ -1,9 +1,9 @@
-"""The tiles of which slides are made: glass, stroma, lymphoid tissue, decoys and lesions.
+"""Textures of slides: glass, stroma, lymphoid tissue, decoys and lesions.
 
 All variants of a texture fit each other on every side, because the nuclei that cross a tile's border are the same in
-all of them. Lesions differ from decoys in the size of their nuclei only: mean and spread of each colour channel are
-matched over the texture, and the mean of every 64 px block is evened out in both, so that the two are alike in each
-pyramid level from the sixth on, unless a hint of the lesions' own colour is asked for.
+all variants. Lesions differ from decoys only in the size of their nuclei: mean and standard deviation of each colour
+channel are equal over the texture, and every 64 px block has the texture's mean. Lesions and decoys are therefore equal
+in each pyramid level from the sixth on, unless a hint adds a colour difference.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from service.synthetic.tiff import TILE_PX
 Floats = NDArray[np.float32]
 
 BLOCK_PX = 64
-"""Side of the blocks whose mean colour is evened out: one pixel of level 6."""
+"""Side of the blocks with equal mean colour: one pixel of level 6."""
 
 NUM_VARIANTS = {"glass": 1, "stroma": 3, "lymph": 6, "decoy": 6, "lesion": 6}
+"""Number of variants of each texture."""
 
 _DARKER = 25.0
 """Grey levels by which candidates are darker than the tissue around them."""
 
 _LESION_TINT = np.array([-4.0, -14.0, 12.0], np.float32)
-"""What a full hint adds to a lesion's mean RGB: bluer and a little darker."""
+"""Difference that a hint of 1 adds to a lesion's mean RGB: bluer and slightly darker."""
 
 _GLASS_RGB = np.array([243.0, 242.0, 244.0], np.float32)
 _HEMATOXYLIN = np.array([0.62, 0.86, 0.30], np.float32)
@@ -37,33 +38,35 @@ _EOSIN = np.array([0.06, 0.40, 0.16], np.float32)
 
 @dataclass(frozen=True)
 class Stain:
-    """How strongly a laboratory stains."""
+    """Strength of the two dyes, 1 on average."""
 
     hematoxylin: float
+    """Strength of the blue dye of nuclei."""
     eosin: float
+    """Strength of the pink dye of other tissue."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, center: int) -> Stain:
-        """The stain of a slide: the habit of its center (the same in all cohorts) and chance."""
-        habit = np.random.default_rng([center, 7]).normal(1, 0.07, 2)
-        h, e = habit * rng.normal(1, 0.03, 2)
+        """Draw the stain of a slide: the mean of its center, equal in all cohorts, with random variation."""
+        center_mean = np.random.default_rng([center, 7]).normal(1, 0.07, 2)
+        h, e = center_mean * rng.normal(1, 0.03, 2)
         return cls(float(h), float(e))
 
 
 def draw_textures(rng: np.random.Generator, stain: Stain, hint: float) -> dict[str, NDArray[np.uint8]]:
-    """The textures of one slide.
+    """Draw the textures of one slide.
 
     Args:
-        rng: source of all that is random.
+        rng: random generator.
         stain: strength of the dyes.
-        hint: how much of their own colour lesions show, 0 to 1.
+        hint: colour difference of lesions at low power, 0 to 1.
 
     Returns:
-        By name, uint8 RGB of shape (variants, 256, 256, 3).
+        Variants of each texture by name, uint8 RGB (variants, 256, 256, 3).
     """
-    tiles = {name: _evened(_draw_tissue(rng, name, stain)) for name in ("stroma", "lymph", "lesion")}
-    lymph_mean, lymph_std = _moments(tiles["lymph"])
-    lesion_mean, lesion_std = _moments(tiles["lesion"])
+    tiles = {name: _equalise_blocks(_draw_tissue(rng, name, stain)) for name in ("stroma", "lymph", "lesion")}
+    lymph_mean, lymph_std = _compute_moments(tiles["lymph"])
+    lesion_mean, lesion_std = _compute_moments(tiles["lesion"])
     dark_mean = lymph_mean - _DARKER
     tiles["decoy"] = tiles["lymph"] - np.float32(_DARKER)
     tiles["lesion"] = (tiles["lesion"] - lesion_mean) * (lymph_std / lesion_std) + (dark_mean + hint * _LESION_TINT)
@@ -72,13 +75,13 @@ def draw_textures(rng: np.random.Generator, stain: Stain, hint: float) -> dict[s
 
 
 def draw_noise(rng: np.random.Generator, shortest_px: float, longest_px: float, stretch: float = 1.0) -> Floats:
-    """Smooth noise that repeats after a tile, mean 0 and spread 1, shape (256, 256).
+    """Draw smooth noise with the period of a tile, mean 0 and standard deviation 1, (256, 256).
 
     Args:
-        rng: source of all that is random.
+        rng: random generator.
         shortest_px: shortest wavelength.
         longest_px: longest wavelength.
-        stretch: above 1, waves are this much longer along x than along y: fibres.
+        stretch: ratio of wavelengths along x and y; above 1, the noise resembles fibres.
     """
     frequency = np.hypot(np.fft.fftfreq(TILE_PX)[:, None], stretch * np.fft.rfftfreq(TILE_PX)).astype(np.float32)
     gain = ((frequency >= 1 / longest_px) & (frequency <= 1 / shortest_px)) / np.maximum(frequency, 1e-3)
@@ -88,7 +91,7 @@ def draw_noise(rng: np.random.Generator, shortest_px: float, longest_px: float, 
 
 
 def _draw_tissue(rng: np.random.Generator, name: str, stain: Stain) -> Floats:
-    """RGB of a texture's variants, float32 (variants, 256, 256, 3): nuclei on a ground of fibres."""
+    """Draw the variants of a texture as RGB, float32 (variants, 256, 256, 3): nuclei on a background of fibres."""
     nuclei = draw_nuclei(rng, name, NUM_VARIANTS[name])
     if name == "stroma":
         fibres = draw_noise(rng, 6, 60, stretch=4.0)
@@ -98,6 +101,7 @@ def _draw_tissue(rng: np.random.Generator, name: str, stain: Stain) -> Floats:
         eosin, hematoxylin = 0.42 + 0.07 * mottle, 0.20 + 0.04 * mottle
     hematoxylin = stain.hematoxylin * (hematoxylin + nuclei)
     eosin = stain.eosin * eosin * (1 - 0.5 * nuclei)
+    # Beer-Lambert law: the amounts of the dyes attenuate white light exponentially.
     return np.stack(
         [
             white * np.exp(-h * hematoxylin - e * eosin)
@@ -107,36 +111,37 @@ def _draw_tissue(rng: np.random.Generator, name: str, stain: Stain) -> Floats:
     )
 
 
-def _evened(tiles: Floats) -> Floats:
-    """Tiles in which every 64 px block has the texture's mean colour.
+def _equalise_blocks(tiles: Floats) -> Floats:
+    """Return tiles in which every 64 px block has the texture's mean colour.
 
-    What is subtracted is linear between the centres of the blocks, so that nothing shows at their borders.
+    The correction is linear between the centres of the blocks, so that the borders of blocks are not visible.
     """
-    blocks = _block_means(tiles)
+    blocks = _compute_block_means(tiles)
     blocks -= blocks.mean((0, 1, 2))
-    weights = _block_interpolation()
+    weights = _compute_block_weights()
+    # Values at the centres must be chosen so that the means of the interpolated blocks equal the differences.
     inverse = np.linalg.inv(weights.reshape(TILE_PX // BLOCK_PX, BLOCK_PX, -1).mean(1))
     along = (weights @ inverse).astype(np.float32)
     rows = np.einsum("yi,nijc->nyjc", along, blocks, optimize=True)
     return tiles - np.matmul(along, rows)
 
 
-def _block_means(tiles: Floats) -> Floats:
-    """Mean colour of each 64 px block, (variants, 4, 4, 3)."""
+def _compute_block_means(tiles: Floats) -> Floats:
+    """Return the mean colour of each 64 px block, (variants, 4, 4, 3)."""
     num = TILE_PX // BLOCK_PX
     rows = tiles.reshape(-1, num, BLOCK_PX, TILE_PX * 3).mean(2)
     return rows.reshape(-1, num, num, BLOCK_PX, 3).mean(3)
 
 
-def _block_interpolation() -> Floats:
-    """(256, 4) weights of the four block centres at each pixel, linear, periodic."""
+def _compute_block_weights() -> Floats:
+    """Return the weights of the four block centres at each pixel along a tile, (256, 4), linear and periodic."""
     num = TILE_PX // BLOCK_PX
     at = (np.arange(TILE_PX) + 0.5) / BLOCK_PX - 0.5
     distance = np.abs((at[:, None] - np.arange(num) + num / 2) % num - num / 2)
     return np.clip(1 - distance, 0, 1).astype(np.float32)
 
 
-def _moments(tiles: Floats) -> tuple[Floats, Floats]:
-    """Mean and spread of each channel."""
-    mean = _block_means(tiles).mean((0, 1, 2))
-    return mean, np.sqrt(_block_means((tiles - mean) ** 2).mean((0, 1, 2)))
+def _compute_moments(tiles: Floats) -> tuple[Floats, Floats]:
+    """Return the mean and the standard deviation of each channel."""
+    mean = _compute_block_means(tiles).mean((0, 1, 2))
+    return mean, np.sqrt(_compute_block_means((tiles - mean) ** 2).mean((0, 1, 2)))

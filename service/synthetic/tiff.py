@@ -1,7 +1,7 @@
-"""Writing a pyramid as a tiled TIFF whose equal tiles are stored once.
+"""Writer of pyramids as tiled TIFFs in which equal tiles are stored once.
 
-A tile of a TIFF is an offset and a length, and nothing forbids two tiles to name the same bytes. So a slide of ten
-gigapixels with a few thousand different tiles is a file of some megabytes that every reader takes for a full one.
+A TIFF describes a tile by an offset and a length, and two tiles may refer to the same bytes. A slide of ten gigapixels
+with a few thousand different tiles is therefore a file of some megabytes, which readers treat like any other slide.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 TILE_PX = 256
+"""Side of a tile."""
 
 _SHORT, _LONG, _RATIONAL, _ASCII, _LONG8 = 3, 4, 5, 2, 16
+"""Numbers of value types in TIFF and BigTIFF."""
 _FORMATS = {_SHORT: "H", _LONG: "I", _RATIONAL: "II", _ASCII: "s", _LONG8: "Q"}
 _LARGEST_TILE_BYTES = 3 * TILE_PX**2
-"""No JPEG tile of these slides comes near its raw size."""
+"""Size of a tile without compression, which no JPEG tile of these slides reaches."""
 
 Value = int | bytes | tuple[int, ...] | NDArray[np.int64]
 
 
 class PyramidWriter:
-    """Writes tiles and directories of one TIFF, classic where 4 GiB surely suffice, else BigTIFF.
+    """Writes tiles and directories of one TIFF: a classic one if it cannot exceed 4 GiB, otherwise a BigTIFF.
 
     Args:
-        file: open for writing bytes, at its start.
-        num_tiles: tiles of all levels together, repeats counted.
+        file: binary file, open for writing at its start.
+        num_tiles: number of tiles of all levels, repeated ones included.
     """
 
     def __init__(self, file: BinaryIO, num_tiles: int) -> None:
@@ -38,7 +40,11 @@ class PyramidWriter:
         file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if self._big else struct.pack("<2sHI", b"II", 42, 0))
 
     def add_tile(self, jpeg: bytes) -> tuple[int, int]:
-        """Store one JPEG tile; its (offset, length) in bytes, to be named by any number of tiles."""
+        """Store one JPEG tile.
+
+        Returns:
+            Offset and length in bytes, which any number of tiles may use.
+        """
         return self._file.tell(), self._file.write(jpeg)
 
     def add_level(
@@ -48,10 +54,10 @@ class PyramidWriter:
 
         Args:
             size_px: (w, h) of the level in its own pixels.
-            places: (number of tiles, 2) offset and length of each tile, row by row.
+            places: offset and length of each tile, row by row, (tiles, 2).
             mpp: micrometres per pixel of this level.
             description: free text of the level, ASCII.
-            reduced: whether a larger level comes before it.
+            reduced: whether the level is a reduced version of an earlier one.
         """
         pixels_per_cm = (round(1e7 / mpp), 1000)
         tags: list[tuple[int, int, Value]] = [
@@ -76,12 +82,12 @@ class PyramidWriter:
         self._write_directory(tags)
 
     def _write_directory(self, tags: Sequence[tuple[int, int, Value]]) -> None:
-        """Values too long for their entry first, then the directory, then the link to it."""
+        """Write long values, then the directory, then the link to it in the previous directory."""
         inline_bytes, offset_format, count_format = (8, "Q", "Q") if self._big else (4, "I", "H")
         entries = []
         for tag, kind, value in tags:
-            data, count = _packed(kind, value)
-            if len(data) > inline_bytes:
+            data, count = _pack(kind, value)
+            if len(data) > inline_bytes:  # only short values fit into an entry
                 self._align()
                 place = self._file.tell()
                 self._file.write(data)
@@ -101,8 +107,8 @@ class PyramidWriter:
         self._file.write(bytes(-self._file.tell() % 8))
 
 
-def _packed(kind: int, value: Value) -> tuple[bytes, int]:
-    """A tag's value as bytes, and how many values of its kind that is."""
+def _pack(kind: int, value: Value) -> tuple[bytes, int]:
+    """Return a tag's value as bytes, and the number of values of its type."""
     if isinstance(value, bytes):
         return value, len(value)
     if isinstance(value, np.ndarray):

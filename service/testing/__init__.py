@@ -1,1 +1,1 @@
-"""Fakes for tests, benchmarks and the demo."""
+"""Fake servers for tests, benchmarks and the demo."""

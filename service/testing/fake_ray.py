@@ -1,9 +1,10 @@
-"""A Jobs API like Ray's, whose jobs are plain processes: for tests of the queue.
+"""A fake of Ray's Jobs API whose jobs are plain processes, for tests of the queue.
 
     python -m service.testing.fake_ray --port P [--log FILE]
 
-Like Ray it takes a submission id once, stops jobs with SIGTERM and after three seconds SIGKILL, takes its jobs along
-when it is killed, and then knows none of them any more. Each start of a job is a line of the log file.
+Like Ray, it accepts a submission id only once and stops jobs by SIGTERM and, three seconds later, SIGKILL. When it is
+killed, its jobs are killed too, and it does not know them after a restart. It writes one line per start of a job to the
+log file.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 STOP_WAIT_S = 3.0
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 class FakeJobs:
-    """The jobs of a head that has just started: none.
+    """Jobs of a fake Ray head.
 
     Args:
-        log: where each start is noted; None: nowhere.
+        log: file that gets a line for each start of a job; None for no file.
     """
 
     def __init__(self, log: Path | None) -> None:
@@ -35,37 +37,38 @@ class FakeJobs:
         self._kill_s: dict[str, float] = {}
 
     def submit(self, body: dict[str, Any]) -> tuple[int, object]:
-        """Start a process."""
+        """Start a job's process; return HTTP status and body."""
         submission_id = body["submission_id"]
         if submission_id in self._processes:
             return 500, f"ValueError: Job with submission_id {submission_id} already exists."
         if self._log is not None:
             with open(self._log, "a") as log:
                 log.write(f"{submission_id}\n")
-        # Ray has a watcher too: the job's group is killed when the supervisor is gone.
-        watched = f"(while kill -0 {os.getpid()} 2>/dev/null; do sleep 0.1; done; kill -9 -$$) & {body['entrypoint']}"
+        # As in Ray, a watcher kills the process group of the job when the head dies.
+        command = f"(while kill -0 {os.getpid()} 2>/dev/null; do sleep 0.1; done; kill -9 -$$) & {body['entrypoint']}"
         self._processes[submission_id] = subprocess.Popen(
-            ["bash", "-c", f"{watched}; status=$?; kill $!; exit $status"],
+            ["bash", "-c", f"{command}; status=$?; kill $!; exit $status"],
             env=os.environ | body["runtime_env"]["env_vars"],
             start_new_session=True,
         )
         return 200, {"submission_id": submission_id}
 
     def status(self, submission_id: str) -> tuple[int, object]:
-        """What has become of it."""
+        """Return HTTP status and body with the state of a job."""
         if submission_id not in self._processes:
             return 404, f"Job {submission_id} does not exist"
         process, kill_s = self._processes[submission_id], self._kill_s.get(submission_id)
+        # The fake has no timer: it kills a job that ignores SIGTERM when somebody asks for its state.
         if kill_s is not None and process.poll() is None and time.monotonic() > kill_s:
             os.killpg(process.pid, signal.SIGKILL)
         if process.poll() is None:
             return 200, {"status": "RUNNING"}
-        ended = "STOPPED" if kill_s is not None else "SUCCEEDED" if process.returncode == 0 else "FAILED"
-        message = "" if ended == "SUCCEEDED" else f"Job entrypoint command failed with exit code {process.returncode}"
-        return 200, {"status": ended, "message": message}
+        state = "STOPPED" if kill_s is not None else "SUCCEEDED" if process.returncode == 0 else "FAILED"
+        message = "" if state == "SUCCEEDED" else f"Job entrypoint command failed with exit code {process.returncode}"
+        return 200, {"status": state, "message": message}
 
     def stop(self, submission_id: str) -> tuple[int, object]:
-        """WindowRequest it to end."""
+        """Request the end of a job; return HTTP status and body."""
         process = self._processes.get(submission_id)
         if process is None:
             return 404, f"Job {submission_id} does not exist"
@@ -75,8 +78,8 @@ class FakeJobs:
         return 200, {"stopped": True}
 
 
-def handler(jobs: FakeJobs) -> type[BaseHTTPRequestHandler]:
-    """The API for some jobs."""
+def make_handler(jobs: FakeJobs) -> type[BaseHTTPRequestHandler]:
+    """Return the request handler of the API for these jobs."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -99,18 +102,18 @@ def handler(jobs: FakeJobs) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Discard access logs."""
 
     return Handler
 
 
 def main(arguments: list[str]) -> None:
-    """Serve for ever, one request at a time."""
+    """Serve until the process is killed, one request at a time."""
     parser = argparse.ArgumentParser(prog="fake_ray", description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--log", type=Path)
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--log", type=Path, help="file that gets a line for each start of a job")
     options = parser.parse_args(arguments)
-    HTTPServer(("127.0.0.1", options.port), handler(FakeJobs(options.log))).serve_forever()
+    HTTPServer(("127.0.0.1", options.port), make_handler(FakeJobs(options.log))).serve_forever()
 
 
 if __name__ == "__main__":

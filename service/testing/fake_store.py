@@ -1,15 +1,15 @@
-"""A small object store over real HTTP, slow and faulty on demand, with a log of requests.
+"""A small object store over HTTP that can be slow or faulty and logs all requests, for tests, benchmarks and the demo.
 
-For tests, benchmarks and the demo. It serves the files of a folder as ``http://HOST/BUCKET/KEY``, which is at once a
-plain web server, the path style of S3 and of Google's XML API, and Azure's blobs: ranges, HEAD, PUT, DELETE and
-listings. As a process of its own:
+It serves the files of a folder as ``http://HOST/BUCKET/KEY``. These URLs fit a plain web server, the path style of S3
+and of Google's XML API, and Azure's blobs. It supports ranges, HEAD, PUT, DELETE and listings. To run it as a separate
+process:
 
     python -m service.testing.fake_store FOLDER [--port P] [--latency-ms L] [--bucket B]
 
-It then answers 503 to everything from one SIGUSR1 to the next, and nothing between SIGSTOP and SIGCONT.
+Between two SIGUSR1 signals it answers all requests by 503; between SIGSTOP and SIGCONT it does not answer.
 
-One event loop and a parser of our own rather than `http.server`: what the store takes, a benchmark on the same cores
-does not have.
+It uses one event loop and its own parser instead of `http.server`, because a benchmark on the same cores would miss the
+CPU time that a slower store takes.
 """
 
 from __future__ import annotations
@@ -29,41 +29,51 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 BUCKET = "bucket"
+"""Default name of the bucket."""
 MODIFIED = "Wed, 01 Jan 2025 00:00:00 GMT"
+"""Last-Modified header of all objects."""
 STALL_S = 1.5
-"""How long a stalled answer takes."""
+"""Delay of a stalled response in seconds."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request that arrived."""
+    """A request that the store received."""
 
     method: str
+    """HTTP method."""
     key: str
+    """Key of the object, without the bucket."""
     start: int | None
-    """First byte asked for; None: the whole object."""
+    """First byte of the requested range; None for the whole object."""
     stop: int | None
+    """Byte after the requested range; None for the end of the object."""
     status: int
+    """HTTP status of the response."""
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What is sent back."""
+class _Response:
+    """Response to a request."""
 
     status: int
+    """HTTP status."""
     body: bytes = b""
+    """Body, without headers."""
     headers: dict[str, str] = field(default_factory=dict)
+    """Headers in addition to Content-Length."""
     fault: str = ""
+    """Fault while the response is sent, see `HttpStore.faults`."""
 
 
 class HttpStore:
-    """The store, served by a thread of this process while the context lasts.
+    """The object store, as a context manager that serves from a thread of this process.
 
     Args:
-        folder: holds the objects.
-        latency_s: added to each request.
-        port: 0 for any free one.
-        bucket: its name.
+        folder: folder of the objects.
+        latency_s: delay of each response in seconds.
+        port: TCP port; 0 for any free port.
+        bucket: name of the bucket.
     """
 
     def __init__(self, folder: Path, latency_s: float = 0.0, port: int = 0, bucket: str = BUCKET) -> None:
@@ -72,11 +82,11 @@ class HttpStore:
         self.latency_s = latency_s
         self.log: list[Request] = []
         self.faults: deque[str] = deque()
-        """What befalls the next GETs, one each: "500", "503", "403", "expired", "reset", "short", "stall", "other"."""
+        """Faults of the next GETs, one each: "500", "503", "403", "expired", "reset", "short", "stall", "other"."""
         self.etags: dict[str, str] = {}
-        """ETags other than the files' own."""
+        """ETags by key, in place of those made from the files."""
         self.unavailable = False
-        """Whether every request is answered by 503."""
+        """Whether all requests are answered by 503."""
         self._socket = socket.create_server(("127.0.0.1", port), backlog=256)
         self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.Transport] = set()
@@ -85,15 +95,15 @@ class HttpStore:
 
     @property
     def endpoint(self) -> str:
-        """URL without the bucket."""
+        """URL of the store without the bucket."""
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
     def url(self, key: str) -> str:
-        """An object's http:// URL."""
+        """Return the http:// URL of an object."""
         return f"{self.endpoint}/{self.bucket}/{key}"
 
     def environment(self) -> dict[str, str]:
-        """Variables under which ``s3://bucket/KEY`` lies here."""
+        """Return environment variables by which ``s3://bucket/KEY`` refers to this store."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "test",
@@ -104,7 +114,7 @@ class HttpStore:
         }
 
     def gets(self) -> list[Request]:
-        """The GETs among the requests."""
+        """Return the GET requests of the log."""
         return [request for request in self.log if request.method == "GET"]
 
     def serve(self) -> None:
@@ -120,7 +130,7 @@ class HttpStore:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._listening.wait()  # a loop that is stopped before it listens fails
+        self._listening.wait()  # stopping a loop that does not listen yet raises an error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,115 +138,116 @@ class HttpStore:
         self._thread.join()
 
     def toggle(self, *_: object) -> None:
-        """Fail, or work again; a signal's handler."""
+        """Switch between available and unavailable; a signal handler."""
         self.unavailable = not self.unavailable
 
-    def connected(self, connection: asyncio.Transport) -> None:
-        """Know of a connection, so that it ends with the store."""
+    def register(self, connection: asyncio.Transport) -> None:
+        """Register a connection, so that it is closed with the store."""
         self._connections.add(connection)
 
-    def disconnected(self, connection: asyncio.Transport) -> None:
-        """Forget a connection."""
+    def unregister(self, connection: asyncio.Transport) -> None:
+        """Unregister a closed connection."""
         self._connections.discard(connection)
 
-    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> _Answer:
-        """What one request gets; headers by their lower-case names."""
+    def respond(self, method: str, target: str, headers: dict[str, str], body: bytes) -> _Response:
+        """Return the response to a request; header names are lower case."""
         parts = urlsplit(target)
         key = unquote(parts.path).removeprefix(f"/{self.bucket}").lstrip("/")
         query = parse_qs(parts.query)
         start, stop = None, None
         if self.unavailable:
-            answer = _Answer(503)
+            response = _Response(503)
         elif method == "GET" and "list-type" in query:
-            answer = self._list(query.get("prefix", [""])[0])
+            response = self._list(query.get("prefix", [""])[0])
         elif method == "GET" and query.get("comp") == ["list"]:
-            answer = self._list_blobs(query.get("prefix", [""])[0])
+            response = self._list_blobs(query.get("prefix", [""])[0])
         elif method == "GET":
-            start, stop = _range(headers.get("range"))
-            answer = self._get(self.folder / key, key, start, stop)
+            start, stop = _parse_range(headers.get("range"))
+            response = self._get(self.folder / key, key, start, stop)
         elif method == "HEAD":
-            answer = self._head(self.folder / key, key)
+            response = self._head(self.folder / key, key)
         elif method == "PUT":
-            answer = self._put(self.folder / key, key, body)
+            response = self._put(self.folder / key, key, body)
         elif method == "DELETE":
             (self.folder / key).unlink(missing_ok=True)
-            answer = _Answer(204)
+            response = _Response(204)
         elif method == "POST":
-            answer = self._delete_several(body.decode())
+            response = self._delete_several(body.decode())
         else:
-            answer = _Answer(501)
-        self.log.append(Request(method, key, start, stop, answer.status))
-        return answer
+            response = _Response(501)
+        self.log.append(Request(method, key, start, stop, response.status))
+        return response
 
-    def _get(self, path: Path, key: str, start: int | None, stop: int | None) -> _Answer:
+    def _get(self, path: Path, key: str, start: int | None, stop: int | None) -> _Response:
         if not path.is_file():
-            return _Answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            return _Response(404, b"<Error><Code>NoSuchKey</Code></Error>")
         size = path.stat().st_size
         if start is not None and start >= size:
-            return _Answer(416, b"<Error><Code>InvalidRange</Code></Error>")
+            return _Response(416, b"<Error><Code>InvalidRange</Code></Error>")
         fault = self.faults.popleft() if self.faults else ""
         if fault in ("500", "503", "403"):
-            return _Answer(int(fault), b"<Error><Code>Fault</Code></Error>")
+            return _Response(int(fault), b"<Error><Code>Fault</Code></Error>")
         if fault == "expired":
-            return _Answer(400, b"<Error><Code>ExpiredToken</Code></Error>")
+            return _Response(400, b"<Error><Code>ExpiredToken</Code></Error>")
         first, last = start or 0, size if stop is None else min(stop, size)
         with path.open("rb", buffering=0) as file:
             file.seek(first)
             body = file.read(last - first)
-        headers = self._describe(path, key) | {"Content-Length": str(len(body))}
+        headers = self._make_headers(path, key) | {"Content-Length": str(len(body))}
         if fault == "other":
             headers["ETag"] = '"of another object"'
         if start is not None:
             headers["Content-Range"] = f"bytes {first}-{last - 1}/{size}"
-        return _Answer(200 if start is None else 206, body, headers, fault)
+        return _Response(200 if start is None else 206, body, headers, fault)
 
-    def _head(self, path: Path, key: str) -> _Answer:
+    def _head(self, path: Path, key: str) -> _Response:
         if not path.is_file():
-            return _Answer(404)
-        return _Answer(200, headers=self._describe(path, key) | {"Content-Length": str(path.stat().st_size)})
+            return _Response(404)
+        return _Response(200, headers=self._make_headers(path, key) | {"Content-Length": str(path.stat().st_size)})
 
-    def _put(self, path: Path, key: str, body: bytes) -> _Answer:
+    def _put(self, path: Path, key: str, body: bytes) -> _Response:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
-        return _Answer(200, headers={"ETag": self._describe(path, key)["ETag"]})
+        return _Response(200, headers={"ETag": self._make_headers(path, key)["ETag"]})
 
-    def _delete_several(self, body: str) -> _Answer:
+    def _delete_several(self, body: str) -> _Response:
         keys = [part.split("</Key>")[0] for part in body.split("<Key>")[1:]]
         for key in keys:
             (self.folder / key).unlink(missing_ok=True)
         deleted = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
-        return _Answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
+        return _Response(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
 
-    def _list(self, prefix: str) -> _Answer:
+    def _list(self, prefix: str) -> _Response:
         items = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
             f"<ETag>x</ETag><Size>{(self.folder / key).stat().st_size}</Size></Contents>"
             for key in self._keys(prefix)
         )
         listing = f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>"
-        return _Answer(200, listing.encode())
+        return _Response(200, listing.encode())
 
-    def _list_blobs(self, prefix: str) -> _Answer:
+    def _list_blobs(self, prefix: str) -> _Response:
         items = "".join(
             f"<Blob><Name>{escape(key)}</Name><Properties><Last-Modified>{MODIFIED}</Last-Modified><Etag>x</Etag>"
             f"<Content-Length>{(self.folder / key).stat().st_size}</Content-Length>"
             "<Content-Type>application/octet-stream</Content-Type></Properties></Blob>"
             for key in self._keys(prefix)
         )
-        return _Answer(200, f"<EnumerationResults><Blobs>{items}</Blobs></EnumerationResults>".encode())
+        return _Response(200, f"<EnumerationResults><Blobs>{items}</Blobs></EnumerationResults>".encode())
 
     def _keys(self, prefix: str) -> list[str]:
         keys = sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
         return [key for key in keys if key.startswith(prefix)]
 
-    def _describe(self, path: Path, key: str) -> dict[str, str]:
+    def _make_headers(self, path: Path, key: str) -> dict[str, str]:
         status = path.stat()
+        # As in a real store, the ETag changes when the object is replaced.
         etag = self.etags.get(key, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
         return {"ETag": etag, "Last-Modified": MODIFIED, "Accept-Ranges": "bytes"}
 
 
 class _Connection(asyncio.Protocol):
-    """One client's requests, answered one after the other."""
+    """A connection of one client, whose requests are answered one after the other."""
 
     def __init__(self, store: HttpStore) -> None:
         self._store = store
@@ -247,17 +258,17 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._store.connected(transport)
+        self._store.register(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._store.disconnected(self._transport)
+        self._store.unregister(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        self._next()
+        self._respond_next()
 
-    def _next(self) -> None:
-        """Answer the next request if it has arrived whole."""
+    def _respond_next(self) -> None:
+        """Answer the next request if it has arrived completely."""
         end = self._received.find(b"\r\n\r\n")
         if self._busy or end < 0:
             return
@@ -266,6 +277,7 @@ class _Connection(asyncio.Protocol):
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         length, start = int(headers.get("content-length", 0)), end + 4
         if len(self._received) < start + length:
+            # Some clients send the body only after this interim response.
             if "100-continue" in headers.get("expect", "") and not self._waits_for_body:
                 self._waits_for_body = True
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -273,36 +285,37 @@ class _Connection(asyncio.Protocol):
         body = bytes(self._received[start : start + length])
         del self._received[: start + length]
         self._busy, self._waits_for_body = True, False
-        answer = self._store.answer(method, target, headers, body)
-        delay_s = self._store.latency_s + (STALL_S if answer.fault == "stall" else 0.0)
+        response = self._store.respond(method, target, headers, body)
+        delay_s = self._store.latency_s + (STALL_S if response.fault == "stall" else 0.0)
         if delay_s:
-            asyncio.get_running_loop().call_later(delay_s, self._send, answer)
+            asyncio.get_running_loop().call_later(delay_s, self._send, response)
         else:
-            self._send(answer)
+            self._send(response)
 
-    def _send(self, answer: _Answer) -> None:
+    def _send(self, response: _Response) -> None:
         self._busy = False
         if self._transport.is_closing():
             return
-        if answer.fault == "reset":
+        if response.fault == "reset":
+            # With a linger time of 0 the socket sends a reset instead of a regular end.
             linger = struct.pack("ii", 1, 0)
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self._transport.abort()
             return
-        headers = {"Content-Length": str(len(answer.body))} | answer.headers
+        headers = {"Content-Length": str(len(response.body))} | response.headers
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        status = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
-        short = answer.fault == "short"
-        sent = answer.body[: len(answer.body) // 2] if short else answer.body
+        status = f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\n"
+        short = response.fault == "short"
+        sent = response.body[: len(response.body) // 2] if short else response.body
         self._transport.write(f"{status}{head}\r\n".encode("latin-1") + sent)
         if short:
             self._transport.close()
         else:
-            self._next()
+            self._respond_next()
 
 
-def _range(header: str | None) -> tuple[int | None, int | None]:
-    """First byte and the byte after the last one; None for what is not said."""
+def _parse_range(header: str | None) -> tuple[int | None, int | None]:
+    """Return the first byte and the byte after the last one; None where the header does not state it."""
     if header is None:
         return None, None
     first, _, last = header.removeprefix("bytes=").partition("-")
@@ -310,12 +323,12 @@ def _range(header: str | None) -> tuple[int | None, int | None]:
 
 
 def main() -> None:
-    """Serve a folder."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--latency-ms", type=float, default=0.0)
-    parser.add_argument("--bucket", default=BUCKET)
+    parser.add_argument("folder", type=Path, help="folder of the objects")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)")
+    parser.add_argument("--latency-ms", type=float, default=0.0, help="delay of each response (default 0)")
+    parser.add_argument("--bucket", default=BUCKET, help="name of the bucket (default: bucket)")
     args = parser.parse_args()
     store = HttpStore(args.folder, args.latency_ms / 1e3, args.port, args.bucket)
     signal.signal(signal.SIGUSR1, store.toggle)

@@ -50,8 +50,8 @@ def test_all_wrong_rows_of_a_manifest_are_reported(cohort: Path, tmp_path: Path)
     command = run(["ray_jobs/train.py", "--manifest", tmp_path / "bad.csv"], tmp_path / "log")
     assert command.status == 2
     problems = [  # row 1 is the header
-        f"row 3, column slide_id: '{frame.loc[0, 'slide_id']}' stands in row 2 already",
-        "row 4, column label: 'yes' is neither 0 nor 1",
+        f"row 3, column slide_id: '{frame.loc[0, 'slide_id']}' duplicates row 2",
+        "row 4, column label: 'yes' is neither 0 (negative) nor 1 (positive)",
         "row 6, column split: patient 'somebody' is in val here and in train in row 5",
     ]
     assert all(line in command.output for line in problems), command.output
@@ -64,7 +64,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     command = run(["ray_jobs/train.py", "--manifest", tmp_path / "bad.csv"], tmp_path / "log")
     assert command.status == 2
     for column in ("uri", "label"):
-        assert f"column {column}: is missing; the table has slide_id, split" in command.output
+        assert f"column {column}: is missing; the table has the columns slide_id, split" in command.output
 
 
 def test_slides_that_cannot_be_opened_are_named_before_training(cohort: Path, tmp_path: Path) -> None:

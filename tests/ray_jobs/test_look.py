@@ -15,7 +15,7 @@ from magnet.zoom import MagNet
 from ray_jobs import look
 from ray_jobs.models import checkpoints
 from service import exit_status
-from service.settings.train import to_dict
+from service.settings.parsing import to_dict
 from service.slides.reader import RegionReader
 
 TINY = ModelConfig(

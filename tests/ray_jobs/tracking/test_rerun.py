@@ -10,7 +10,8 @@ import yaml
 from ray_jobs.tracking.mlflow_run import Tracker, start_run
 from ray_jobs.tracking.rerun import CONFIG_FILE, read_run
 from service.errors import UsageError
-from service.settings.train import to_dict, train_settings
+from service.settings.parsing import to_dict
+from service.settings.train import train_settings
 
 pytestmark = pytest.mark.slow  # MLflow needs seconds to create a database
 

@@ -1,4 +1,4 @@
-"""The manifest of the public Camelyon data, from copies of its layout with empty slides."""
+"""The manifest of the public Camelyon data, made from copies of its layout with empty slides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.cohort.manifest import Manifest, load_manifest
 from service.settings.train import train_settings
 from service.testing.fake_store import HttpStore
 
-PUBLISHED = {  # slides of each center with each label, counted in stages.csv: 318, 36, 59 and 87 in all
+PUBLISHED = {  # slides of each center with each label, counted in stages.csv: 318, 36, 59 and 87 in total
     "negative": (64, 58, 75, 60, 61),
     "itc": (11, 7, 2, 8, 8),
     "micro": (10, 23, 8, 13, 5),
@@ -35,8 +35,8 @@ def write(path: Path, *lines: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every name of the bucket; which slide of a center has which label is drawn."""
+def full_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with all names of the bucket; labels are assigned at random within each center."""
     root = tmp_path_factory.mktemp("camelyon")
     images = [f"normal_{n:03}" for n in range(1, 161) if n != 86] + [f"tumor_{n:03}" for n in range(1, 112)]
     tests = [f"test_{n:03}" for n in range(1, 131) if n != 49]
@@ -61,13 +61,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def built(root: Path | str, out: Path, *options: str) -> Manifest:
+def make_manifest(root: Path | str, out: Path, *options: str) -> Manifest:
     assert main([str(root), str(out), *options]) == 0
     return load_manifest(str(out), need_labels=True)
 
 
-def test_all_labelled_slides_are_listed(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    frame = built(whole, tmp_path / "m.csv").to_frame()
+def test_all_labelled_slides_are_listed(full_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = make_manifest(full_copy, tmp_path / "m.csv").to_frame()
     new = frame["slide_id"].str.startswith("patient_")
     assert frame[new]["stratum"].value_counts().to_dict() == {"negative": 318, "itc": 36, "micro": 59, "macro": 87}
     assert frame[new].groupby("center")["slide_id"].count().tolist() == [100] * 5
@@ -76,16 +76,16 @@ def test_all_labelled_slides_are_listed(whole: Path, tmp_path: Path, capsys: pyt
     assert (frame[frame["stratum"] == "itc"]["label"] == 1).all()
     by_id = frame.set_index("slide_id")
     assert by_id.loc["patient_004_node_4", "patient_id"] == "patient_004"
-    assert by_id.loc["tumor_111", "uri"] == f"{whole}/CAMELYON16/images/tumor_111.tif"
-    told = capsys.readouterr().out
-    assert "left out: 500 Camelyon17 slides of patients from 100 on" in told
-    assert "kept: test_114" in told
-    assert "Camelyon16: 399 of 399 labelled slides found" in told
-    assert "Camelyon17: 500 of 500 labelled slides found" in told
+    assert by_id.loc["tumor_111", "uri"] == f"{full_copy}/CAMELYON16/images/tumor_111.tif"
+    output = capsys.readouterr().out
+    assert "left out: 500 Camelyon17 slides of patients from 100 on" in output
+    assert "kept: test_114" in output
+    assert "Camelyon16: 399 of 399 labelled slides found" in output
+    assert "Camelyon17: 500 of 500 labelled slides found" in output
 
 
-def test_test_is_a_quarter_of_camelyon17_and_val_a_fifth_of_the_rest(whole: Path, tmp_path: Path) -> None:
-    manifest = built(whole, tmp_path / "m.csv")  # a patient in two splits would be refused here
+def test_a_quarter_of_camelyon17_is_test_and_a_fifth_of_the_rest_is_val(full_copy: Path, tmp_path: Path) -> None:
+    manifest = make_manifest(full_copy, tmp_path / "m.csv")  # loading refuses a patient in two splits
     count = {name: len(manifest.split(name)) for name in ("train", "val", "test")}
     assert count["test"] == pytest.approx(0.25 * 500, abs=5)
     assert count["val"] == pytest.approx(0.2 * (899 - count["test"]), abs=5)
@@ -98,34 +98,34 @@ def test_test_is_a_quarter_of_camelyon17_and_val_a_fifth_of_the_rest(whole: Path
         assert {slide.slide_id.partition("_")[0] for slide in manifest.split(name)} >= {"normal", "tumor", "patient"}
 
 
-def test_the_seed_alone_decides_the_splits(whole: Path, tmp_path: Path) -> None:
-    first, again = (built(whole, tmp_path / f"{n}.csv") for n in range(2))
+def test_only_the_seed_decides_the_splits(full_copy: Path, tmp_path: Path) -> None:
+    first, again = (make_manifest(full_copy, tmp_path / f"{n}.csv") for n in range(2))
     assert first.sha256 == again.sha256
-    assert built(whole, tmp_path / "other.csv", "--seed", "1").sha256 != first.sha256
+    assert make_manifest(full_copy, tmp_path / "other.csv", "--seed", "1").sha256 != first.sha256
 
 
-def test_itc_in_test_leaves_none_elsewhere(whole: Path, tmp_path: Path) -> None:
-    manifest = built(whole, tmp_path / "m.csv", "--itc-in-test")
+def test_with_itc_in_test_no_other_split_has_itc(full_copy: Path, tmp_path: Path) -> None:
+    manifest = make_manifest(full_copy, tmp_path / "m.csv", "--itc-in-test")
     assert Counter(slide.split for slide in manifest.slides if slide.stratum == "itc") == {"test": 36}
     assert all(slide.patient_id.startswith("patient_") for slide in manifest.split("test"))
 
 
 @pytest.mark.parametrize("config", ["camelyon-3layer", "camelyon-4layer", "camelyon-evidence"])
-def test_the_configs_train_without_itc_and_are_judged_with_them(config: str, whole: Path, tmp_path: Path) -> None:
-    manifest = built(whole, tmp_path / "m.csv")
+def test_the_configs_train_without_itc_and_test_with_itc(config: str, full_copy: Path, tmp_path: Path) -> None:
+    manifest = make_manifest(full_copy, tmp_path / "m.csv")
     path = str(Path(__file__).parents[3] / "configs" / f"{config}.yaml")
     for overrides, fits in (([], ("train",)), (["fit_on=train+val"], ("train", "val"))):
         settings = train_settings(path, overrides)
         used = training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
-        learnt = {slide.slide_id for slide in used.split("train")}
-        assert learnt == {s.slide_id for name in fits for s in manifest.split(name) if s.stratum != "itc"}
+        trained = {slide.slide_id for slide in used.split("train")}
+        assert trained == {s.slide_id for name in fits for s in manifest.split(name) if s.stratum != "itc"}
         assert used.split("test") == manifest.split("test")
     assert {slide.stratum for slide in manifest.split("test")} == {"negative", "macro", "micro", "itc"}
 
 
 @pytest.fixture
-def small(store: HttpStore) -> Path:
-    """Some slides of both sets in an object store, tables as in older copies."""
+def small_copy(store: HttpStore) -> Path:
+    """Return a folder with some slides of both sets, served by an object store, with tables as in older copies."""
     root = store.folder
     touch(root, *(f"CAMELYON16/images/{name}.tif" for name in ("normal_001", "normal_086", "tumor_001", "test_001")))
     touch(root, *(f"CAMELYON17/images/patient_0{p}_node_{n}.tif" for p in (20, 21, 55, 99) for n in range(5)))
@@ -138,12 +138,12 @@ def small(store: HttpStore) -> Path:
 
 
 def test_a_public_bucket_is_read_without_credentials(
-    small: Path, store: HttpStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_copy: Path, store: HttpStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    slides = {slide.slide_id: slide for slide in built("s3://bucket", tmp_path / "m.csv").slides}
+    slides = {slide.slide_id: slide for slide in make_manifest("s3://bucket", tmp_path / "m.csv").slides}
     assert len(slides) == 24
     assert slides["tumor_001"].uri == "s3://bucket/CAMELYON16/images/tumor_001.tif"
     assert (slides["test_001"].label, slides["test_001"].stratum) == (1, "macro")
@@ -151,14 +151,14 @@ def test_a_public_bucket_is_read_without_credentials(
     assert read == {"CAMELYON16/evaluation/reference.csv", "CAMELYON17/stages.csv"}
 
 
-def test_centers_follow_from_patients_where_the_table_has_none(small: Path, tmp_path: Path) -> None:
-    centers = {slide.patient_id: slide.center for slide in built(small, tmp_path / "m.csv").slides}
+def test_centers_follow_from_patient_numbers_if_the_table_has_none(small_copy: Path, tmp_path: Path) -> None:
+    centers = {slide.patient_id: slide.center for slide in make_manifest(small_copy, tmp_path / "m.csv").slides}
     assert [centers[f"patient_{p:03}"] for p in (20, 21, 55, 99)] == ["1", "1", "2", "4"]
     assert centers["normal_001"] is None
 
 
 @pytest.mark.parametrize(
-    ("added", "labels", "told"),
+    ("added", "labels", "message"),
     [
         ([], {"normal_086": 1}, "positive: normal_086"),
         (["tumor_111"], {"tumor_111": 1}, "left out: normal_086, which the organisers renamed"),
@@ -166,53 +166,57 @@ def test_centers_follow_from_patients_where_the_table_has_none(small: Path, tmp_
         (["test_002"], {"normal_086": 1}, "left out: test_002, which reference.csv does not name"),
     ],
 )
-def test_known_oddities_are_handled_and_told(
-    small: Path,
+def test_known_errors_of_the_data_are_handled_and_reported(
+    small_copy: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     added: list[str],
     labels: dict[str, int],
-    told: str,
+    message: str,
 ) -> None:
-    touch(small, *(f"CAMELYON16/images/{name}.tif" for name in added))
-    found = {slide.slide_id: slide.label for slide in built(small, tmp_path / "m.csv").slides}
+    touch(small_copy, *(f"CAMELYON16/images/{name}.tif" for name in added))
+    label_of = {slide.slide_id: slide.label for slide in make_manifest(small_copy, tmp_path / "m.csv").slides}
     usual = {"normal_001": 0, "tumor_001": 1, "test_001": 1}
-    assert {name: label for name, label in found.items() if not name.startswith("patient_")} == usual | labels
-    assert told in capsys.readouterr().out
+    assert {name: label for name, label in label_of.items() if not name.startswith("patient_")} == usual | labels
+    assert message in capsys.readouterr().out
 
 
-def test_partial_copies_are_told(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (small / "CAMELYON17/images/patient_055_node_2.tif").unlink()
-    touch(small, "CAMELYON17/images/patient_030_node_0.tif", "CAMELYON17/images/patient_100_node_0.tif")
-    frame = pd.DataFrame(slide.slide_id for slide in built(small, tmp_path / "m.csv").slides)
+def test_missing_slides_of_a_partial_copy_are_reported(
+    small_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_copy / "CAMELYON17/images/patient_055_node_2.tif").unlink()
+    touch(small_copy, "CAMELYON17/images/patient_030_node_0.tif", "CAMELYON17/images/patient_100_node_0.tif")
+    frame = pd.DataFrame(slide.slide_id for slide in make_manifest(small_copy, tmp_path / "m.csv").slides)
     assert len(frame) == 4 + 19
-    told = capsys.readouterr().out
-    assert "not found: 1 slides that stages.csv names, the first patient_055_node_2" in told
-    assert "left out: patient_030_node_0, which stages.csv does not name" in told
-    assert "left out: 1 Camelyon17 slides of patients from 100 on" in told
-    assert "Camelyon17: 19 of 500" in told
+    output = capsys.readouterr().out
+    assert "not found: 1 slides that stages.csv names, the first patient_055_node_2" in output
+    assert "left out: patient_030_node_0, which stages.csv does not name" in output
+    assert "left out: 1 Camelyon17 slides of patients from 100 on" in output
+    assert "Camelyon17: 19 of 500" in output
 
 
 @pytest.mark.parametrize(
-    ("gone", "told"),
+    ("missing", "message"),
     [
-        ("CAMELYON16/images", "CAMELYON16: holds no images"),
-        ("CAMELYON17/stages.csv", "CAMELYON17: holds 0 files stages.csv"),
-        ("CAMELYON16/evaluation/reference.csv", "CAMELYON16: holds 0 files reference.csv"),
+        ("CAMELYON16/images", "CAMELYON16: has no images"),
+        ("CAMELYON17/stages.csv", "CAMELYON17: has 0 files stages.csv"),
+        ("CAMELYON16/evaluation/reference.csv", "CAMELYON16: has 0 files reference.csv"),
     ],
 )
-def test_what_is_no_copy_of_the_bucket_is_refused(
-    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], gone: str, told: str
+def test_a_folder_without_the_layout_of_the_bucket_is_refused(
+    small_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str, message: str
 ) -> None:
-    (small / gone).rename(tmp_path / "elsewhere")
-    assert main([str(small), str(tmp_path / "m.csv")]) == 2
-    assert told in capsys.readouterr().err
+    (small_copy / missing).rename(tmp_path / "elsewhere")
+    assert main([str(small_copy), str(tmp_path / "m.csv")]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "m.csv").exists()
 
 
 def test_an_unknown_stage_is_refused_with_its_row(
-    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(small / "CAMELYON17/stages.csv", "patient,stage", "patient_020_node_0.tif,huge")
-    assert main([str(small), str(tmp_path / "m.csv")]) == 2
-    assert "stages.csv: row 2: stage 'huge' is none of negative, macro, micro, itc" in capsys.readouterr().err
+    write(small_copy / "CAMELYON17/stages.csv", "patient,stage", "patient_020_node_0.tif,huge")
+    assert main([str(small_copy), str(tmp_path / "m.csv")]) == 2
+    assert (
+        "stages.csv: row 2: stage 'huge' is unknown; known are negative, macro, micro, itc" in capsys.readouterr().err
+    )

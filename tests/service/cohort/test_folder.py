@@ -17,7 +17,7 @@ def fill(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(b"x")
 
 
-def test_every_slide_below_becomes_a_row_and_the_rest_is_named(tmp_path: Path) -> None:
+def test_every_slide_below_becomes_a_row_and_other_files_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, "a.svs", "sub/b c.TIFF", "sub/d\u00e4.ndpi", "notes.txt", "sub/x.dat", "sub/.hidden.svs", "list.csv")
     manifest, other = slides_under(str(tmp_path))
     assert [slide.slide_id for slide in manifest.slides] == ["a", "sub-b c", "sub-d\u00e4"]
@@ -28,34 +28,34 @@ def test_every_slide_below_becomes_a_row_and_the_rest_is_named(tmp_path: Path) -
     assert "1 .txt" in other.told()
 
 
-def test_slides_of_one_name_get_ids_of_their_own(tmp_path: Path) -> None:
+def test_slides_with_equal_ids_get_unique_ones(tmp_path: Path) -> None:
     fill(tmp_path, "a/s.svs", "a-s.tif", "b.svs")
     ids = [slide.slide_id for slide in slides_under(str(tmp_path))[0].slides]
     assert len(set(ids)) == 3
-    assert sum(one.startswith("a-s-") for one in ids) == 2
+    assert sum(slide_id.startswith("a-s-") for slide_id in ids) == 2
     assert ids == [slide.slide_id for slide in slides_under(f"{tmp_path}/")[0].slides]
 
 
-def test_names_that_no_file_may_have_are_made_fit(tmp_path: Path) -> None:
+def test_names_that_are_not_allowed_as_ids_are_changed(tmp_path: Path) -> None:
     fill(tmp_path, "-a?b*.svs", f"{'long' * 40}.svs")
     ids = [slide.slide_id for slide in slides_under(str(tmp_path))[0].slides]
     assert ids == ["_-a_b_", "long" * 20]
 
 
-def test_a_prefix_in_a_bucket(store: HttpStore) -> None:
+def test_a_prefix_of_a_bucket_is_listed(store: HttpStore) -> None:
     fill(store.folder, "new/a.svs", "new/deep/b.tif", "newer/c.svs", "new/readme.md")
     manifest, other = slides_under("s3://bucket/new/")
     assert [slide.uri for slide in manifest.slides] == ["s3://bucket/new/a.svs", "s3://bucket/new/deep/b.tif"]
     assert other.names == ("readme.md",)
 
 
-def test_a_folder_without_slides_is_an_error_that_says_what_is_there(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_slides_says_what_it_holds(tmp_path: Path) -> None:
     fill(tmp_path, "a.png")
-    with pytest.raises(UsageError, match=r"no slides here \(1 other files left out \(1 \.png\)"):
+    with pytest.raises(UsageError, match=r"no slides in this folder \(1 other files left out \(1 \.png\)"):
         slides_under(str(tmp_path))
 
 
-def test_what_is_a_folder_and_what_a_manifest(tmp_path: Path) -> None:
+def test_folders_and_manifests_are_distinguished(tmp_path: Path) -> None:
     fill(tmp_path, "m.csv")
     assert is_folder(str(tmp_path))
     assert is_folder("s3://bucket/new/")

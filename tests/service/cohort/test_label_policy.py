@@ -1,4 +1,4 @@
-"""Which slides a training learns from."""
+"""The label policy of a training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 from service.cohort.label_policy import slide_counts, training_slides
 from service.cohort.manifest import Manifest, ManifestError, load_manifest
-from service.settings.train import SettingsError, train_settings
+from service.settings.parsing import SettingsError
+from service.settings.train import train_settings
 
 ROWS = """slide_id,uri,label,stratum,split
 n1,n1.tif,0,negative,train
@@ -40,7 +41,7 @@ def test_nothing_is_left_out_by_default(tmp_path: Path) -> None:
     assert "left out" not in slide_counts(used)
 
 
-def test_a_stratum_is_left_out_of_train_and_val_and_judged_in_test(tmp_path: Path) -> None:
+def test_a_stratum_is_left_out_of_train_and_val_but_not_of_test(tmp_path: Path) -> None:
     used = training_slides(cohort(tmp_path), without_strata=("itc",), fit_on="train")
     assert ids(used) == {"train": ["n1", "a1", "u1"], "val": ["n2", "a2"], "test": ["n3", "i3"]}
     assert [slide.slide_id for slide in used.left_out] == ["i1", "i2"]
@@ -52,19 +53,19 @@ def test_a_stratum_is_left_out_of_train_and_val_and_judged_in_test(tmp_path: Pat
     }
 
 
-def test_the_last_retraining_learns_from_train_and_val(tmp_path: Path) -> None:
+def test_the_final_retraining_uses_train_and_val(tmp_path: Path) -> None:
     used = training_slides(cohort(tmp_path), without_strata=("itc",), fit_on="train+val")
     assert ids(used) == {"train": ["n1", "a1", "u1", "n2", "a2"], "val": [], "test": ["n3", "i3"]}
 
 
-def test_the_last_retraining_needs_no_val(tmp_path: Path) -> None:
+def test_the_final_retraining_needs_no_val(tmp_path: Path) -> None:
     rows = "".join(line for line in ROWS.splitlines(keepends=True) if not line.endswith("val\n"))
     with pytest.raises(ManifestError, match="no slide has split val"):
         training_slides(cohort(tmp_path, rows), without_strata=(), fit_on="train")
     assert ids(training_slides(cohort(tmp_path, rows), without_strata=(), fit_on="train+val"))["val"] == []
 
 
-def test_what_is_left_must_have_both_labels(tmp_path: Path) -> None:
+def test_the_remaining_slides_must_have_both_labels(tmp_path: Path) -> None:
     manifest = cohort(tmp_path, ROWS.replace("u1,u1.tif,1,,train\n", ""))
     with pytest.raises(ManifestError, match="no slide in train has label 1"):
         training_slides(manifest, without_strata=("macro", "micro", "itc"), fit_on="train")

@@ -1,4 +1,4 @@
-"""Cohort tables: what is read, and that everything wrong is named at once."""
+"""Manifests: reading, and reporting of all problems at once."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class TestReading:
         ],
         ids=["byte order mark", "CRLF", "blank lines", "spaces, no last newline"],
     )
-    def test_odd_but_good_csv(self, tmp_path: Path, content: bytes) -> None:
+    def test_unusual_but_valid_csv_is_read(self, tmp_path: Path, content: bytes) -> None:
         slides = load(tmp_path, content).slides
         assert [(s.slide_id, s.label, s.split) for s in slides] == [
             ("a", 0, "train"),
@@ -92,17 +92,17 @@ class TestReading:
             ("c", 1, "test"),
         ]
 
-    def test_rows_are_lines_of_the_file(self, tmp_path: Path) -> None:
+    def test_row_numbers_are_line_numbers_of_the_file(self, tmp_path: Path) -> None:
         content = 'slide_id,uri,note\n\na,a.tif,"two\nlines, with a comma"\nb,b.tif,\n'
         slides = load(tmp_path, content, need_labels=False).slides
         assert [slide.row for slide in slides] == [3, 5]
         assert slides[0].extra == {"note": "two\nlines, with a comma"}
 
-    def test_ids_that_look_like_numbers_stay_text(self, tmp_path: Path) -> None:
+    def test_ids_that_look_like_numbers_remain_texts(self, tmp_path: Path) -> None:
         slides = load(tmp_path, "slide_id,uri,patient_id\n007,a.tif,0012\n7,b.tif,1e5\n", need_labels=False).slides
         assert [(s.slide_id, s.patient_id) for s in slides] == [("007", "0012"), ("7", "1e5")]
 
-    def test_parquet(self, tmp_path: Path) -> None:
+    def test_parquet_is_read(self, tmp_path: Path) -> None:
         table = {"slide_id": ["007", "x"], "uri": ["a.tif", "b.tif"], "label": [0.0, 1.0], "patient_id": [12, None]}
         pd.DataFrame(table).to_parquet(tmp_path / "m.parquet")
         manifest = load_manifest(str(tmp_path / "m.parquet"), need_labels=True)
@@ -111,7 +111,7 @@ class TestReading:
             (2, "x", 1, "x"),
         ]
 
-    def test_parquet_cells_of_any_kind(self, tmp_path: Path) -> None:
+    def test_parquet_cells_of_any_type_are_read(self, tmp_path: Path) -> None:
         table = {
             "slide_id": [7, 8],
             "uri": ["a", "b"],
@@ -126,18 +126,18 @@ class TestReading:
             ("8", 0, {"a": "", "b": "[]"}),
         ]
 
-    def test_uris_may_lead_out_of_the_folder(self, tmp_path: Path) -> None:
+    def test_relative_uris_may_leave_the_folder_of_the_manifest(self, tmp_path: Path) -> None:
         (tmp_path / "tables").mkdir()
         (slide,) = load(tmp_path, "slide_id,uri\nx,../slides/x.svs\n", need_labels=False, name="tables/m.csv").slides
         assert slide.uri == str(tmp_path / "slides/x.svs")
 
-    def test_a_missing_file_is_no_problem_of_its_content(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_not_a_manifest_error(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             load_manifest(str(tmp_path / "none.csv"), need_labels=False)
 
 
 class TestProblems:
-    def test_all_at_once_with_row_and_column(self, tmp_path: Path) -> None:
+    def test_all_problems_are_reported_with_row_and_column(self, tmp_path: Path) -> None:
         content = (
             HEADER
             + "a,a.tif,p1,0,0,negative,train\n"
@@ -149,8 +149,8 @@ class TestProblems:
             + "g,g.tif,p7,0,1,negative,dev\n"
             + "h/../h,h.tif,p8,0,0,macro,\n"
         )
-        found = problems(tmp_path, content)
-        assert [(row, column) for row, column, _ in found] == [
+        reported = problems(tmp_path, content)
+        assert [(row, column) for row, column, _ in reported] == [
             (3, "slide_id"),
             (4, "slide_id"),
             (5, "label"),
@@ -164,13 +164,13 @@ class TestProblems:
             (9, "stratum"),
             (9, "split"),
         ]
-        reasons = [reason for _, _, reason in found]
-        assert reasons[0] == "'a' stands in row 2 already"
-        assert reasons[2] == "'yes' is neither 0 nor 1"
-        assert reasons[6] == "patient 'p1' is in test here and in train in row 2"
-        assert reasons[7] == "'negative' contradicts label 1"
+        reasons = [reason for _, _, reason in reported]
+        assert reasons[0] == "'a' duplicates row 2"
+        assert reasons[2] == "'yes' is neither 0 (negative) nor 1 (positive)"
+        assert reasons[6] == "patient 'p1' is in test, but in train in row 2; a patient must be in one split"
+        assert reasons[7] == "'negative' contradicts label 1; only negative slides have label 0"
 
-    def test_a_missing_column_or_a_short_row_hides_nothing_else(self, tmp_path: Path) -> None:
+    def test_a_missing_column_or_a_short_row_hides_no_other_problem(self, tmp_path: Path) -> None:
         content = "slide_id,uri,split\na,a.tif,train\nb,a.tif,train\nc,c.tif\nd,d.tif,dev\n"
         assert [(row, column) for row, column, _ in problems(tmp_path, content)] == [
             (None, "label"),
@@ -179,16 +179,16 @@ class TestProblems:
             (5, "split"),
         ]
 
-    def test_the_message_has_one_line_for_each(self, tmp_path: Path) -> None:
+    def test_the_message_has_one_line_per_problem(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError) as caught:
             load(tmp_path, "slide_id,uri,label\na,a.tif,2\nb,b.tif,\n")
         assert str(caught.value).splitlines() == [
             f"{tmp_path / 'm.csv'}: 2 problems",
-            "  row 2, column label: '2' is neither 0 nor 1",
+            "  row 2, column label: '2' is neither 0 (negative) nor 1 (positive)",
             "  row 3, column label: is empty",
         ]
 
-    def test_the_error_crosses_processes(self, tmp_path: Path) -> None:
+    def test_the_error_survives_pickling(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError) as caught:
             load(tmp_path, "slide_id,uri,label\na,a.tif,2\n")
         copy = pickle.loads(pickle.dumps(caught.value))
@@ -202,32 +202,37 @@ class TestProblems:
             (b"slide_id,uri,label\n", None, None, "no slides"),
             (b"slide_id;uri;label\na;a.tif;0\n", None, None, "separated by ';'; save the table with commas"),
             (b"slide_id\turi\tlabel\na\ta.tif\t0\n", None, None, "separated by a tab"),
-            (b"slide,uri,label\na,a.tif,0\n", None, "slide_id", "is missing; the table has slide, uri, label"),
+            (
+                b"slide,uri,label\na,a.tif,0\n",
+                None,
+                "slide_id",
+                "is missing; the table has the columns slide, uri, label",
+            ),
             (b"slide_id,uri\na,a.tif\n", None, "label", "is missing"),
             (b"slide_id,uri,label,uri\na,a.tif,0,b.tif\n", None, "uri", "more than once"),
             (b"slide_id,uri,label\na,a.tif\n", 2, None, "has 2 cells, the header has 3"),
-            (b'slide_id,uri,label\na,a.tif,0\nb,"b.tif,1\n', 3, None, "is not CSV"),
+            (b'slide_id,uri,label\na,a.tif,0\nb,"b.tif,1\n', 3, None, "is not valid CSV"),
             (b"slide_id,uri,label\na,a.tif,0\nM\xfcller,b.tif,1\n", 3, None, "is not UTF-8"),
             (b"\xff\xfes\x00l\x00", 1, None, "is not UTF-8"),
             (b"PAR1 and then nothing", None, None, "damaged Parquet"),
         ],
     )
-    def test_tables_that_cannot_be_read(
+    def test_the_error_says_why_a_table_cannot_be_read(
         self, tmp_path: Path, content: bytes, row: int | None, column: str | None, reason: str
     ) -> None:
-        ((found_row, found_column, found_reason),) = problems(tmp_path, content)
-        assert (found_row, found_column) == (row, column)
-        assert reason in found_reason
+        ((reported_row, reported_column, reported_reason),) = problems(tmp_path, content)
+        assert (reported_row, reported_column) == (row, column)
+        assert reason in reported_reason
 
     @pytest.mark.parametrize("slide_id", ["a/b", "..", ".hidden", "a\\b", "a:b", "a*", "x" * 101, "-rf", "a.", 'a"b'])
-    def test_ids_that_cannot_name_a_picture(self, tmp_path: Path, slide_id: str) -> None:
+    def test_ids_that_cannot_name_a_file_are_refused(self, tmp_path: Path, slide_id: str) -> None:
         quoted = '"' + slide_id.replace('"', '""') + '"'
         ((row, column, reason),) = problems(tmp_path, f"slide_id,uri\n{quoted},a.tif\n", need_labels=False)
         assert (row, column) == (2, "slide_id")
         assert "cannot name a file" in reason
 
     @pytest.mark.parametrize("slide_id", ["S12-3456 A1.2", "Müller_7", "TCGA-CR-7395-01A-01-TS1", "(copy) x+y"])
-    def test_ids_that_can(self, tmp_path: Path, slide_id: str) -> None:
+    def test_ids_that_can_name_a_file_are_accepted(self, tmp_path: Path, slide_id: str) -> None:
         assert load(tmp_path, f"slide_id,uri\n{slide_id},a.tif\n", need_labels=False).slides[0].slide_id == slide_id
 
     @pytest.mark.parametrize(
@@ -243,12 +248,14 @@ class TestProblems:
         assert problems(tmp_path, content) == [(None, "label", reason)]
         assert len(load(tmp_path, content, need_labels=False).slides) == 3
 
-    def test_labels_may_be_missing_only_where_none_is_needed(self, tmp_path: Path) -> None:
+    def test_labels_may_be_missing_if_they_are_not_needed(self, tmp_path: Path) -> None:
         content = "slide_id,uri,label\na,a.tif,\nb,b.tif,1\n"
         assert [s.label for s in load(tmp_path, content, need_labels=False).slides] == [None, 1]
         assert problems(tmp_path, content) == [(2, "label", "is empty")]
 
-    def test_a_uri_out_of_the_bucket_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_relative_uri_that_leaves_the_bucket_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         content = b"slide_id,uri\na,../../a.tif\n"
         monkeypatch.setattr("service.storage.read_bytes", lambda uri, **_: content)
         with pytest.raises(ManifestError, match=r"row 2, column uri: .*leads out"):
@@ -264,7 +271,7 @@ class TestSplits:
         ]
         return load(folder, "slide_id,uri,patient_id,label,stratum\n" + "".join(rows[::order]))
 
-    def test_patients_stay_together_and_strata_are_even(self, tmp_path: Path) -> None:
+    def test_patients_stay_together_and_strata_are_distributed_evenly(self, tmp_path: Path) -> None:
         slides = with_splits(self.cohort(tmp_path), 0, SHARES).slides
         assert len({(s.patient_id, s.split) for s in slides}) == 20
         assert Counter((s.stratum, s.split) for s in slides) == {
@@ -279,18 +286,18 @@ class TestSplits:
             ("micro", "test"): 2,
         }
 
-    def test_the_seed_decides_and_the_order_of_rows_does_not(self, tmp_path: Path) -> None:
+    def test_splits_depend_on_the_seed_but_not_on_the_order_of_rows(self, tmp_path: Path) -> None:
         def splits(order: int, seed: int) -> dict[str, str | None]:
             return {s.slide_id: s.split for s in with_splits(self.cohort(tmp_path, order), seed, SHARES).slides}
 
         assert splits(1, 0) == splits(-1, 0)
         assert splits(1, 0) != splits(1, 1)
 
-    def test_splits_that_are_given_stay(self, tmp_path: Path) -> None:
+    def test_splits_of_the_manifest_are_kept(self, tmp_path: Path) -> None:
         manifest = load(tmp_path, GOOD)
         assert with_splits(manifest, 0, SHARES) is manifest
 
-    def test_too_few_patients_for_both_labels_in_train(self, tmp_path: Path) -> None:
+    def test_too_few_patients_for_both_labels_in_train_are_an_error(self, tmp_path: Path) -> None:
         manifest = load(tmp_path, "slide_id,uri,label\na,a.tif,0\nb,b.tif,1\n")
         with pytest.raises(ManifestError, match="no slide in train has label"):
             with_splits(manifest, 0, {"val": 1.0})
@@ -302,12 +309,12 @@ class TestSplits:
 
 
 class TestCheckSlides:
-    def test_real_broken_files_are_named_each(self, tmp_path: Path, test_data: Path) -> None:
+    def test_each_broken_file_is_reported(self, tmp_path: Path, test_data: Path) -> None:
         bad = ["empty.svs", "header-only.svs", "random-bytes.svs", "truncated-half.svs", "unknown-compression.tiff"]
         uris = [*(f"{test_data}/bad/{name}" for name in bad), f"{test_data}/slides/cmu-1-small-region.svs", "gone.svs"]
         content = "slide_id,uri\n" + "".join(f"s{k},{uri}\n" for k, uri in enumerate(uris))
-        found = check_slides(load(tmp_path, content, need_labels=False), RegionReader(), num_threads=4)
-        assert [(p.row, p.slide_id) for p in found] == [
+        reported = check_slides(load(tmp_path, content, need_labels=False), RegionReader(), num_threads=4)
+        assert [(p.row, p.slide_id) for p in reported] == [
             (2, "s0"),
             (3, "s1"),
             (4, "s2"),
@@ -315,21 +322,21 @@ class TestCheckSlides:
             (6, "s4"),
             (8, "s6"),
         ]
-        assert [p.uri for p in found][:5] == uris[:5]
-        assert all(p.reason for p in found)
-        assert str(found[0]).startswith(f"row 2, s0, {uris[0]}: ")
+        assert [p.uri for p in reported][:5] == uris[:5]
+        assert all(p.reason for p in reported)
+        assert str(reported[0]).startswith(f"row 2, s0, {uris[0]}: ")
 
-    def test_good_slides_give_no_problem(self, tmp_path: Path) -> None:
+    def test_readable_slides_give_no_problem(self, tmp_path: Path) -> None:
         class Fine:
             def info(self, uri: str) -> str:
                 return uri
 
         assert check_slides(load(tmp_path, GOOD), Fine()) == []
 
-    def test_every_slide_is_tried_though_the_first_fails(self, tmp_path: Path) -> None:
+    def test_all_slides_are_opened_although_the_first_fails(self, tmp_path: Path) -> None:
         class Broken:
             def info(self, uri: str) -> object:
                 raise SlideError("is broken", uri=uri)
 
-        found = check_slides(load(tmp_path, GOOD), Broken(), num_threads=2)
-        assert [(p.row, p.reason) for p in found] == [(2, "is broken"), (3, "is broken"), (4, "is broken")]
+        reported = check_slides(load(tmp_path, GOOD), Broken(), num_threads=2)
+        assert [(p.row, p.reason) for p in reported] == [(2, "is broken"), (3, "is broken"), (4, "is broken")]

@@ -1,4 +1,4 @@
-"""How much of a box an outline covers, and which files hold outlines."""
+"""Reading of outlines, and how much of a box they cover."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ def polygon(slide_id: str, *points: tuple[float, float]) -> dict[str, Any]:
     return {"type": "Feature", "geometry": geometry, "properties": {"slide_id": slide_id}}
 
 
-def written(path: Path, *features: dict[str, Any]) -> str:
+def write_geojson(path: Path, *features: dict[str, Any]) -> str:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
     return str(path)
 
 
-def test_shares_of_boxes_are_those_of_their_areas(tmp_path: Path) -> None:
+def test_covered_shares_equal_shares_of_areas(tmp_path: Path) -> None:
     triangle = polygon("a", (0, 0), (100, 0), (0, 100))
-    outlines = read_outlines(written(tmp_path / "o.geojson", triangle))
+    outlines = read_outlines(write_geojson(tmp_path / "o.geojson", triangle))
     boxes = np.array([[0, 0, 100], [0, 0, 50], [50, 50, 50], [200, 200, 10], [-50, 0, 100]], dtype=float)
-    # half of the square; all of it; nothing but a corner; nothing; the triangle's left half in the box's right half
+    # half of the square; all of it; only a corner; nothing; the triangle's left half in the box's right half
     assert covered(boxes, outlines["a"]) == pytest.approx([0.5, 1, 0, 0, (5000 - 1250) / 10000])
 
 
-def test_overlapping_outlines_of_a_slide_count_once(tmp_path: Path) -> None:
+def test_overlapping_outlines_of_a_slide_are_counted_once(tmp_path: Path) -> None:
     square = (0, 0), (10, 0), (10, 10), (0, 10)
-    outlines = read_outlines(written(tmp_path / "o.geojson", polygon("a", *square), polygon("a", *square)))
+    outlines = read_outlines(write_geojson(tmp_path / "o.geojson", polygon("a", *square), polygon("a", *square)))
     assert covered(np.array([[0.0, 0.0, 20.0]]), outlines["a"]) == pytest.approx([0.25])
 
 
-def test_an_outline_that_crosses_itself_is_read(tmp_path: Path) -> None:
+def test_an_outline_that_crosses_itself_is_repaired(tmp_path: Path) -> None:
     bow_tie = polygon("a", (0, 0), (10, 10), (10, 0), (0, 10))
-    outlines = read_outlines(written(tmp_path / "o.geojson", bow_tie))
+    outlines = read_outlines(write_geojson(tmp_path / "o.geojson", bow_tie))
     assert shapely.area(outlines["a"]) == pytest.approx(50)
 
 
-def test_a_slide_without_an_outline_has_nothing_covered() -> None:
+def test_no_outline_covers_nothing() -> None:
     assert covered(np.array([[0.0, 0.0, 20.0]]), None).tolist() == [0]
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"features": [{}]}', '{"features": [{"properties": {"slide_id": "a"}, "geometry": 3}]}']
 )
-def test_other_files_are_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_geojson_is_named_in_the_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"other\.json.*no GeoJSON of outlines.*slide_id"):
+    with pytest.raises(UsageError, match=r"other\.json.*is not a GeoJSON file of outlines.*slide_id"):
         read_outlines(str(path))
 
 
@@ -79,12 +79,12 @@ INNER = [(25.0, 25.0), (75.0, 25.0), (75.0, 75.0), (25.0, 75.0)]
 
 @pytest.mark.parametrize("group", ["_2", "Exclusion", "normal"])
 @pytest.mark.parametrize("comma", [False, True])
-def test_asap_outlines_less_the_normal_tissue_in_them(group: str, comma: bool) -> None:
+def test_normal_tissue_is_cut_out_of_asap_outlines(group: str, comma: bool) -> None:
     outline = read_asap(asap(("_0", SQUARE), (group, INNER), comma=comma), "x.xml")
     assert shapely.area(outline) == pytest.approx(100 * 100 - 50 * 50)
 
 
-def test_a_folder_of_asap_files_is_named_by_slide(tmp_path: Path) -> None:
+def test_asap_files_of_a_folder_are_named_by_slide(tmp_path: Path) -> None:
     (tmp_path / "tumor_001.xml").write_bytes(asap(("metastases", SQUARE)))
     (tmp_path / "normal_001.xml").write_bytes(asap(("normal", SQUARE)))
     (tmp_path / "readme.txt").write_text("x")
@@ -93,7 +93,7 @@ def test_a_folder_of_asap_files_is_named_by_slide(tmp_path: Path) -> None:
     assert shapely.area(outlines["tumor_001"]) == pytest.approx(10_000)
 
 
-def test_a_real_asap_file(test_data: Path) -> None:
+def test_a_real_asap_file_is_read(test_data: Path) -> None:
     path = test_data / "annotations" / "he-two-pieces.asap.xml"
     outline = read_asap(path.read_bytes(), str(path))
     left, top, right, bottom = outline.bounds  # of a slide of 1,472 x 690 px
@@ -102,6 +102,6 @@ def test_a_real_asap_file(test_data: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"no xml", b'<a><Annotation><Coordinate Order="0" X="1" /></Annotation></a>'])
-def test_other_xml_is_refused_by_name(data: bytes) -> None:
-    with pytest.raises(UsageError, match=r"x\.xml: no ASAP annotations"):
+def test_a_file_that_is_not_asap_xml_is_named_in_the_error(data: bytes) -> None:
+    with pytest.raises(UsageError, match=r"x\.xml: is not a file of ASAP annotations"):
         read_asap(data, "x.xml")

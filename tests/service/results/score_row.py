@@ -1,4 +1,4 @@
-"""Rows of a score table, made by hand."""
+"""Rows of a score table with invented values."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from service.cohort.manifest import Slide
 from service.results.scores import REGION, empty_row
 
 
-def region(layer: int, x: float, y: float, side: float, **more: Any) -> dict[str, Any]:
-    known = {"layer": layer, "x_l0": x, "y_l0": y, "side_l0": side, "downsample": 2.0, "level": 1, "tissue": 0.5}
-    return {field.name: None for field in REGION} | known | more
+def make_region(layer: int, x: float, y: float, side: float, **more: Any) -> dict[str, Any]:
+    values = {"layer": layer, "x_l0": x, "y_l0": y, "side_l0": side, "downsample": 2.0, "level": 1, "tissue": 0.5}
+    return {field.name: None for field in REGION} | values | more
 
 
 def scored_row(slide_id: str, probability: float, label: int | None = None, **more: Any) -> dict[str, Any]:
-    """A slide of 1,000 x 800 px at half a micrometre, (2, 1), whose last patches lie at (100, 100) and (600, 600)."""
+    """Return the row of a slide of 1,000 x 800 px at .5 um/px; last patches are at (100, 100) and (600, 600)."""
     slide = Slide(row=1, slide_id=slide_id, uri=f"/{slide_id}.svs", patient_id=f"p-{slide_id}", label=label)
     regions = [
-        region(0, 0, -100, 1000),
-        region(1, 50, 50, 300, value=0.4, parent=0, width_um=150.0),
-        region(1, 500, 500, 300, value=0.3, parent=0, width_um=150.0),
-        region(2, 100, 100, 100, parent=1, running_probability=0.5, width_um=50.0),
-        region(2, 600, 600, 100, parent=2, running_probability=probability, width_um=50.0),
+        make_region(0, 0, -100, 1000),
+        make_region(1, 50, 50, 300, value=0.4, parent=0, width_um=150.0),
+        make_region(1, 500, 500, 300, value=0.3, parent=0, width_um=150.0),
+        make_region(2, 100, 100, 100, parent=1, running_probability=0.5, width_um=50.0),
+        make_region(2, 600, 600, 100, parent=2, running_probability=probability, width_um=50.0),
     ]
-    known = {"status": "scored", "probability": probability, "running": [0.5, probability], "regions": regions}
-    known |= {"schedule": "2,1", "threshold": 0.5, "call": int(probability >= 0.5), "num_regions": 5, "windows": 10}
-    known |= {"bytes_read": 1_000_000, "requests": 12, "size_bytes": 50_000_000, "read_s": 0.5, "compute_s": 0.25}
-    known |= {"tiles": 40, "decode_s": 0.05, "cache_hits": 8, "disk_hits": 0}
-    known |= {"mpp_x": 0.5, "mpp_y": 0.5, "width_l0": 1000, "height_l0": 800, "ended": "complete", "flags": []}
-    known |= {"model": "models:/magnet@champion", "model_version": "3", "model_sha256": "ab" * 32, "frames": 1}
-    return empty_row(slide) | known | {"software": "torch 2"} | more
+    values = {"status": "scored", "probability": probability, "running": [0.5, probability], "regions": regions}
+    values |= {"schedule": "2,1", "threshold": 0.5, "call": int(probability >= 0.5), "num_regions": 5, "windows": 10}
+    values |= {"bytes_read": 1_000_000, "requests": 12, "size_bytes": 50_000_000, "read_s": 0.5, "compute_s": 0.25}
+    values |= {"tiles": 40, "decode_s": 0.05, "cache_hits": 8, "disk_hits": 0}
+    values |= {"mpp_x": 0.5, "mpp_y": 0.5, "width_l0": 1000, "height_l0": 800, "ended": "complete", "flags": []}
+    values |= {"model": "models:/magnet@champion", "model_version": "3", "model_sha256": "ab" * 32, "frames": 1}
+    return empty_row(slide) | values | {"software": "torch 2"} | more
 
 
 def unscored_row(slide_id: str, status: str, reason: str) -> dict[str, Any]:

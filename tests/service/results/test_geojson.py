@@ -1,4 +1,4 @@
-"""What QuPath is given, read back."""
+"""The GeoJSON for QuPath, read back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_back(row: dict[str, Any]) -> list[dict[str, Any]]:
     return collection["features"]
 
 
-def test_boxes_come_back_as_they_were() -> None:
+def test_polygons_equal_the_regions() -> None:
     row = scored_row("s", 0.75)
     features = read_back(row)
     regions = row["regions"][1:]  # the root is the slide
@@ -44,12 +44,12 @@ def test_objects_have_names_classes_colours_and_measurements() -> None:
     assert f"#{red:02x}{green:02x}{blue:02x}" == LAYER_COLOURS[2]
     assert properties[3]["measurements"]["Probability after this patch"] == 0.75
     assert properties[0]["measurements"]["Map value"] == 0.4
-    assert "Probability of this patch" not in properties[3]["measurements"]  # null is no number
+    assert "Probability of this patch" not in properties[3]["measurements"]  # null is not a measurement
 
 
-def test_ids_are_uuids_and_the_same_in_every_run() -> None:
-    one, again, other = (read_back(scored_row(name, 0.5)) for name in ("s", "s", "t"))
-    ids = [uuid.UUID(feature["id"]) for feature in one]
+def test_ids_are_uuids_that_do_not_change_between_runs() -> None:
+    first, again, other = (read_back(scored_row(name, 0.5)) for name in ("s", "s", "t"))
+    ids = [uuid.UUID(feature["id"]) for feature in first]
     assert len(set(ids)) == 4
     assert [feature["id"] for feature in again] == list(map(str, ids))
     assert not {feature["id"] for feature in other} & set(map(str, ids))

@@ -1,4 +1,4 @@
-"""Where a model looked, judged by outlines: counted by hand."""
+"""Agreement of regions with outlines of lesions, against figures computed by hand."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ def table(*rows: dict[str, object]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=SCHEMA)
 
 
-def test_hits_shares_and_curve_of_a_cohort() -> None:
+def test_hits_coverage_and_froc_of_a_cohort() -> None:
     # patches at 100..200 and 600..700, layer 1 at 50..350 and 500..800
     two = shapely.union_all([shapely.box(100, 100, 200, 300), shapely.box(900, 0, 1000, 50)])
     outlines = {"hit": two, "missed": shapely.box(0, 700, 100, 800), "refused": two}
     rows = table(
         scored_row("hit", 0.9, 1),
         scored_row("missed", 0.8, 1),
-        scored_row("healthy", 0.1, 0),
+        scored_row("without lesions", 0.1, 0),
         scored_row("unknown", 0.7),
         unscored_row("refused", "refused", "blank"),
     )
-    found = localisation(rows, outlines)
-    assert found is not None
-    assert (found.num_slides, found.hits) == (2, 1)
-    assert found.seen[1].share == pytest.approx((100 * 100 / (100 * 200 + 100 * 50) + 0) / 2)
-    assert found.seen[0].share == pytest.approx((100 * 200 / (100 * 200 + 100 * 50) + 0) / 2)
-    assert found.seen[1].um_per_px == pytest.approx(2 * 0.5)
-    # three lesions on three slides; alarms .9 (the other patch of "hit"), .8 twice, .1 twice
-    assert (found.froc.num_slides, found.froc.num_lesions) == (3, 3)
-    assert found.froc.sensitivity == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3])
-    written = json.loads(found.to_json())
+    result = localisation(rows, outlines)
+    assert result is not None
+    assert (result.num_slides, result.num_slides_hit) == (2, 1)
+    assert result.layers[1].share == pytest.approx((100 * 100 / (100 * 200 + 100 * 50) + 0) / 2)
+    assert result.layers[0].share == pytest.approx((100 * 200 / (100 * 200 + 100 * 50) + 0) / 2)
+    assert result.layers[1].um_per_px == pytest.approx(2 * 0.5)
+    # three lesions on three slides; false positives .9 (the other patch of "hit"), .8 twice, .1 twice
+    assert (result.froc.num_slides, result.froc.num_lesions) == (3, 3)
+    assert result.froc.sensitivity == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3])
+    written = json.loads(result.to_json())
     assert written["hit_rate"] == 0.5
     assert written["froc"]["sensitivity"]["8"] == pytest.approx(1 / 3)
 
 
-def test_a_patchs_own_probability_ranks_it_where_there_is_one() -> None:
+def test_a_patch_is_ranked_by_its_own_probability_if_it_has_one() -> None:
     row = scored_row("hit", 0.9, 1)
-    for region, own in zip(row["regions"][-2:], (0.95, 0.2), strict=True):
-        region["patch_probability"] = own
-    found = localisation(table(row), {"hit": shapely.box(100, 100, 200, 200)})
-    assert found is not None
-    assert found.froc.sensitivity == (1,) * 6
+    for region, probability in zip(row["regions"][-2:], (0.95, 0.2), strict=True):
+        region["patch_probability"] = probability
+    result = localisation(table(row), {"hit": shapely.box(100, 100, 200, 200)})
+    assert result is not None
+    assert result.froc.sensitivity == (1,) * 6
 
 
-def test_no_scored_slide_with_an_outline_no_judgement() -> None:
+def test_a_cohort_without_outlines_of_scored_slides_has_no_result() -> None:
     assert localisation(table(scored_row("a", 0.9)), {"b": shapely.box(0, 0, 1, 1)}) is None

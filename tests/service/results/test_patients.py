@@ -22,7 +22,7 @@ def table(*rows: tuple[str, str, int | None, str, float | None]) -> pa.Table:
     return pa.Table.from_pylist(filled, schema=SLIDES)
 
 
-def test_a_patient_has_the_score_of_the_highest_slide(tmp_path: Path) -> None:
+def test_a_patient_has_the_highest_score_of_its_slides(tmp_path: Path) -> None:
     slides = table(
         ("a", "p1", 0, "scored", 0.2),
         ("b", "p2", None, "failed", None),
@@ -31,13 +31,13 @@ def test_a_patient_has_the_score_of_the_highest_slide(tmp_path: Path) -> None:
         ("e", "p3", 0, "scored", 0.1),
         ("f", "p3", None, "scored", 0.3),
     )
-    found = {row["patient_id"]: row for row in write_patients(str(tmp_path), slides).to_pylist()}
-    assert list(found) == ["p1", "p2", "p3"]
-    first = found["p1"]
+    patients = {row["patient_id"]: row for row in write_patients(str(tmp_path), slides).to_pylist()}
+    assert list(patients) == ["p1", "p2", "p3"]
+    first = patients["p1"]
     assert (first["probability"], first["slide_id"], first["call"], first["label"]) == (0.7, "c", 1, 1)
     assert (first["num_slides"], first["scored"], first["refused"], first["failed"]) == (3, 2, 1, 0)
-    assert found["p2"]["probability"] is found["p2"]["slide_id"] is found["p2"]["call"] is None
-    assert (found["p3"]["slide_id"], found["p3"]["label"]) == ("f", None)
-    assert sum(row["num_slides"] for row in found.values()) == 6
-    assert pq.read_table(tmp_path / "patients.parquet").to_pylist() == list(found.values())
+    assert patients["p2"]["probability"] is patients["p2"]["slide_id"] is patients["p2"]["call"] is None
+    assert (patients["p3"]["slide_id"], patients["p3"]["label"]) == ("f", None)
+    assert sum(row["num_slides"] for row in patients.values()) == 6
+    assert pq.read_table(tmp_path / "patients.parquet").to_pylist() == list(patients.values())
     assert (tmp_path / "patients.csv").read_text().splitlines()[0] == ",".join(SCHEMA.names)

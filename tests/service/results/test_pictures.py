@@ -1,4 +1,4 @@
-"""The overlay: it opens, its boxes lie where the regions do, its scale bar is as long as it says."""
+"""The overlay: boxes at the positions of the regions, a scale bar of the length that it states."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def thumbnail(size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
 
 
 def regions(*boxes: tuple[float, float, float], size: tuple[int, int] = SIZE) -> NDArray[np.float64]:
-    """Regions from boxes (x, y, side) in level-0 pixels."""
+    """Return regions from boxes (x, y, side) in level-0 pixels."""
     return from_level0(np.array(boxes, dtype=np.float64), size)
 
 
-def drawn(
+def draw(
     layers: list[NDArray[np.float64]], size: tuple[int, int] = SIZE, title: str = "t", mpp: float | None = 0.25
 ) -> NDArray[np.int16]:
     picture = overlay_picture(thumbnail(size), size, layers, title=title, mpp=mpp)
@@ -37,18 +37,18 @@ def drawn(
         return np.asarray(image).astype(np.int16)
 
 
-def where(picture: NDArray[np.int16], layer: int) -> NDArray[np.intp]:
-    """(row, column) of the pixels on the thumbnail that have about a layer's colour."""
+def find_colour(picture: NDArray[np.int16], layer: int) -> NDArray[np.intp]:
+    """Return (row, column) of the pixels on the thumbnail that have about a layer's colour."""
     near = np.abs(picture - ImageColor.getrgb(LAYER_COLOURS[layer])).max(axis=-1) < 50
     return np.argwhere(near[HEAD_PX:-FOOT_PX]) + np.array([HEAD_PX, 0])
 
 
 @pytest.mark.parametrize("size", [(8000, 6000), (3000, 8000), (5000, 5000)])
-def test_boxes_lie_where_their_regions_do(size: tuple[int, int]) -> None:
+def test_boxes_are_drawn_at_the_positions_of_their_regions(size: tuple[int, int]) -> None:
     x, y, side = 0.25 * size[0], 0.5 * size[1], 0.2 * min(size)
-    picture = drawn([ROOT, ROOT, regions((x, y, side), size=size)], size)
+    picture = draw([ROOT, ROOT, regions((x, y, side), size=size)], size)
     scale = OVERLAY_PX / max(size)
-    rows, columns = where(picture, 2).T
+    rows, columns = find_colour(picture, 2).T
     assert abs(columns.min() - (GAP_PX + x * scale)) <= 2
     assert abs(columns.max() - (GAP_PX + (x + side) * scale)) <= 2
     assert abs(rows.min() - (HEAD_PX + y * scale)) <= 2
@@ -57,14 +57,14 @@ def test_boxes_lie_where_their_regions_do(size: tuple[int, int]) -> None:
     assert np.abs(middle - PALE).max() < 12  # an outline, not a filled box
 
 
-def test_the_smallest_region_is_still_seen() -> None:
-    picture = drawn([ROOT, ROOT, regions((4000, 3000, 2))])
-    assert len(where(picture, 2)) >= 8
+def test_the_smallest_region_is_visible() -> None:
+    picture = draw([ROOT, ROOT, regions((4000, 3000, 2))])
+    assert len(find_colour(picture, 2)) >= 8
 
 
 @pytest.mark.parametrize("mpp", [0.25, 1.0, 7.3])
-def test_the_scale_bar_is_as_long_as_it_says(mpp: float) -> None:
-    picture = drawn([ROOT, ROOT], mpp=mpp)
+def test_the_scale_bar_has_the_length_that_it_states(mpp: float) -> None:
+    picture = draw([ROOT, ROOT], mpp=mpp)
     bar = picture[-FOOT_PX + 12 + 6, :, 0] < 60
     length_um = np.argmin(bar[GAP_PX + 2 :]) / (OVERLAY_PX / 8000) * mpp  # up to the first pale pixel
     um_per_px = mpp * 8000 / OVERLAY_PX
@@ -72,8 +72,8 @@ def test_the_scale_bar_is_as_long_as_it_says(mpp: float) -> None:
 
 
 def test_a_slide_without_a_pixel_size_has_no_scale_bar() -> None:
-    picture = drawn([ROOT, ROOT], mpp=None)
-    assert (picture[-FOOT_PX + 12 + 6, :, 0] < 60).sum() < 60  # letters, no bar
+    picture = draw([ROOT, ROOT], mpp=None)
+    assert (picture[-FOOT_PX + 12 + 6, :, 0] < 60).sum() < 60  # text instead of a bar
 
 
 @pytest.mark.parametrize(("at_most", "length"), [(9.99, 5), (1, 1), (450, 200), (0.21, 0.2), (2000, 2000)])
@@ -81,42 +81,42 @@ def test_lengths_are_round(at_most: float, length: float) -> None:
     assert round_length(at_most) == pytest.approx(length)
 
 
-def test_the_regions_of_the_first_layer_are_seen_below_frozen_patches_that_lie_on_them() -> None:
+def test_regions_of_the_first_layer_remain_visible_below_frozen_patches() -> None:
     first = regions((1000, 1000, 3000))
-    picture = drawn([ROOT, first, first])
-    assert min(len(where(picture, 1)), len(where(picture, 2))) > 4 * 3000 * OVERLAY_PX / 8000
+    picture = draw([ROOT, first, first])
+    assert min(len(find_colour(picture, 1)), len(find_colour(picture, 2))) > 4 * 3000 * OVERLAY_PX / 8000
 
 
-def test_a_region_that_reaches_beyond_the_slide_is_numbered_within_it() -> None:
-    picture = drawn([ROOT, regions((7000, 2000, 3000))])
-    rows, columns = where(picture, 1).T
+def test_the_number_of_a_region_that_extends_beyond_the_slide_is_inside_it() -> None:
+    picture = draw([ROOT, regions((7000, 2000, 3000))])
+    rows, columns = find_colour(picture, 1).T
     inside = (columns > columns.max() - 12) & (rows > rows.min() + 4) & (rows < rows.min() + 18)
-    assert inside.sum() > 60  # of the 11 x 13 pixels at the picture's edge, below the box's own
+    assert inside.sum() > 60  # of the 11 x 13 pixels at the picture's edge, below the box itself
 
 
-def test_tags_cover_neither_each_other_nor_the_corner_and_stay_within_the_picture(
+def test_tags_are_inside_the_picture_and_cover_neither_each_other_nor_the_reserved_corner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    at: list[tuple[float, float]] = []
-    monkeypatch.setattr(pictures, "tag", lambda draw, xy, *_: at.append(xy))
-    draw = ImageDraw.Draw(Image.new("RGB", (120, 60)))
-    wanted = [((x, y), "10") for x, y in [(500, -9), (500, -9), (500, 0), (60, 30), (62, 33), (0, 0)]]
-    pictures.tags(draw, wanted, "red", (120, 60), free_from=(28, 20))
-    _, _, wide, high = draw.textbbox((0, 0), "10", font=pictures.font(11))
-    boxes = [(0, 0, 28, 20), *((x, y, x + wide, y + high) for x, y in at)]
-    assert len(at) == len(wanted)
+    corners: list[tuple[float, float]] = []
+    monkeypatch.setattr(pictures, "draw_tag", lambda draw, xy, *_: corners.append(xy))
+    context = ImageDraw.Draw(Image.new("RGB", (120, 60)))
+    tags = [((x, y), "10") for x, y in [(500, -9), (500, -9), (500, 0), (60, 30), (62, 33), (0, 0)]]
+    pictures.draw_tags(context, tags, "red", (120, 60), reserved_px=(28, 20))
+    _, _, width, height = context.textbbox((0, 0), "10", font=pictures.load_font(11))
+    boxes = [(0, 0, 28, 20), *((x, y, x + width, y + height) for x, y in corners)]
+    assert len(corners) == len(tags)
     for n, (left, top, right, bottom) in enumerate(boxes):
         assert (left >= 0, top >= 0, right <= 120, bottom <= 60) == (True,) * 4
         for other in boxes[:n]:
             assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
 
 
-def test_the_title_is_written() -> None:
-    blank, told = (drawn([ROOT, ROOT], title=title) for title in ("", "slide 7: probability 0.9"))
+def test_the_title_is_drawn() -> None:
+    blank, titled = (draw([ROOT, ROOT], title=title) for title in ("", "slide 7: probability 0.9"))
     assert (blank[:30] > 240).all()
-    assert (told[:30] < 100).any()
+    assert (titled[:30] < 100).any()
 
 
-def test_there_are_colours_for_deeper_zooms_than_the_list_has() -> None:
+def test_layers_beyond_the_list_of_colours_have_the_last_colour() -> None:
     layers = [ROOT, *[regions((1000, 1000, 4000 - 400 * n)) for n in range(7)]]
-    assert len(where(drawn(layers), len(LAYER_COLOURS) - 1)) > 0
+    assert len(find_colour(draw(layers), len(LAYER_COLOURS) - 1)) > 0

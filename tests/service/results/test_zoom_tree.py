@@ -1,4 +1,4 @@
-"""The picture of a zoom: a row for each layer, child boxes where the children are, patches in order."""
+"""The picture of a zoom tree: a row per layer, boxes at the positions of the children, last patches in order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image, ImageColor
 
 from magnet.regions import ROOT, compose
 from service.results.pictures import GAP_PX, LAYER_COLOURS
-from service.results.zoom_tree import HEAD_PX, LABEL_PX, LARGEST_PX, ROW_HEAD_PX, WIDTH_PX, Layer, zoom_tree_picture
+from service.results.zoom_tree import HEAD_PX, LABEL_PX, MAX_VIEW_PX, ROW_HEAD_PX, WIDTH_PX, Layer, zoom_tree_picture
 
 
-def tree(schedule: tuple[int, ...], children: NDArray[np.float64]) -> list[Layer]:
-    """A zoom each of whose regions has the same children; view n of a layer is filled with a grey of its own."""
+def make_layers(schedule: tuple[int, ...], children: NDArray[np.float64]) -> list[Layer]:
+    """Return a zoom whose regions all have the same children; view n of a layer has the grey level 60 + 10 n."""
     regions, layers = ROOT[None], []
     for number in (1, *schedule):
         regions = regions if number == 1 and not layers else compose(regions[:, None], children[:number]).reshape(-1, 3)
@@ -23,7 +23,7 @@ def tree(schedule: tuple[int, ...], children: NDArray[np.float64]) -> list[Layer
     return layers
 
 
-def drawn(layers: list[Layer], schedule: tuple[int, ...]) -> NDArray[np.int16]:
+def draw(layers: list[Layer], schedule: tuple[int, ...]) -> NDArray[np.int16]:
     running = np.linspace(0.1, 0.9, len(layers[-1].views)).tolist()
     with Image.open(io.BytesIO(zoom_tree_picture(layers, running, schedule, title="s", note="n"))) as image:
         return np.asarray(image).astype(np.int16)
@@ -32,45 +32,45 @@ def drawn(layers: list[Layer], schedule: tuple[int, ...]) -> NDArray[np.int16]:
 CHILDREN = np.array([[0.25, -0.5, -0.5], [0.2, 0.5, 0.25]])
 
 
-def test_child_boxes_lie_in_the_views_where_the_children_are() -> None:
-    picture = drawn(tree((2, 1), CHILDREN), (2, 1))
+def test_child_boxes_are_drawn_at_the_positions_of_the_children() -> None:
+    picture = draw(make_layers((2, 1), CHILDREN), (2, 1))
     top = HEAD_PX + ROW_HEAD_PX
-    root = picture[top : top + LARGEST_PX, GAP_PX : GAP_PX + LARGEST_PX]
+    root = picture[top : top + MAX_VIEW_PX, GAP_PX : GAP_PX + MAX_VIEW_PX]
     near = np.abs(root - ImageColor.getrgb(LAYER_COLOURS[1])).max(axis=-1) < 50
-    rows, columns = np.argwhere(near[: LARGEST_PX // 2 - 4, : LARGEST_PX // 2 - 30]).T
+    rows, columns = np.argwhere(near[: MAX_VIEW_PX // 2 - 4, : MAX_VIEW_PX // 2 - 30]).T
     # half-side .25 at (-.5, -.5): from an eighth to three eighths of the view
-    assert abs(rows.min() - LARGEST_PX / 8) <= 2
-    assert abs(columns.min() - LARGEST_PX / 8) <= 2
-    assert abs(rows.max() - LARGEST_PX * 3 / 8) <= 2
+    assert abs(rows.min() - MAX_VIEW_PX / 8) <= 2
+    assert abs(columns.min() - MAX_VIEW_PX / 8) <= 2
+    assert abs(rows.max() - MAX_VIEW_PX * 3 / 8) <= 2
 
 
-def test_views_and_patches_stand_in_order() -> None:
-    picture = drawn(tree((2, 2), CHILDREN), (2, 2))
-    row = ROW_HEAD_PX + LARGEST_PX + LABEL_PX
+def test_views_and_patches_are_in_order() -> None:
+    picture = draw(make_layers((2, 2), CHILDREN), (2, 2))
+    row = ROW_HEAD_PX + MAX_VIEW_PX + LABEL_PX
     for layer, num in ((1, 2), (2, 4)):
-        side = min(LARGEST_PX, (WIDTH_PX - GAP_PX) // num - GAP_PX)
+        side = min(MAX_VIEW_PX, (WIDTH_PX - GAP_PX) // num - GAP_PX)
         y = HEAD_PX + layer * row + ROW_HEAD_PX + side - 20
         shades = [picture[y, GAP_PX + n * (side + GAP_PX) + 20].mean() for n in range(num)]
         assert np.abs(np.array(shades) - [60 + 10 * n for n in range(num)]).max() < 6
 
 
-def test_bars_are_as_long_as_the_probability() -> None:
-    picture = drawn(tree((2, 1), CHILDREN), (2, 1))
-    y = HEAD_PX + 3 * (ROW_HEAD_PX + LARGEST_PX + LABEL_PX) - LABEL_PX + 6
+def test_the_length_of_a_bar_is_the_probability() -> None:
+    picture = draw(make_layers((2, 1), CHILDREN), (2, 1))
+    y = HEAD_PX + 3 * (ROW_HEAD_PX + MAX_VIEW_PX + LABEL_PX) - LABEL_PX + 6
     lengths = [
-        (picture[y, GAP_PX + n * (LARGEST_PX + GAP_PX) :][: LARGEST_PX - 42, 0] < 90).sum() / (LARGEST_PX - 42)
+        (picture[y, GAP_PX + n * (MAX_VIEW_PX + GAP_PX) :][: MAX_VIEW_PX - 42, 0] < 90).sum() / (MAX_VIEW_PX - 42)
         for n in range(2)
     ]
     assert np.allclose(lengths, [0.1, 0.9], atol=0.02)
 
 
-def test_many_patches_take_more_rows_and_no_more_width() -> None:
-    few, many = (drawn(tree((2, num), CHILDREN.repeat(9, axis=0)), (2, num)) for num in (2, 16))
+def test_many_patches_take_more_rows_but_no_more_width() -> None:
+    few, many = (draw(make_layers((2, num), CHILDREN.repeat(9, axis=0)), (2, num)) for num in (2, 16))
     assert few.shape[1] == many.shape[1] == WIDTH_PX
     assert many.shape[0] > few.shape[0]
 
 
-def test_a_zoom_that_ended_early_is_drawn_as_far_as_it_went() -> None:
-    layers = tree((2, 2), CHILDREN)
+def test_a_zoom_that_ended_early_is_drawn_with_the_patches_that_were_read() -> None:
+    layers = make_layers((2, 2), CHILDREN)
     layers[-1] = Layer(layers[-1].views[:3], layers[-1].regions[:3], None)
-    assert drawn(layers, (2, 2)).shape[1] == WIDTH_PX
+    assert draw(layers, (2, 2)).shape[1] == WIDTH_PX

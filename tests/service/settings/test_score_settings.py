@@ -1,4 +1,4 @@
-"""Settings of a scoring, from words and files."""
+"""Settings of a scoring, from overrides and files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from service.settings.parsing import SettingsError
 from service.settings.score import ScoreSettings, score_settings
-from service.settings.train import SettingsError
 
 
-def test_words_and_files_change_thresholds(tmp_path: Path) -> None:
+def test_overrides_and_files_change_thresholds(tmp_path: Path) -> None:
     config = tmp_path / "score.yaml"
     config.write_text("gate: {max_pen: 0.5}\nframes: 8\ncompute: {num_workers: 3}\n")
     settings = score_settings(str(config), ["gate.min_sharpness=0.2", "stop_when_settled=0.05"])
@@ -25,15 +25,15 @@ def test_the_gate_can_be_switched_off() -> None:
     assert score_settings(None, ["gate=null"]).gate is None
 
 
-def test_what_decides_over_rows_leaves_out_where_they_are_made() -> None:
-    one, two = ScoreSettings(), score_settings(None, ["compute.num_workers=4", "pictures=false"])
-    assert one.deciding() == two.deciding()
-    assert one.deciding() != score_settings(None, ["gate.max_pen=0.3"]).deciding()
+def test_settings_that_change_rows_exclude_resources_and_pictures() -> None:
+    default, changed = ScoreSettings(), score_settings(None, ["compute.num_workers=4", "pictures=false"])
+    assert default.deciding() == changed.deciding()
+    assert default.deciding() != score_settings(None, ["gate.max_pen=0.3"]).deciding()
 
 
 @pytest.mark.parametrize(
-    "word", ["gate.max_penn=1", "gate.max_pen=2", "frames=3", "stop_when_settled=1", "max_bytes_per_slide=0", "x=1"]
+    "override", ["gate.max_penn=1", "gate.max_pen=2", "frames=3", "stop_when_settled=1", "max_bytes_per_slide=0", "x=1"]
 )
-def test_wrong_settings_are_named(word: str) -> None:
-    with pytest.raises(SettingsError, match=word.partition("=")[0].rpartition(".")[2]):
-        score_settings(None, [word])
+def test_wrong_settings_are_named_in_the_error(override: str) -> None:
+    with pytest.raises(SettingsError, match=override.partition("=")[0].rpartition(".")[2]):
+        score_settings(None, [override])

@@ -184,7 +184,7 @@ def test_external_entities_are_not_read(system: str) -> None:
 def test_deeply_nested_geojson_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "deep.geojson"
     path.write_text(text)
-    with pytest.raises(UsageError, match="no GeoJSON of outlines"):
+    with pytest.raises(UsageError, match="is not a GeoJSON file of outlines"):
         read_outlines(str(path))
 
 

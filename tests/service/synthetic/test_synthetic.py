@@ -1,4 +1,4 @@
-"""Generated cohorts: files that others read, a low power that gives nothing away, folders that are whole or absent."""
+"""Generated cohorts: files for other readers, lesions hidden at low power, folders that are complete or absent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def manifest(cohort: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def tiles() -> dict[str, np.ndarray]:
-    """Textures without a hint, the variants below each other."""
+    """Return textures without a hint, the variants of each stacked vertically."""
     drawn = draw_textures(np.random.default_rng(4), Stain(1.0, 1.0), hint=0.0)
     return {name: stack.reshape(-1, 256, 3).astype(float) for name, stack in drawn.items()}
 
@@ -82,7 +82,7 @@ class TestFiles:
         assert float(slide.properties["openslide.mpp-y"]) == pytest.approx(0.25)
         assert slide.properties["openslide.level[0].tile-width"] == "256"
 
-    def test_tiles_are_jpeg_with_halved_colour(self, cohort: Path) -> None:
+    def test_tiles_are_jpeg_with_subsampled_colour(self, cohort: Path) -> None:
         with tifffile.TiffFile(cohort / "slides/slide_0000.tif") as file:
             assert len(file.pages) == 3
             for page in file.pages:
@@ -91,8 +91,8 @@ class TestFiles:
                 assert page.tags["YCbCrSubSampling"].value == (2, 2)
                 assert page.tile == (256, 256)
 
-    def test_levels_are_means_of_the_level_below(self, cohort: Path) -> None:
-        """Within what JPEG leaves: well below the difference that a shift by one pixel makes, and without a bias."""
+    def test_levels_are_means_of_the_finer_level(self, cohort: Path) -> None:
+        """The error must be that of JPEG: clearly smaller than the effect of a shift by one pixel, and without bias."""
         properties, ring = outlines(cohort / "decoys.geojson")[0]
         slide = openslide.OpenSlide(cohort / f"slides/{properties['slide_id']}.tif")
         corner = (ring.mean(0) // 4 * 4 - 512).astype(int)
@@ -104,14 +104,14 @@ class TestFiles:
             assert np.abs((expected - coarse).mean()) < 1
             fine = coarse
 
-    def test_a_slide_whose_side_is_no_multiple_of_a_tile_ends_where_it_should(self, tmp_path: Path) -> None:
+    def test_a_slide_whose_side_is_not_a_multiple_of_a_tile_has_the_right_size(self, tmp_path: Path) -> None:
         write_slide(spec(side_px=2301), tmp_path / "s.tif")
         slide = openslide.OpenSlide(tmp_path / "s.tif")
         assert slide.level_dimensions == ((2301, 2301), (1151, 1151), (576, 576))
-        assert level_pixels(slide, 2)[-1, -1].min() > 230  # glass, not padding
+        assert level_pixels(slide, 2)[-1, -1].min() > 230  # glass instead of padding
 
     @pytest.mark.slow
-    def test_a_hundred_thousand_pixels_take_megabytes(self, tmp_path: Path) -> None:
+    def test_a_slide_of_a_hundred_thousand_pixels_takes_megabytes(self, tmp_path: Path) -> None:
         path = tmp_path / "s.tif"
         write_slide(spec(side_px=100_000), path)
         assert path.stat().st_size < 40e6
@@ -126,16 +126,16 @@ class TestFiles:
         assert rgb(slide, np.array([99_700, 99_700]), 0, 300).min() > 230
 
     @pytest.mark.slow
-    def test_same_arguments_give_same_bytes_whatever_the_jobs(self, tmp_path: Path) -> None:
+    def test_equal_arguments_give_equal_bytes_for_any_number_of_jobs(self, tmp_path: Path) -> None:
         settings = CohortSettings(**SMALLEST)
-        make_cohort(tmp_path / "one", settings)
-        make_cohort(tmp_path / "two", settings, jobs=2)
-        files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+        make_cohort(tmp_path / "first", settings)
+        make_cohort(tmp_path / "second", settings, jobs=2)
+        files = sorted(p.relative_to(tmp_path / "first") for p in (tmp_path / "first").rglob("*") if p.is_file())
         assert [str(f) for f in files] == [
             *("decoys.geojson", "lesions.geojson", "manifest.csv", "settings.json"),
             *("slides/slide_0000.tif", "slides/slide_0001.tif"),
         ]
-        assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+        assert all((tmp_path / "first" / f).read_bytes() == (tmp_path / "second" / f).read_bytes() for f in files)
 
     @pytest.mark.slow
     def test_another_seed_gives_another_slide(self, tmp_path: Path) -> None:
@@ -154,17 +154,17 @@ class TestTruth:
         decoys = [p["slide_id"] for p, _ in outlines(cohort / "decoys.geojson")]
         assert all(decoys.count(row["slide_id"]) == 3 - int(row["label"]) for row in manifest)
 
-    def test_outlines_are_where_the_pixels_are_dark(self, cohort: Path) -> None:
-        """Candidates are 25 grey levels darker than lymphoid tissue; what else lies around them is lighter still."""
+    def test_pixels_inside_the_outlines_are_dark(self, cohort: Path) -> None:
+        """Candidates are 25 grey levels darker than lymphoid tissue; other tissue around them is even lighter."""
         for name in ("lesions", "decoys"):
             for properties, ring in outlines(cohort / f"{name}.geojson"):
                 slide = openslide.OpenSlide(cohort / f"slides/{properties['slide_id']}.tif")
                 grey = level_pixels(slide, 2).mean(-1)
-                inside, outside = masks_beside(ring / 4, grey.shape, margin_px=4)
+                inside, outside = make_masks(ring / 4, grey.shape, margin_px=4)
                 assert grey[outside].mean() - grey[inside].mean() > 18, properties
 
-    def test_sizes_are_shares_of_the_side(self) -> None:
-        """The world of the learning trial: 32,768 px, macro radius 2,048 to 3,072 px, micro 768 to 1,280 px."""
+    def test_sizes_scale_with_the_side(self) -> None:
+        """Sizes of the learning trial: 32,768 px, macro radius 2,048 to 3,072 px, micro radius 768 to 1,280 px."""
         for seed in range(20):
             layout = draw_layout(np.random.default_rng(seed), 32_768, "macro", 3, {"micro": 1.0})
             (lesion,) = (c.blob.radius for c in layout.candidates if c.is_lesion)
@@ -173,45 +173,45 @@ class TestTruth:
             assert all(768 <= c.blob.radius <= 1280 for c in layout.candidates if not c.is_lesion)
             assert 0.1 < tissue_share(layout.tissue_depth, 32_768) < 0.3
 
-    def test_small_slides_keep_lesions_that_show_texture(self) -> None:
+    def test_lesions_of_small_slides_are_large_enough_for_their_texture(self) -> None:
         layout = draw_layout(np.random.default_rng(0), 2048, "itc", 0, {"itc": 1.0})
         assert layout.candidates[0].blob.radius == 96
 
-    def test_as_many_dark_blobs_in_positives_as_in_negatives(self) -> None:
+    def test_positive_and_negative_slides_have_the_same_number_of_dark_blobs(self) -> None:
         for stratum in ("negative", "micro"):
             layout = draw_layout(np.random.default_rng(1), 8192, stratum, 4, {"macro": 1.0})
             assert len(layout.candidates) == 4
 
 
 class TestTextures:
-    """Lesion against decoy, on the tiles that slides are made of."""
+    """Lesions compared with decoys, on the tiles of which slides are made."""
 
-    def test_alike_at_low_power(self, tiles: dict[str, np.ndarray]) -> None:
+    def test_lesions_and_decoys_are_equal_at_low_power(self, tiles: dict[str, np.ndarray]) -> None:
         lesion, decoy = (block_means(tiles[name], 64) for name in ("lesion", "decoy"))
         assert np.abs(lesion.mean((0, 1)) - decoy.mean((0, 1))).max() < 0.3
         assert lesion.std((0, 1)).max() < 0.3
         assert decoy.std((0, 1)).max() < 0.3
 
-    def test_equal_mean_and_spread_at_high_power(self, tiles: dict[str, np.ndarray]) -> None:
+    def test_mean_and_standard_deviation_are_equal_at_high_power(self, tiles: dict[str, np.ndarray]) -> None:
         assert np.abs(tiles["lesion"].mean((0, 1)) - tiles["decoy"].mean((0, 1))).max() < 0.3
         assert np.abs(tiles["lesion"].std((0, 1)) / tiles["decoy"].std((0, 1)) - 1).max() < 0.02
 
-    def test_wavelength_doubles_in_lesions(self, tiles: dict[str, np.ndarray]) -> None:
+    def test_the_wavelength_of_lesions_is_doubled(self, tiles: dict[str, np.ndarray]) -> None:
         lesion, decoy = (mean_wavelength_px(tiles[name].mean(-1).reshape(-1, 256, 256)) for name in ("lesion", "decoy"))
         assert lesion / decoy == pytest.approx(2, abs=0.3)
 
-    def test_a_hint_shows_at_low_power(self) -> None:
+    def test_a_hint_is_visible_at_low_power(self) -> None:
         tiles = draw_textures(np.random.default_rng(4), Stain(1.0, 1.0), hint=1.0)
-        apart = tiles["lesion"].mean((0, 1, 2)) - tiles["decoy"].mean((0, 1, 2))
-        assert np.abs(apart).max() > 10
+        difference = tiles["lesion"].mean((0, 1, 2)) - tiles["decoy"].mean((0, 1, 2))
+        assert np.abs(difference).max() > 10
 
-    def test_slides_show_the_same_at_low_power_and_differ_at_high_power(self, tmp_path: Path) -> None:
-        """The same two facts, on pixels read from a file: the largest square inside each macro candidate."""
+    def test_candidates_on_a_slide_are_equal_at_low_power_and_differ_at_high_power(self, tmp_path: Path) -> None:
+        """The same facts, tested on pixels read from a file: the largest square inside each macro candidate."""
         path = tmp_path / "s.tif"
-        found = write_slide(spec(side_px=8192, strata=(("macro", 1.0),), num_decoys=2), path)
+        candidates = write_slide(spec(side_px=8192, strata=(("macro", 1.0),), num_decoys=2), path)
         slide = openslide.OpenSlide(path)
         crops = {}
-        for candidate in found:
+        for candidate in candidates:
             centre = np.mean(candidate.points, axis=0)
             crops[candidate.is_lesion] = rgb(slide, centre // 64 * 64 - 256, 0, 512)
         lesion, decoy = (block_means(crops[k], 64) for k in (True, False))
@@ -222,12 +222,12 @@ class TestTextures:
 
 
 class TestPlan:
-    def test_patients_stay_in_one_split_and_splits_are_even(self) -> None:
+    def test_patients_are_in_one_split_and_splits_have_their_shares(self) -> None:
         slides = plan_slides(CohortSettings(num_slides=24, side_px=8192, seed=0))
         splits: dict[str, set[str]] = {}
         for slide in slides:
             splits.setdefault(slide.patient_id, set()).add(slide.split)
-        assert all(len(found) == 1 for found in splits.values())
+        assert all(len(names) == 1 for names in splits.values())
         assert 12 < len(splits) < 24
         for name, share in {"train": 0.6, "val": 0.2, "test": 0.2}.items():
             labels = [slide.label for slide in slides if slide.split == name]
@@ -254,13 +254,13 @@ class TestCommand:
             ("--hint", "nan", "hint nan"),
             ("--positive", "2", "positive 2.0"),
             ("--jobs", "0", "jobs 0"),
-            ("--strata", "huge=1", "'huge': known are macro, micro, itc"),
-            ("--strata", "macro", "want weights as in macro=1,micro=1"),
-            ("--split", "train=0,val=0", "nor all 0"),
-            ("--split", "dev=1", "'dev': known are train, val, test"),
+            ("--strata", "huge=1", "'huge': must be one of macro, micro, itc"),
+            ("--strata", "macro", "write NAME=WEIGHT pairs, such as macro=1,micro=1"),
+            ("--split", "train=0,val=0", "at least one above 0"),
+            ("--split", "dev=1", "'dev': must be one of train, val, test"),
         ],
     )
-    def test_refuses_arguments(
+    def test_wrong_arguments_are_refused(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
     ) -> None:
         arguments = {"--num-slides": "2", "--side-px": "2048", "--seed": "0", option: value}
@@ -270,7 +270,7 @@ class TestCommand:
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
-    def test_runs_again_without_work_and_refuses_other_settings(
+    def test_a_second_run_does_nothing_and_other_settings_are_refused(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "out"
@@ -278,40 +278,38 @@ class TestCommand:
         assert main(command) == 0
         before = (out / "slides/slide_0000.tif").stat().st_mtime_ns
         assert main(command) == 0
-        assert "there already" in capsys.readouterr().out
+        assert "made by an earlier run" in capsys.readouterr().out
         assert (out / "slides/slide_0000.tif").stat().st_mtime_ns == before
         assert main([*command, "--hint=1"]) == 2
         assert "other settings" in capsys.readouterr().err
 
-    def test_refuses_a_folder_that_holds_something_else(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "mine.txt").write_text("precious")
+    def test_a_folder_with_other_files_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "notes.txt").write_text("precious")
         assert main([str(tmp_path), "--num-slides=1", "--side-px=2048", "--seed=0"]) == 2
         assert "holds other files" in capsys.readouterr().err
-        assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+        assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-class TestWholeOrAbsent:
-    def test_an_interrupted_run_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def interrupted(spec: SlideSpec, path: Path) -> list[object]:
-            path.write_bytes(b"half a slide")
+class TestCompleteOrAbsent:
+    def test_an_interrupted_run_leaves_no_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(spec: SlideSpec, path: Path) -> list[object]:
+            path.write_bytes(b"part of a slide")
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cohort_module, "write_slide", interrupted)
+        monkeypatch.setattr(cohort_module, "write_slide", interrupt)
         with pytest.raises(KeyboardInterrupt):
             make_cohort(tmp_path / "out", CohortSettings(**SMALLEST))
         assert list(tmp_path.iterdir()) == []
 
-    def test_what_a_killed_run_left_is_cleared_away(self, tmp_path: Path) -> None:
-        left_over = tmp_path / ".out.partial/slides"
-        left_over.mkdir(parents=True)
-        (left_over / "slide_0099.tif").write_bytes(b"half a slide")
+    def test_files_of_a_killed_run_are_removed(self, tmp_path: Path) -> None:
+        partial_slides = tmp_path / ".out.partial/slides"
+        partial_slides.mkdir(parents=True)
+        (partial_slides / "slide_0099.tif").write_bytes(b"part of a slide")
         make_cohort(tmp_path / "out", CohortSettings(**SMALLEST))
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
         assert len(list((tmp_path / "out/slides").iterdir())) == 2
 
-    def test_two_runs_do_not_write_the_same_cohort(self, tmp_path: Path) -> None:
+    def test_two_processes_do_not_make_the_same_cohort(self, tmp_path: Path) -> None:
         (tmp_path / ".out.partial").mkdir()
         other = os.open(tmp_path / ".out.partial", os.O_RDONLY)
         try:
@@ -322,8 +320,8 @@ class TestWholeOrAbsent:
             os.close(other)
 
 
-def masks_beside(ring: np.ndarray, shape: tuple[int, int], margin_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels inside a ring and pixels close outside of it, neither closer than a margin to the ring itself."""
+def make_masks(ring: np.ndarray, shape: tuple[int, int], margin_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks of the pixels inside a ring and of those around it, both without a margin along the ring."""
     inside, band, near = (Image.new("1", shape[::-1]) for _ in range(3))
     points = [tuple(p) for p in ring]
     ImageDraw.Draw(inside).polygon(points, fill=1)
@@ -334,7 +332,7 @@ def masks_beside(ring: np.ndarray, shape: tuple[int, int], margin_px: int) -> tu
 
 
 def mean_wavelength_px(tiles: np.ndarray) -> float:
-    """Wavelength at which half of the power lies, of (N, H, W) grey tiles; that below 8 px (grain) is left out."""
+    """Return the median wavelength of the power of (N, H, W) grey tiles, without wavelengths below 8 px (grain)."""
     power = np.abs(np.fft.fft2(tiles - tiles.mean((1, 2), keepdims=True))) ** 2
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(tiles.shape[1]), np.fft.fftfreq(tiles.shape[2]), indexing="ij"))
     kept = frequency < 1 / 8
