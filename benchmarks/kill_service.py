@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from ray_jobs.cluster.processes import free_port, kill_tree
-from service.client.client import Client
+from service.client import Client
 from service.queue.requests import Check
 
 ROOT = Path(__file__).resolve().parents[1]

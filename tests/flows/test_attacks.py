@@ -18,7 +18,7 @@ import httpx2
 import pytest
 import yaml
 
-from service.client.client import Client
+from service.client import Client
 from service.settings.service import service_settings
 from tests.flows.harness import FLOW
 from tests.flows.queue_harness import Queue, queue

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from ray_jobs.cluster.processes import free_port
-from service.client.client import Client
+from service.client import Client
 from service.queue.requests import Check, Train
 from service.settings.train import train_settings
 from tests.flows.harness import FLOW, ROOT, SHELL, Command, answers, running

@@ -16,7 +16,7 @@ import yaml
 
 from ray_jobs.cluster.processes import answers, free_port
 from service.api.answers import JobView
-from service.client.client import Client, ServiceError
+from service.client import Client, ServiceError
 from service.queue.requests import Check, Score, Train, Tune
 from service.settings.train import train_settings
 from service.settings.tune import SearchSettings

@@ -21,7 +21,7 @@ from mlflow.server.assistant import api as assistant
 
 from ray_jobs.cluster.processes import answers, free_port, started
 from ray_jobs.serving.mlflow_rules import SEARCHES, Need, classify, is_query
-from service.api.access import Tokens
+from service.api.tokens import Tokens
 from service.queue.tables import Database
 from service.settings.service import service_settings
 
@@ -139,9 +139,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     database = Database(service_settings(str(config), []).database_url)
     tokens = Tokens(database)
     (reader, _), (admin, _), (revoked, about) = (
-        tokens.new("ada", "submit"),
-        tokens.new("eve", "admin"),
-        tokens.new("x", "admin"),
+        tokens.create("ada", "submit"),
+        tokens.create("eve", "admin"),
+        tokens.create("x", "admin"),
     )
     tokens.revoke(about.id)
     database.close()

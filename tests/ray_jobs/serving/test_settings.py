@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from ray_jobs.serving.folder import own_token, prepare, secret, temporary_folder
+from ray_jobs.serving.folder import find_own_token, make_temporary_folder, prepare, read_or_create_secret
 from ray_jobs.serving.parts import Part
-from ray_jobs.serving.settings import describe_places, serve_settings
-from service.api.access import Tokens
+from ray_jobs.serving.settings import describe_places, update_settings
+from service.api.tokens import Tokens
 from service.errors import UsageError
-from service.operations.restore import locked
+from service.operations.restore import lock_folder
 from service.queue.tables import Database
 from service.settings.service import ServiceSettings
 
@@ -40,48 +40,48 @@ def mode(path: Path) -> int:
 
 def test_ports_stay_over_restarts(storage: Path) -> None:
     """Links to MLflow's runs and Ray's jobs are kept by people."""
-    first = serve_settings(storage, options(port=1234))
-    again = serve_settings(storage, options())
+    first = update_settings(storage, options(port=1234))
+    again = update_settings(storage, options())
     assert (again.mlflow, again.ray, again.port) == (first.mlflow, first.ray, 1234)
 
 
 def test_a_port_that_was_taken_meanwhile_is_replaced_and_named(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = serve_settings(storage, options())
+    first = update_settings(storage, options())
     with socket.socket() as other:
         port = urlsplit(str(first.mlflow)).port
         other.bind(("127.0.0.1", port))
         other.listen()
-        again = serve_settings(storage, options())
+        again = update_settings(storage, options())
     assert again.mlflow != first.mlflow
     assert again.ray == first.ray
     assert f"port {port} of MLflow is in use" in capsys.readouterr().out
 
 
 def test_edited_settings_stay_and_options_change_them(storage: Path, tmp_path: Path) -> None:
-    serve_settings(storage, options(allow=["s3://lab"]))
+    update_settings(storage, options(allow=["s3://lab"]))
     file = storage / "service.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"max_queued_per_user": 7}))
-    kept = serve_settings(storage, options(set=["retry_first_s=2"]))
+    kept = update_settings(storage, options(set=["retry_first_s=2"]))
     assert (kept.max_queued_per_user, kept.retry_first_s) == (7, 2)
     assert [place.prefix for place in kept.places] == ["s3://lab"]
-    changed = serve_settings(storage, options(allow=[str(tmp_path / "a")]))
+    changed = update_settings(storage, options(allow=[str(tmp_path / "a")]))
     assert [place.prefix for place in changed.places] == [str(tmp_path / "a")]
     assert changed.retry_first_s == 2
 
 
 def test_wrong_settings_leave_the_kept_ones_as_they_are(storage: Path) -> None:
-    serve_settings(storage, options())
+    update_settings(storage, options())
     before = (storage / "service.yaml").read_text()
     with pytest.raises(UsageError, match="port"):
-        serve_settings(storage, options(set=["port=-1"]))
+        update_settings(storage, options(set=["port=-1"]))
     assert (storage / "service.yaml").read_text() == before
 
 
 def test_who_may_read_and_write_a_place(storage: Path, tmp_path: Path) -> None:
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    found = serve_settings(storage, options(allow=[a, b], allow_write=[b]))
+    found = update_settings(storage, options(allow=[a, b], allow_write=[b]))
     assert [(place.prefix, place.read, place.write) for place in found.places] == [(b, ("*",), ("*",)), (a, ("*",), ())]
     assert describe_places(found) == [f"{b}  (read: *; write: *)", f"{a}  (read: *; write: nobody)"]
 
@@ -90,13 +90,13 @@ def test_who_may_read_and_write_a_place(storage: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["allow", "allow_write"])
 def test_places_in_the_services_own_folder_are_refused(storage: Path, inside: str, option: str) -> None:
     with pytest.raises(UsageError, match="the service's own folder"):
-        serve_settings(storage, options(**{option: [str(storage / inside)]}))
+        update_settings(storage, options(**{option: [str(storage / inside)]}))
 
 
 def test_a_link_into_the_services_own_folder_is_refused(storage: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(storage / "private")
     with pytest.raises(UsageError, match="the service's own folder"):
-        serve_settings(storage, options(allow=[str(tmp_path / "link")]))
+        update_settings(storage, options(allow=[str(tmp_path / "link")]))
 
 
 def test_a_place_that_holds_secrets_is_warned_of(
@@ -105,19 +105,19 @@ def test_a_place_that_holds_secrets_is_warned_of(
     home = tmp_path / "home"
     (home / ".ssh").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
-    serve_settings(storage, options(allow=[str(home)]))
-    assert f"warning: {home} holds {home}/.ssh" in capsys.readouterr().out
+    update_settings(storage, options(allow=[str(home)]))
+    assert f"warning: {home} contains {home}/.ssh" in capsys.readouterr().out
 
 
 def test_settings_hold_no_secrets(storage: Path) -> None:
     for name in ("ray-token", "mlflow-token", "admin-token"):
-        secret(storage / "private" / name)
-    settings = serve_settings(storage, options())
+        read_or_create_secret(storage / "private" / name)
+    settings = update_settings(storage, options())
     text = (storage / "service.yaml").read_text()
     assert not [path for path in (storage / "private").glob("*-token") if path.read_text() in text]
     assert settings.ray_token_file == str(storage / "private" / "ray-token")
     with pytest.raises(UsageError, match="no passwords"):
-        serve_settings(storage, options(set=["database=postgresql://u:hunter2@db/magnet"]))
+        update_settings(storage, options(set=["database=postgresql://u:hunter2@db/magnet"]))
     assert "hunter2" not in (storage / "service.yaml").read_text()
 
 
@@ -145,15 +145,15 @@ def test_a_private_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_service_at_a_time_has_the_folder(storage: Path) -> None:
-    with locked(storage / "private"), pytest.raises(UsageError, match="in use"), locked(storage / "private"):
+    with lock_folder(storage / "private"), pytest.raises(UsageError, match="in use"), lock_folder(storage / "private"):
         pass
-    with locked(storage / "private"):
+    with lock_folder(storage / "private"):
         pass
 
 
 def test_the_folder_of_ray_is_its_owners_and_goes(storage: Path) -> None:
     private = storage / "private"
-    with temporary_folder(private) as folder:
+    with make_temporary_folder(private) as folder:
         assert mode(folder.parent) == 0o700
         assert len(str(folder)) < 30  # of the 107 bytes that the path of a socket may have
     assert not folder.parent.exists()
@@ -161,32 +161,32 @@ def test_the_folder_of_ray_is_its_owners_and_goes(storage: Path) -> None:
 
 def test_the_folder_that_a_killed_service_left_is_removed(storage: Path) -> None:
     code = (
-        "import os, pathlib, sys; from ray_jobs.serving.folder import temporary_folder\n"
-        "with temporary_folder(pathlib.Path(sys.argv[1])) as folder:\n"
+        "import os, pathlib, sys; from ray_jobs.serving.folder import make_temporary_folder\n"
+        "with make_temporary_folder(pathlib.Path(sys.argv[1])) as folder:\n"
         "    print(folder, flush=True); os.kill(os.getpid(), 9)"
     )
     words = [sys.executable, "-c", code, str(storage / "private")]
     left = Path(subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()).parent
     assert left.is_dir()
-    with temporary_folder(storage / "private"):
+    with make_temporary_folder(storage / "private"):
         assert not left.exists()
 
 
 def test_nothing_else_is_removed_in_its_place(storage: Path, tmp_path: Path) -> None:
     (storage / "private" / "ray-folder").write_text(str(tmp_path))
-    with temporary_folder(storage / "private"):
+    with make_temporary_folder(storage / "private"):
         assert tmp_path.is_dir()
 
 
 def test_the_users_token_is_kept_while_it_is_valid(storage: Path) -> None:
     settings, file = ServiceSettings(storage=str(storage)), storage / "private" / "admin-token"
-    first = own_token(settings, file)
-    assert own_token(settings, file) == first
+    first = find_own_token(settings, file)
+    assert find_own_token(settings, file) == first
     assert mode(file) == 0o600
     database = Database(settings.database_url)
-    Tokens(database).revoke(Tokens(database).caller(first).token_id)
+    Tokens(database).revoke(Tokens(database).identify(first).token_id)
     database.close()
-    second = own_token(settings, file)
+    second = find_own_token(settings, file)
     assert second != first
     assert file.read_text() == second
 

@@ -10,17 +10,17 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from service.operations.serving import server_config
+from service.operations.serving import make_server_config
 from tests.service.api.api_app import Api
 
 
 @contextmanager
-def serving(own: Api) -> Iterator[int]:
+def serving(app: Api) -> Iterator[int]:
     """The port of a server of this API, as `serve_api` makes it."""
-    family = socket.AF_INET6 if ":" in own.settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in app.settings.host else socket.AF_INET
     listening = socket.socket(family)
-    listening.bind((own.settings.host, 0))
-    server = uvicorn.Server(server_config(own.http.app, own.settings))
+    listening.bind((app.settings.host, 0))
+    server = uvicorn.Server(make_server_config(app.http.app, app.settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -28,15 +28,15 @@ EXAMPLES = int(os.environ.get("MAGNET_FUZZ_EXAMPLES", "40"))
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Api:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Api:
     oidc = OidcSettings(issuer="http://127.0.0.1:1", client_id="magnet", scope_of_group={"lab": "submit"})
     many = dict.fromkeys(("requests_per_minute", "wrong_tokens_per_minute", "max_queued_per_user"), 10**6)
     return api(tmp_path_factory.mktemp("api"), oidc=oidc, **many)
 
 
 @pytest.fixture(scope="module")
-def schema(own: Api) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", own.http.app)
+def schema(app: Api) -> Any:
+    return schemathesis.openapi.from_asgi("/openapi.json", app.http.app)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def count() -> Iterator[Counter[int]]:
     print(f"\n{sum(counted.values())} requests, by status: {dict(sorted(counted.items()))}")
 
 
-def test_no_request_makes_it_fail(own: Api, schema: Any, count: Counter[int]) -> None:
-    job_id = own.submit().json()["id"]
-    Lease(own.store.database, "dispatcher", "a dispatcher", 1000.0).take()
-    own.http.post(f"/v1/jobs/{job_id}/cancel", headers=own.headers["ada"])
+def test_no_request_makes_it_fail(app: Api, schema: Any, count: Counter[int]) -> None:
+    job_id = app.submit().json()["id"]
+    Lease(app.store.database, "dispatcher", "a dispatcher", 1000.0).take()
+    app.http.post(f"/v1/jobs/{job_id}/cancel", headers=app.headers["ada"])
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) >= 28
     for operation in operations:
@@ -67,8 +67,8 @@ def test_no_request_makes_it_fail(own: Api, schema: Any, count: Counter[int]) ->
                 case.path_parameters["job_id"] = job_id
             if "follow" in (case.query or {}) or case.operation.path.endswith(("/logs", "/events")):
                 case.query = {**(case.query or {}), "follow": "false"}  # a job that waits is followed for ever
-            allow(case.body, own.lab)
-            answer = case.call(headers=headers_for(own, case))
+            allow(case.body, app.lab)
+            answer = case.call(headers=headers_for(app, case))
             count[answer.status_code] += 1
             case.validate_response(
                 answer, checks=[not_a_server_error, status_code_conformance, response_schema_conformance]
@@ -77,11 +77,11 @@ def test_no_request_makes_it_fail(own: Api, schema: Any, count: Counter[int]) ->
         sent()
 
 
-def headers_for(own: Api, case: Any) -> dict[str, str]:
+def headers_for(app: Api, case: Any) -> dict[str, str]:
     """Root's token; a rotation gets one of its own, which it may end."""
     if not case.operation.path.endswith("/rotate"):
-        return own.headers["root"]
-    secret, _ = own.http.app.state.tokens.new("root", "admin")  # type: ignore[attr-defined]  # the app of a TestClient
+        return app.headers["root"]
+    secret, _ = app.http.app.state.tokens.create("root", "admin")  # type: ignore[attr-defined]  # the app of a TestClient
     return {"Authorization": f"Bearer {secret}"}
 
 

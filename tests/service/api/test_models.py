@@ -82,22 +82,22 @@ def mlflow() -> Iterator[FakeMlflow]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, mlflow: FakeMlflow) -> Api:
+def app(tmp_path: Path, mlflow: FakeMlflow) -> Api:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     return api(tmp_path, mlflow=mlflow.url, mlflow_token_file=str(tmp_path / "token"))
 
 
-def promote(own: Api, model: str, who: str = "pia", **more: str) -> Any:
-    return own.http.post("/v1/models/promote", json={"model": model, **more}, headers=own.headers[who])
+def promote(app: Api, model: str, who: str = "pia", **more: str) -> Any:
+    return app.http.post("/v1/models/promote", json={"model": model, **more}, headers=app.headers[who])
 
 
-def test_a_model_becomes_the_champion(own: Api, mlflow: FakeMlflow) -> None:
-    answer = promote(own, "models:/magnet@challenger")
+def test_a_model_becomes_the_champion(app: Api, mlflow: FakeMlflow) -> None:
+    answer = promote(app, "models:/magnet@challenger")
     assert answer.json() == {"name": "magnet", "alias": "champion", "version": "3", "earlier": "1"}
     assert mlflow.aliases["magnet"]["champion"] == "3"
-    answer = promote(own, "models:/magnet/2", alias="candidate")
+    answer = promote(app, "models:/magnet/2", alias="candidate")
     assert answer.json() == {"name": "magnet", "alias": "candidate", "version": "2", "earlier": None}
-    outcomes = [(row.actor, row.action, row.outcome) for row in audit.rows(own.store.database)]
+    outcomes = [(row.actor, row.action, row.outcome) for row in audit.rows(app.store.database)]
     assert outcomes == [("pia", "model.promote", "asked"), ("pia", "model.promote", "ok")] * 2
 
 
@@ -116,26 +116,26 @@ def test_a_model_becomes_the_champion(own: Api, mlflow: FakeMlflow) -> None:
     ],
 )
 def test_what_is_no_model_is_refused(
-    own: Api, mlflow: FakeMlflow, model: str, more: dict[str, str], status: int
+    app: Api, mlflow: FakeMlflow, model: str, more: dict[str, str], status: int
 ) -> None:
     before = json.dumps(mlflow.aliases)
-    assert promote(own, model, **more).status_code == status
+    assert promote(app, model, **more).status_code == status
     assert json.dumps(mlflow.aliases) == before
 
 
 @pytest.mark.parametrize(("who", "status"), [("eve", 403), ("ada", 403), ("pia", 200), ("root", 200)])
-def test_promotion_needs_its_scope(own: Api, who: str, status: int) -> None:
-    answer = promote(own, "models:/magnet@challenger", who)
+def test_promotion_needs_its_scope(app: Api, who: str, status: int) -> None:
+    answer = promote(app, "models:/magnet@challenger", who)
     assert answer.status_code == status
     if status == 403:
         assert "needs the scope promote" in answer.json()["detail"]
 
 
-def test_an_mlflow_that_is_away_or_refuses_is_503(own: Api, tmp_path: Path) -> None:
+def test_an_mlflow_that_is_away_or_refuses_is_503(app: Api, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("wrong")
-    assert promote(own, "models:/magnet@challenger").status_code == 503
+    assert promote(app, "models:/magnet@challenger").status_code == 503
     (tmp_path / "token").unlink()
-    assert promote(own, "models:/magnet@challenger").status_code == 503
+    assert promote(app, "models:/magnet@challenger").status_code == 503
     (tmp_path / "other").mkdir()
     away = api(tmp_path / "other", mlflow="http://127.0.0.1:1")
     assert promote(away, "models:/magnet@challenger").status_code == 503
@@ -151,13 +151,13 @@ def test_a_service_without_mlflow_says_so(tmp_path: Path) -> None:
     ("alias", "who", "status"), [("champion", "ada", 403), ("challenger", "ada", 201), ("champion", "pia", 201)]
 )
 def test_a_training_names_its_model_challenger_unless_the_token_may_promote(
-    own: Api, kind: str, alias: str, who: str, status: int
+    app: Api, kind: str, alias: str, who: str, status: int
 ) -> None:
-    job = {"kind": kind, "manifest": f"{own.lab}/a.csv", "settings": {"alias": alias}}
-    answer = own.http.post("/v1/jobs", json={"job": job}, headers=own.headers[who])
+    job = {"kind": kind, "manifest": f"{app.lab}/a.csv", "settings": {"alias": alias}}
+    answer = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers[who])
     assert answer.status_code == status
     schedule = {"what": "schedule", "cron": "0 2 * * *", "job": job}
-    assert own.http.post("/v1/recurring", json=schedule, headers=own.headers[who]).status_code == status
+    assert app.http.post("/v1/recurring", json=schedule, headers=app.headers[who]).status_code == status
     if status == 403:
         assert "promote" in answer.json()["detail"]
 
@@ -180,14 +180,14 @@ def test_a_real_mlflow_server_sets_the_alias(tmp_path: Path) -> None:
             for _ in range(2):
                 made = http.post("/model-versions/create", json={"name": "magnet", "source": "s3://bucket/model"})
                 assert made.status_code == 200, made.text
-        own = api(tmp_path, mlflow=url)
-        assert promote(own, "models:/magnet/1").json()["earlier"] is None
-        assert promote(own, "models:/magnet@nobody").status_code == 404
-        assert promote(own, "models:/other/1").status_code == 404
-        assert promote(own, "models:/magnet/9").status_code == 404
-        answer = promote(own, "models:/magnet/2")
+        app = api(tmp_path, mlflow=url)
+        assert promote(app, "models:/magnet/1").json()["earlier"] is None
+        assert promote(app, "models:/magnet@nobody").status_code == 404
+        assert promote(app, "models:/other/1").status_code == 404
+        assert promote(app, "models:/magnet/9").status_code == 404
+        answer = promote(app, "models:/magnet/2")
         assert answer.json() == {"name": "magnet", "alias": "champion", "version": "2", "earlier": "1"}
-        assert promote(own, "models:/magnet@champion", alias="best").json()["version"] == "2"
+        assert promote(app, "models:/magnet@champion", alias="best").json()["version"] == "2"
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # it has workers
         process.wait()

@@ -27,13 +27,13 @@ HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Api:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Api:
     return api(tmp_path_factory.mktemp("server"), request_timeout_s=0.5, max_connections=4)
 
 
 @pytest.fixture(scope="module")
-def port(own: Api) -> Iterator[int]:
-    with serving(own) as port:
+def port(app: Api) -> Iterator[int]:
+    with serving(app) as port:
         yield port
 
 
@@ -94,9 +94,9 @@ def test_a_body_that_is_not_read_does_not_hold_the_connection(port: int) -> None
         assert until_closed(connection).startswith(b"HTTP/1.1 401")
 
 
-def test_a_body_that_never_ends_is_answered_with_408(own: Api, port: int) -> None:
+def test_a_body_that_never_ends_is_answered_with_408(app: Api, port: int) -> None:
     with connect(port) as connection:
-        token = own.headers["ada"]["Authorization"].encode()
+        token = app.headers["ada"]["Authorization"].encode()
         head = (
             b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: " + token + b"\r\nContent-Length: 99\r\n\r\n"
         )
@@ -111,8 +111,8 @@ def test_a_head_that_is_too_large_is_refused(port: int) -> None:
 
 
 def test_connections_are_bounded_and_come_back(tmp_path: Path) -> None:
-    own = api(tmp_path, max_connections=2)
-    with serving(own) as port:
+    app = api(tmp_path, max_connections=2)
+    with serving(app) as port:
         held = [connect(port) for _ in range(2)]
         try:
             assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 503
@@ -126,9 +126,9 @@ def test_connections_are_bounded_and_come_back(tmp_path: Path) -> None:
 
 
 def test_a_followed_log_frees_its_place_when_the_client_leaves(tmp_path: Path) -> None:
-    own = api(tmp_path, max_followed_per_user=2)
-    job_id, ada = own.submit().json()["id"], own.headers["ada"]
-    with serving(own) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ada, timeout=30) as http:
+    app = api(tmp_path, max_followed_per_user=2)
+    job_id, ada = app.submit().json()["id"], app.headers["ada"]
+    with serving(app) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ada, timeout=30) as http:
 
         def used() -> int:
             return int(http.get("/v1/whoami").json()["followed"]["used"])
@@ -144,7 +144,7 @@ def test_a_followed_log_frees_its_place_when_the_client_leaves(tmp_path: Path) -
                 assert answer.status_code == 429
                 assert "follows 2 logs or events" in answer.json()["detail"]
             assert http.get(f"/v1/jobs/{job_id}/logs").status_code == 200
-            other = httpx2.Headers(own.headers["root"])
+            other = httpx2.Headers(app.headers["root"])
             with http.stream("GET", f"/v1/jobs/{job_id}/events", headers=other) as answer:
                 assert answer.status_code == 200
         while used():
@@ -171,11 +171,11 @@ def certificate(folder: Path) -> tuple[str, str]:
 
 def test_the_api_speaks_https_with_its_certificate(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
-    own = api(tmp_path, tls_certificate=cert, tls_key=key, request_timeout_s=0.5)
+    app = api(tmp_path, tls_certificate=cert, tls_key=key, request_timeout_s=0.5)
     trusting = ssl.create_default_context(cafile=cert)
-    with serving(own) as port:
+    with serving(app) as port:
         url = f"https://127.0.0.1:{port}/v1/jobs"
-        assert httpx2.get(url, verify=trusting, headers=own.headers["ada"]).status_code == 200
+        assert httpx2.get(url, verify=trusting, headers=app.headers["ada"]).status_code == 200
         with pytest.raises(httpx2.TransportError):
             httpx2.get(url.replace("https", "http"))
         with trusting.wrap_socket(connect(port), server_hostname="127.0.0.1") as slow:
@@ -184,18 +184,18 @@ def test_the_api_speaks_https_with_its_certificate(tmp_path: Path) -> None:
 
 
 def test_an_ipv6_address_is_served(tmp_path: Path) -> None:
-    own = api(tmp_path, host="::1")
-    with serving(own) as port:
-        assert httpx2.get(f"http://[::1]:{port}/v1/jobs", headers=own.headers["ada"]).status_code == 200
+    app = api(tmp_path, host="::1")
+    with serving(app) as port:
+        assert httpx2.get(f"http://[::1]:{port}/v1/jobs", headers=app.headers["ada"]).status_code == 200
 
 
 @pytest.mark.parametrize(("trusted", "address"), [((), "127.0.0.1"), (("127.0.0.1",), "192.0.2.9")])
 def test_a_forwarded_address_is_believed_of_trusted_proxies_only(
     tmp_path: Path, trusted: tuple[str, ...], address: str
 ) -> None:
-    own = api(tmp_path, trusted_proxies=trusted)
-    with serving(own) as port:
+    app = api(tmp_path, trusted_proxies=trusted)
+    with serving(app) as port:
         headers = {"X-Forwarded-For": "203.0.113.5, 192.0.2.9"}
         assert httpx2.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers).status_code == 401
-    (row,) = audit.page(own.store.database)
+    (row,) = audit.page(app.store.database)
     assert (row.actor, row.address, row.action, row.object) == ("-", address, "request.denied", "GET /v1/jobs")

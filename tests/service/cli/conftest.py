@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import connect
-from service.client.client import Client
+from service.client import Client
 from tests.service.api.api_app import Api, api
 
 
@@ -24,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
     """An API inside the test's process, which the commands use with ada's token."""
     made = api(tmp_path)
     Path(made.lab).mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.api.access import Tokens
+from service.api.tokens import Tokens
 from service.cli.main import run
 from service.client import device_login
 from service.environment import client_settings, keep_client
@@ -127,7 +127,7 @@ def test_the_first_token_expires_as_asked(tmp_path: Path, capsys: pytest.Capture
         assert run(["token", "ada", "--scope", "admin", "--config", str(config), *words]) == 0
         capsys.readouterr()
         database = Database(service_settings(str(config), []).database_url)
-        newest = Tokens(database).all()[-1]
+        newest = Tokens(database).list_tokens()[-1]
         database.close()
         assert (newest.owner, newest.scope) == ("ada", "admin")
         assert newest.expires_s == pytest.approx(newest.created_s + days * 86400, abs=1)
@@ -258,7 +258,7 @@ def test_a_login_ends_the_stored_token_that_it_replaces(home: Path, monkeypatch:
         (Reply({"error": "expired_token"}, 400), "has expired"),
         (Reply({"error": "invalid_client", "error_description": "no such client"}, 401), "no such client"),
         (Reply({"access_token": "a"}), "no ID token"),
-        (Reply(b"<html>", 502), "answered 502"),
+        (Reply(b"<html>", 502), "status 502"),
     ],
 )
 def test_a_login_that_fails_says_why_and_stores_nothing(

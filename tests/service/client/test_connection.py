@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from service.client.client import Client, ServiceError
+from service.client import Client, ServiceError
 from service.client.connection import Connection, is_loopback
 from service.errors import UsageError
 from tests.service.cli.http_server import Reply, Route, serving

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.client.client import Client, ServiceError
+from service.client import Client, ServiceError
 from service.operations.serving import admin_token
 from service.queue.attempt_folder import attempt_folder
 from service.queue.requests import Check
@@ -141,12 +141,12 @@ def test_no_byte_is_lost_or_doubled_while_the_api_is_killed_and_restarted(api_pr
     whole = b"".join(PARTS).decode()
     assert follower.text == f"{whole}--- attempt 2 ---\n{whole}"
     assert follower.reports
-    assert all("no answer" in report for report in follower.reports)
+    assert all("no response" in report for report in follower.reports)
 
 
 def test_a_wrong_address_is_an_error_at_once_also_when_following(tmp_path: Path) -> None:
     with (
         Client("http://127.0.0.1:1", "magnet_x", patience_s=0) as client,
-        pytest.raises(ServiceError, match="no answer"),
+        pytest.raises(ServiceError, match="no response"),
     ):
         list(client.logs("check-20260101-000000-00000000", follow=True))

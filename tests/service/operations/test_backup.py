@@ -21,11 +21,12 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from service.api.access import NoTokenError, Tokens
+from service.api.errors import NoTokenError
+from service.api.tokens import Tokens
 from service.errors import UsageError
 from service.operations import backup as module
 from service.operations.backup import backup, restore
-from service.operations.restore import Layout, locked
+from service.operations.restore import Layout, lock_folder
 from service.queue.lease import Lease
 from service.queue.requests import Check
 from service.queue.store import JobStore
@@ -122,17 +123,17 @@ def test_an_archive_is_private_and_replaced_whole(own: Own, tmp_path: Path) -> N
 def test_tokens_of_users_come_back(own: Own, tmp_path: Path) -> None:
     own.write("first")
     database = Database(own.settings.database_url)
-    token, _ = Tokens(database).new("ada", "submit")
+    token, _ = Tokens(database).create("ada", "submit")
     database.close()
     backup(own.settings, tmp_path / "a.tar")
     database = Database(own.settings.database_url)
-    later, _ = Tokens(database).new("ada", "submit")
+    later, _ = Tokens(database).create("ada", "submit")
     database.close()
     restore(own.settings, tmp_path / "a.tar")
     database = Database(own.settings.database_url)
-    assert Tokens(database).caller(token).owner == "ada"
+    assert Tokens(database).identify(token).owner == "ada"
     with pytest.raises(NoTokenError):
-        Tokens(database).caller(later)
+        Tokens(database).identify(later)
     database.close()
 
 
@@ -180,12 +181,12 @@ def test_restore_refuses_while_the_service_runs(own: Own, tmp_path: Path) -> Non
         api.listen()
         with pytest.raises(UsageError, match="the API runs"):
             restore(own.settings, tmp_path / "a.tar")
-    with locked(own.private), pytest.raises(UsageError, match="in use"):
+    with lock_folder(own.private), pytest.raises(UsageError, match="in use"):
         restore(own.settings, tmp_path / "a.tar")
     database = Database(own.settings.database_url)
     lease = Lease(database, "dispatcher", "machine-1", 60)
     assert lease.take()
-    with pytest.raises(UsageError, match="dispatcher is at work"):
+    with pytest.raises(UsageError, match="dispatcher is running"):
         restore(own.settings, tmp_path / "a.tar")
     lease.give_back()
     database.close()
@@ -239,7 +240,7 @@ def newer(members: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (flip, "queue.db is damaged"),
+        (flip, "queue.db is corrupt"),
         (outside, "unknown members ../../evil"),
         (newer, "format 99"),
         (lambda members: members.pop("ray-token"), "ray-token"),

@@ -11,8 +11,10 @@ import yaml
 
 from service.cli.main import run
 from service.environment import keep_client
-from service.operations.doctor import Check, api_url, run_checks
-from service.operations.file_modes import open_to_others
+from service.operations.check import Check
+from service.operations.doctor import run_checks
+from service.operations.file_modes import find_exposed
+from service.operations.part_checks import make_api_url
 from service.queue.tables import Database
 from service.settings.service import ServiceSettings
 from tests.service.cli.http_server import Reply, serving
@@ -54,9 +56,9 @@ def test_a_file_in_a_folder_that_others_cannot_enter_is_closed(tmp_path: Path) -
     folder.mkdir(mode=0o700)
     secret.write_text("x")
     secret.chmod(0o644)
-    assert open_to_others([secret]) == []
+    assert find_exposed([secret]) == []
     folder.chmod(0o755)
-    assert open_to_others([secret]) == [secret]
+    assert find_exposed([secret]) == [secret]
 
 
 def test_a_corrupt_database_is_not_to_be_started_but_restored(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_the_stored_token_is_tried_where_it_belongs(tmp_path: Path) -> None:
     [("0.0.0.0", "http://127.0.0.1:8290"), ("::", "http://[::1]:8290"), ("10.0.0.7", "http://10.0.0.7:8290")],
 )
 def test_the_address_that_is_called(host: str, url: str) -> None:
-    assert api_url(ServiceSettings(storage="/s", host=host)) == url
+    assert make_api_url(ServiceSettings(storage="/s", host=host)) == url
 
 
 def test_mlflow_is_asked_with_the_token_of_the_settings(tmp_path: Path) -> None:
@@ -131,10 +133,10 @@ def test_secrets_that_others_can_read_are_named(tmp_path: Path) -> None:
     (private / "queue.db").write_bytes(b"")
     (private / "queue.db").chmod(0o644)
     secret.chmod(0o600)
-    assert open_to_others([private, secret, tmp_path / "none"]) == []  # a closed folder protects what is in it
+    assert find_exposed([private, secret, tmp_path / "none"]) == []  # a closed folder protects what is in it
     secret.chmod(0o640)
     private.chmod(0o750)
-    assert open_to_others([private, secret]) == [private, private / "queue.db", secret]
+    assert find_exposed([private, secret]) == [private, private / "queue.db", secret]
     found = checks(settings(tmp_path, ray_token_file=str(secret)))["secrets"]
     assert not found.ok
     assert str(secret) in found.detail
@@ -158,7 +160,7 @@ def test_an_api_for_other_machines_needs_tls_and_names(tmp_path: Path, values: d
 
 
 def test_a_clock_that_differs_from_the_stores_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.operations.doctor._written_s", lambda _: 1e9)
+    monkeypatch.setattr("service.operations.machine_checks._get_written_s", lambda _: 1e9)
     found = checks(settings(tmp_path))["storage"]
     assert not found.ok
     assert "clock" in found.detail
