@@ -85,13 +85,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("name", ["ray-token", "queue.db"])
-def test_a_manifest_that_is_a_secret_of_the_service(lab: Lab, name: str) -> None:
+def test_a_secret_of_the_service_is_refused_as_a_manifest(lab: Lab, name: str) -> None:
     answer = lab.post("/v1/jobs", {"job": {"kind": "check", "manifest": f"{lab.storage}/private/{name}"}})
     lab.tell(f"check of private/{name}", f"{answer.status_code}")
     assert answer.status_code == 403
 
 
-def test_a_link_to_a_secret_put_in_place_after_the_submission(lab: Lab) -> None:
+def test_a_manifest_replaced_by_a_link_to_a_secret_is_not_read(lab: Lab) -> None:
     lab.queue.kill("dispatch")
     manifest = lab.folder / "shared" / "m.csv"
     manifest.write_text("slide_id,uri\na,a.svs\n")
@@ -107,7 +107,7 @@ def test_a_link_to_a_secret_put_in_place_after_the_submission(lab: Lab) -> None:
     assert "lies outside the places" in log
 
 
-def test_links_in_a_folder_of_slides(lab: Lab) -> None:
+def test_links_to_secrets_in_a_folder_of_slides_are_not_followed(lab: Lab) -> None:
     folder = lab.folder / "shared" / "links"
     folder.mkdir()
     (folder / "token.svs").symlink_to(lab.storage / "private" / "ray-token")
@@ -120,7 +120,7 @@ def test_links_in_a_folder_of_slides(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("place", ["users/bob/jobs/score-x/scores", "users/ada/jobs", "private", "anything"])
-def test_results_written_into_the_services_own_folders(lab: Lab, place: str) -> None:
+def test_output_folders_in_the_services_own_folder_are_refused(lab: Lab, place: str) -> None:
     out, model = f"{lab.storage}/{place}", "models:/magnet@challenger"
     job = {"kind": "score", "manifest": f"{lab.folder}/slides/", "model": model, "out": out}
     answer = lab.post("/v1/jobs", {"job": job})
@@ -128,7 +128,7 @@ def test_results_written_into_the_services_own_folders(lab: Lab, place: str) -> 
     assert answer.status_code == 403
 
 
-def test_results_of_another_user_through_ones_own_job(lab: Lab) -> None:
+def test_results_of_another_user_cannot_be_read_through_an_own_job(lab: Lab) -> None:
     """bob's results lie in a shared folder; ada names it as the place of her own, which waits or fails."""
     (lab.folder / "slides" / "x.svs").write_bytes(b"no slide")
     out = lab.folder / "shared" / "bob"
@@ -147,14 +147,14 @@ def test_results_of_another_user_through_ones_own_job(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("cron", ["* * * * * 0 2026", "0 0 30 2 *", "* * * * * *", "* * * * *", "@reboot", "H H * * *"])
-def test_a_cron_line_that_fires_never_too_often_or_breaks_the_parser(lab: Lab, cron: str) -> None:
+def test_cron_expressions_that_never_or_too_often_fire_are_refused(lab: Lab, cron: str) -> None:
     job = {"kind": "check", "manifest": f"{lab.folder}/slides/"}
     answer = lab.post("/v1/recurring", {"what": "schedule", "cron": cron, "job": job})
     lab.tell(f"schedule '{cron}'", f"{answer.status_code}")
     assert answer.status_code == 422
 
 
-def test_a_file_name_that_is_not_utf_8_in_a_watched_folder(lab: Lab) -> None:
+def test_a_file_name_that_is_not_utf_8_does_not_stop_a_watch(lab: Lab) -> None:
     inbox = lab.folder / "slides" / "inbox"
     inbox.mkdir()
     (Path(os.fsdecode(bytes(inbox) + b"/caf\xe9.svs"))).write_bytes(b"x")
@@ -170,7 +170,7 @@ def test_a_file_name_that_is_not_utf_8_in_a_watched_folder(lab: Lab) -> None:
     assert lab.queue.parts["dispatch"].process.poll() is None
 
 
-def test_more_schedules_than_a_user_may_have(lab: Lab) -> None:
+def test_more_schedules_than_the_limit_are_refused(lab: Lab) -> None:
     job = {"kind": "check", "manifest": f"{lab.folder}/slides/"}
     statuses = [
         lab.post("/v1/recurring", {"what": "schedule", "cron": f"{k} 2 * * *", "job": job}).status_code
@@ -181,7 +181,7 @@ def test_more_schedules_than_a_user_may_have(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("alias", ["champion", "Champion", "latest"])
-def test_a_training_that_makes_itself_the_champion(lab: Lab, alias: str) -> None:
+def test_a_training_cannot_make_itself_the_champion(lab: Lab, alias: str) -> None:
     job = {"kind": "train", "manifest": f"{lab.folder}/slides/m.csv", "settings": {"alias": alias}}
     (lab.folder / "slides" / "m.csv").write_text("slide_id,uri,label\n")
     answer = lab.post("/v1/jobs", {"job": job})
@@ -190,7 +190,7 @@ def test_a_training_that_makes_itself_the_champion(lab: Lab, alias: str) -> None
 
 
 @pytest.mark.parametrize("weights", ["file:///etc/x?../../lab/w.safetensors", "w.PTH", "/etc/w", "hub/w.pt", "..\\w"])
-def test_weights_that_are_read_in_two_ways_or_run_code(lab: Lab, weights: str) -> None:
+def test_weights_with_ambiguous_names_or_code_are_refused(lab: Lab, weights: str) -> None:
     settings = {"model": {"classifier": {"weights": weights}}}
     answer = lab.post(
         "/v1/jobs", {"job": {"kind": "train", "manifest": f"{lab.folder}/slides/m.csv", "settings": settings}}
@@ -203,7 +203,7 @@ def test_weights_that_are_read_in_two_ways_or_run_code(lab: Lab, weights: str) -
     "model",
     ["models:/../x@y", "models:/a/b/../c", "runs:/../../x/model", f"runs:/{'0' * 32}/../../model", "MODELS:/x@y"],
 )
-def test_models_with_path_tricks(lab: Lab, model: str) -> None:
+def test_models_with_path_tricks_are_refused(lab: Lab, model: str) -> None:
     answer = lab.post("/v1/jobs", {"job": {"kind": "score", "manifest": f"{lab.folder}/slides/", "model": model}})
     lab.tell(f"model={model}", f"{answer.status_code}")
     assert answer.status_code in (403, 422)

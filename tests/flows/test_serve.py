@@ -103,7 +103,7 @@ def the_status(job: JobView, folder: Path) -> str:
     return status
 
 
-def test_what_it_keeps_for_itself_nobody_else_can_read(serve: Command, client: Client, tmp_path: Path) -> None:
+def test_nobody_else_can_read_the_services_private_files(serve: Command, client: Client, tmp_path: Path) -> None:
     """Neither other users of the machine, nor a job. Ray's ports listen on all interfaces: they want the token."""
     private = tmp_path / "service" / "private"
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (private.parent, private)] == [0o700, 0o700]
@@ -127,7 +127,7 @@ def test_what_it_keeps_for_itself_nobody_else_can_read(serve: Command, client: C
     assert "401" in command.output or "uthentication" in command.output
 
 
-def test_jobs_run_on_its_own_cluster_though_another_one_started_later(
+def test_jobs_run_on_the_services_cluster_although_another_one_started_later(
     client: Client, cohort: Path, config: Path, tmp_path: Path
 ) -> None:
     """A later `ray start --head` overwrites the address in Ray's default folder, by which jobs found their cluster."""

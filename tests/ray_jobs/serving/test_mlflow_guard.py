@@ -36,7 +36,7 @@ def flask_routes() -> set[tuple[str, str]]:
     return {(method, rule.rule) for rule in rules for method in rule.methods or ()}
 
 
-def test_of_all_routes_that_change_something_none_counts_as_reading() -> None:
+def test_no_route_that_changes_something_counts_as_reading() -> None:
     """MLflow's own table of routes: what is neither GET nor in the list of searches needs more than a user's token."""
     changing = {pair for pair in flask_routes() if pair[0] not in ("GET", "HEAD", "OPTIONS")}
     assert len(changing) > 150
@@ -45,7 +45,7 @@ def test_of_all_routes_that_change_something_none_counts_as_reading() -> None:
     assert all(re.search(r"search|[gG]et|metrics|correlation", path.rpartition("/")[2]) for path in reading)
 
 
-def test_every_search_that_is_let_through_exists() -> None:
+def test_every_allowed_search_exists() -> None:
     """A renamed route would leave a hole in the user interface, unnoticed."""
     posts = {path for method, path in flask_routes() if method == "POST"}
     assert posts >= SEARCHES
@@ -78,11 +78,11 @@ def test_every_search_that_is_let_through_exists() -> None:
         ("PROPFIND", "/", Need.WRITE),
     ],
 )
-def test_a_route(method: str, path: str, need: Need) -> None:
+def test_a_route_needs_its_access(method: str, path: str, need: Need) -> None:
     assert classify(method, path) is need
 
 
-def test_the_routes_that_fastapi_serves_are_there() -> None:
+def test_the_prefixes_of_mlflows_fastapi_routes_are_known() -> None:
     """Those above that start work are MLflow's: a renamed prefix would be let through as reading."""
     routers = (job_api.job_api_router, assistant.assistant_router, gateway_api.gateway_router)
     prefixes = {router.prefix for router in routers}
@@ -103,11 +103,11 @@ def test_the_routes_that_fastapi_serves_are_there() -> None:
         (3, False),
     ],
 )
-def test_graphql(query: object, reads: bool) -> None:
+def test_graphql_queries_read_and_mutations_do_not(query: object, reads: bool) -> None:
     assert is_query(json.dumps({"query": query}).encode()) is reads
 
 
-def test_graphql_that_is_no_json_is_refused() -> None:
+def test_malformed_graphql_is_refused() -> None:
     for body in (b"", b"[]", b"{", b"[" * 100_000, b"\xff"):
         assert not is_query(body)
 
@@ -206,7 +206,7 @@ class TestServer:
         for name, token in (("by-admin", server.admin), ("by-service", SERVICE_TOKEN)):
             assert server.ask("POST", CREATE, token, json={"name": name}).status_code == 200
 
-    def test_graphql_reads_only(self, server: Server) -> None:
+    def test_graphql_only_reads(self, server: Server) -> None:
         query = {"query": 'query { test(inputString: "a") { output } }'}
         answer = server.ask("POST", "/graphql", server.reader, json=query)
         assert answer.json()["data"] == {"test": {"output": "a"}}
@@ -215,7 +215,7 @@ class TestServer:
         large = {"query": query["query"] + " " * (1 << 20)}
         assert server.ask("POST", "/graphql", server.reader, json=large).status_code == 403
 
-    def test_what_starts_work_on_the_server_is_for_administrators(self, server: Server) -> None:
+    def test_routes_that_start_work_are_for_administrators(self, server: Server) -> None:
         for token in (server.reader, SERVICE_TOKEN):
             assert server.ask("GET", "/gateway/mlflow/v1/models", token).status_code == 403
             assert server.ask("POST", "/ajax-api/3.0/jobs/", token, json={}).status_code == 403
@@ -261,6 +261,6 @@ class TestServer:
         assert set(codes) == {401, 429}
         assert server.ask("GET", "/version", server.reader).status_code == 200
 
-    def test_no_token_stands_in_the_log(self, server: Server) -> None:
+    def test_the_log_contains_no_token(self, server: Server) -> None:
         said = server.log.read_text()
         assert not [token for token in (server.reader, server.admin, SERVICE_TOKEN) if token in said]

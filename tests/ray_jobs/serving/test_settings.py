@@ -38,14 +38,14 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_ports_stay_over_restarts(storage: Path) -> None:
+def test_ports_stay_the_same_over_restarts(storage: Path) -> None:
     """Links to MLflow's runs and Ray's jobs are kept by people."""
     first = update_settings(storage, options(port=1234))
     again = update_settings(storage, options())
     assert (again.mlflow, again.ray, again.port) == (first.mlflow, first.ray, 1234)
 
 
-def test_a_port_that_was_taken_meanwhile_is_replaced_and_named(
+def test_a_port_in_use_is_replaced_and_reported(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = update_settings(storage, options())
@@ -71,7 +71,7 @@ def test_edited_settings_stay_and_options_change_them(storage: Path, tmp_path: P
     assert changed.retry_first_s == 2
 
 
-def test_wrong_settings_leave_the_kept_ones_as_they_are(storage: Path) -> None:
+def test_invalid_settings_leave_the_stored_ones_unchanged(storage: Path) -> None:
     update_settings(storage, options())
     before = (storage / "service.yaml").read_text()
     with pytest.raises(UsageError, match="port"):
@@ -79,7 +79,7 @@ def test_wrong_settings_leave_the_kept_ones_as_they_are(storage: Path) -> None:
     assert (storage / "service.yaml").read_text() == before
 
 
-def test_who_may_read_and_write_a_place(storage: Path, tmp_path: Path) -> None:
+def test_places_state_who_may_read_and_write(storage: Path, tmp_path: Path) -> None:
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     found = update_settings(storage, options(allow=[a, b], allow_write=[b]))
     assert [(place.prefix, place.read, place.write) for place in found.places] == [(b, ("*",), ("*",)), (a, ("*",), ())]
@@ -99,7 +99,7 @@ def test_a_link_into_the_services_own_folder_is_refused(storage: Path, tmp_path:
         update_settings(storage, options(allow=[str(tmp_path / "link")]))
 
 
-def test_a_place_that_holds_secrets_is_warned_of(
+def test_a_place_that_contains_secrets_causes_a_warning(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "home"
@@ -109,7 +109,7 @@ def test_a_place_that_holds_secrets_is_warned_of(
     assert f"warning: {home} contains {home}/.ssh" in capsys.readouterr().out
 
 
-def test_settings_hold_no_secrets(storage: Path) -> None:
+def test_settings_contain_no_secrets(storage: Path) -> None:
     for name in ("ray-token", "mlflow-token", "admin-token"):
         read_or_create_secret(storage / "private" / name)
     settings = update_settings(storage, options())
@@ -121,7 +121,7 @@ def test_settings_hold_no_secrets(storage: Path) -> None:
     assert "hunter2" not in (storage / "service.yaml").read_text()
 
 
-def test_the_folder_is_closed_to_others_also_where_it_was_open(tmp_path: Path) -> None:
+def test_an_open_folder_is_closed_to_other_users(tmp_path: Path) -> None:
     storage = tmp_path / "old"
     storage.mkdir(mode=0o755)
     for name in ("queue.db", "queue.db-wal", "ray-token"):
@@ -144,14 +144,14 @@ def test_a_private_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
         prepare(storage)
 
 
-def test_one_service_at_a_time_has_the_folder(storage: Path) -> None:
+def test_only_one_service_at_a_time_uses_the_folder(storage: Path) -> None:
     with lock_folder(storage / "private"), pytest.raises(UsageError, match="in use"), lock_folder(storage / "private"):
         pass
     with lock_folder(storage / "private"):
         pass
 
 
-def test_the_folder_of_ray_is_its_owners_and_goes(storage: Path) -> None:
+def test_rays_folder_is_private_and_temporary(storage: Path) -> None:
     private = storage / "private"
     with make_temporary_folder(private) as folder:
         assert mode(folder.parent) == 0o700
@@ -172,7 +172,7 @@ def test_the_folder_that_a_killed_service_left_is_removed(storage: Path) -> None
         assert not left.exists()
 
 
-def test_nothing_else_is_removed_in_its_place(storage: Path, tmp_path: Path) -> None:
+def test_no_other_folder_is_removed(storage: Path, tmp_path: Path) -> None:
     (storage / "private" / "ray-folder").write_text(str(tmp_path))
     with make_temporary_folder(storage / "private"):
         assert tmp_path.is_dir()
@@ -191,7 +191,7 @@ def test_the_users_token_is_kept_while_it_is_valid(storage: Path) -> None:
     assert file.read_text() == second
 
 
-def test_files_of_a_part_are_private_and_the_shells_addresses_do_not_reach_it(
+def test_files_of_a_part_are_private_and_it_does_not_inherit_the_shells_addresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")

@@ -32,7 +32,7 @@ def test_a_job_is_submitted_listed_and_shown(app: Api) -> None:
     assert shown["request"]["manifest"] == f"{app.lab}/a.csv"
 
 
-def test_the_same_key_makes_one_job_and_another_request_under_it_is_refused(app: Api) -> None:
+def test_a_repeated_key_returns_the_first_job_and_refuses_another_request(app: Api) -> None:
     first, second = app.submit(key="k"), app.submit(key="k")
     assert (first.status_code, second.status_code) == (201, 200)
     assert first.json()["id"] == second.json()["id"]
@@ -40,7 +40,7 @@ def test_the_same_key_makes_one_job_and_another_request_under_it_is_refused(app:
     assert app.submit("b.csv", who="bob", key="k").status_code == 201  # another one's key
 
 
-def test_pages_hold_every_job_once(app: Api) -> None:
+def test_pages_list_every_job_once(app: Api) -> None:
     ids = [app.submit(f"{k}.csv").json()["id"] for k in range(5)]
     seen, before = [], None
     while True:
@@ -53,7 +53,7 @@ def test_pages_hold_every_job_once(app: Api) -> None:
     assert seen == ids[::-1]
 
 
-def test_each_sees_own_jobs_and_an_admin_sees_all(app: Api) -> None:
+def test_users_see_their_own_jobs_and_administrators_see_all(app: Api) -> None:
     job_id = app.submit(who="ada").json()["id"]
     seen = {who: app.http.get(f"/v1/jobs/{job_id}", headers=app.headers[who]).status_code for who in app.headers}
     assert seen == {"ada": 200, "bob": 404, "eve": 404, "pia": 404, "root": 200}
@@ -65,7 +65,7 @@ def test_each_sees_own_jobs_and_an_admin_sees_all(app: Api) -> None:
 @pytest.mark.parametrize(
     ("who", "status"), [(None, 401), ("eve", 403), ("ada", 201)], ids=["no token", "read only", "submit"]
 )
-def test_submitting_wants_the_scope(app: Api, who: str | None, status: int) -> None:
+def test_a_submission_needs_the_scope_submit(app: Api, who: str | None, status: int) -> None:
     body = {"job": {"kind": "check", "manifest": f"{app.lab}/a.csv"}}
     assert app.http.post("/v1/jobs", json=body, headers=app.headers[who] if who else {}).status_code == status
 
@@ -82,7 +82,7 @@ def test_an_unknown_or_revoked_token_is_refused(app: Api) -> None:
     )
 
 
-def test_the_database_holds_no_token(app: Api, tmp_path: Path) -> None:
+def test_the_database_contains_no_token(app: Api, tmp_path: Path) -> None:
     secret = app.headers["ada"]["Authorization"].removeprefix("Bearer ")
     with sqlite3.connect(tmp_path / "service/private/queue.db") as connection:
         dump = "\n".join(connection.iterdump())
@@ -112,7 +112,7 @@ def test_places_outside_the_prefixes_are_refused(app: Api, place: str) -> None:
     assert "lies outside the places" in answer.json()["detail"]
 
 
-def test_a_link_that_leads_out_is_followed_first(app: Api, tmp_path: Path) -> None:
+def test_a_link_out_of_a_place_is_refused(app: Api, tmp_path: Path) -> None:
     (tmp_path / "lab" / "link").symlink_to("/etc")
     assert app.submit("link/passwd").status_code == 403
 
@@ -149,27 +149,27 @@ def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert app.http.post("/v1/jobs", content=chunks, headers=app.headers["ada"]).status_code == 413
 
 
-def test_who_asks_too_often_waits(tmp_path: Path) -> None:
+def test_a_user_above_the_rate_is_refused(tmp_path: Path) -> None:
     app = api(tmp_path, requests_per_minute=3)
     statuses = [app.http.get("/v1/jobs", headers=app.headers["ada"]).status_code for _ in range(7)]
     assert statuses == [200] * 6 + [429]  # a burst is twice the rate
     assert app.http.get("/v1/jobs", headers=app.headers["bob"]).status_code == 200
 
 
-def test_nobody_queues_more_than_the_limit(tmp_path: Path) -> None:
+def test_no_user_queues_more_than_the_limit(tmp_path: Path) -> None:
     app = api(tmp_path, max_queued_per_user=2)
     assert [app.submit(f"{k}.csv").status_code for k in range(3)] == [201, 201, 429]
     assert app.submit(who="bob").status_code == 201
 
 
-def test_health_tells_that_no_dispatcher_is_at_work(app: Api) -> None:
+def test_readiness_fails_while_no_dispatcher_runs(app: Api) -> None:
     assert app.http.get("/healthz").status_code == 200
     assert app.http.get("/readyz").status_code == 503
     app.submit()
     assert 'magnet_jobs{kind="check",state="queued"} 1.0' in app.http.get("/metrics").text
 
 
-def test_a_waiting_job_is_cancelled_retried_and_tells_so(app: Api) -> None:
+def test_a_queued_job_is_cancelled_and_retried_with_an_event_each(app: Api) -> None:
     job_id, ada = app.submit().json()["id"], app.headers["ada"]
     assert app.http.post(f"/v1/jobs/{job_id}/retry", headers=ada).status_code == 409
     assert app.http.post(f"/v1/jobs/{job_id}/cancel", headers=ada).json()["state"] == "cancelled"
@@ -185,7 +185,7 @@ def test_a_waiting_job_is_cancelled_retried_and_tells_so(app: Api) -> None:
     assert later.count("event:") == 1
 
 
-def test_results_of_a_scoring(app: Api, tmp_path: Path) -> None:
+def test_results_of_a_scoring_are_read(app: Api, tmp_path: Path) -> None:
     job = {"kind": "score", "manifest": f"{app.lab}/a.csv", "model": "models:/magnet@champion"}
     job_id = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers["ada"]).json()["id"]
     url, out, ada = f"/v1/jobs/{job_id}", f"{app.settings.storage}/users/ada/jobs/{job_id}/scores", app.headers["ada"]
@@ -206,7 +206,7 @@ def test_results_of_a_scoring(app: Api, tmp_path: Path) -> None:
     assert app.http.get(f"{url}/slides/s 1/picture", headers=app.headers["bob"]).status_code == 404
 
 
-def test_watches_and_schedules_are_kept_and_removed(app: Api, tmp_path: Path) -> None:
+def test_watches_and_schedules_are_added_listed_and_removed(app: Api, tmp_path: Path) -> None:
     ada = app.headers["ada"]
     watch = {"what": "watch", "folder": f"{app.lab}/in/", "model": "models:/magnet@champion"}
     job = {"kind": "check", "manifest": f"{app.lab}/a.csv"}
@@ -220,7 +220,7 @@ def test_watches_and_schedules_are_kept_and_removed(app: Api, tmp_path: Path) ->
     assert [one["what"] for one in app.http.get("/v1/recurring", headers=ada).json()] == ["schedule"]
 
 
-def test_the_client_speaks_the_api_and_tells_what_to_do(app: Api) -> None:
+def test_the_client_calls_the_api_and_shows_its_instructions(app: Api) -> None:
     secret = app.headers["ada"]["Authorization"].removeprefix("Bearer ")
     with Client("http://testserver", secret, transport=app.http._transport) as client:
         job = client.submit(Check(manifest=f"{app.lab}/a.csv"), priority=2)

@@ -46,7 +46,7 @@ def count() -> Iterator[Counter[int]]:
     print(f"\n{sum(counted.values())} requests, by status: {dict(sorted(counted.items()))}")
 
 
-def test_no_request_makes_it_fail(app: Api, schema: Any, count: Counter[int]) -> None:
+def test_every_response_follows_the_schema_and_none_is_a_server_error(app: Api, schema: Any, count: Counter[int]) -> None:
     job_id = app.submit().json()["id"]
     Lease(app.store.database, "dispatcher", "a dispatcher", 1000.0).take()
     app.http.post(f"/v1/jobs/{job_id}/cancel", headers=app.headers["ada"])

@@ -77,13 +77,13 @@ def test_no_byte_of_a_body_is_read_for_another_host(app: Api) -> None:
     assert client.num_asked == 0
 
 
-def test_no_byte_is_read_where_the_stated_length_is_too_large(app: Api) -> None:
+def test_no_byte_of_a_body_is_read_if_its_stated_length_is_too_large(app: Api) -> None:
     client = Client([b"x"] * 1000)
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"] | {"content-length": str(1 << 30)}) == 413
     assert client.num_asked == 0
 
 
-def test_no_byte_is_read_where_the_rate_is_used_up(tmp_path: Path) -> None:
+def test_no_byte_of_a_body_is_read_above_the_rate(tmp_path: Path) -> None:
     app, client = api(tmp_path, requests_per_minute=1), Client([b"x"] * 1000)
     for _ in range(2):
         app.http.get("/v1/whoami", headers=app.headers["ada"])
@@ -108,24 +108,24 @@ def test_bodies_of_routes_that_take_none_are_not_read(app: Api, method: str, pat
     assert client.num_asked == 0
 
 
-def test_reading_stops_at_the_first_byte_too_many(tmp_path: Path) -> None:
+def test_reading_stops_at_the_first_byte_above_the_limit(tmp_path: Path) -> None:
     app, client = api(tmp_path, max_body_bytes=100), Client([b"x"] * 1000)
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"]) == 413
     assert client.num_asked == 101
 
 
-def test_a_login_without_a_token_may_send_less(app: Api) -> None:
+def test_the_body_of_a_login_has_a_smaller_limit(app: Api) -> None:
     client = Client([b"x" * 1024] * 1000)
     assert client.request(app, "POST", "/v1/login", {}) == 413
     assert client.num_asked == 129
 
 
-def test_a_body_that_stays_away_ends_with_408(tmp_path: Path) -> None:
+def test_a_body_that_does_not_arrive_is_refused_with_408(tmp_path: Path) -> None:
     app, client = api(tmp_path, request_timeout_s=0.05), Client([b"{"], stalls=True)
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"]) == 408
 
 
-def test_a_body_comes_to_the_app_in_one_piece_however_it_was_sent() -> None:
+def test_the_application_gets_a_body_in_one_message() -> None:
     client = Client([bytes([k % 256]) for k in range(5000)])
 
     async def read() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -148,7 +148,7 @@ class Counting(bytes):
         return super().__len__()
 
 
-def test_parts_that_were_read_are_not_summed_again() -> None:
+def test_the_work_for_each_part_of_a_body_is_constant() -> None:
     client = Client([Counting(b"x") for _ in range(300)])
 
     async def read() -> None:
@@ -160,7 +160,7 @@ def test_parts_that_were_read_are_not_summed_again() -> None:
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "x", "", "²"])
-def test_a_length_that_is_no_number_is_refused(app: Api, length: str) -> None:
+def test_a_malformed_content_length_is_refused(app: Api, length: str) -> None:
     with pytest.raises(RefusedError) as raised:
         asyncio.run(read_body(Client([b"x"]).receive, [(b"content-length", length.encode())], 100, 1.0))
     assert raised.value.status == 400
@@ -190,14 +190,14 @@ def test_a_length_that_is_no_number_is_refused(app: Api, length: str) -> None:
         ("test server", 400),
     ],
 )
-def test_only_names_of_the_service_are_answered(app: Api, host: str, status: int) -> None:
+def test_only_host_names_of_the_service_are_accepted(app: Api, host: str, status: int) -> None:
     answer = app.http.get("/healthz", headers={"Host": host})
     assert answer.status_code == status
     if status != 200:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_the_rate_counts_by_user_whatever_token_is_sent(tmp_path: Path) -> None:
+def test_the_rate_counts_by_user_for_all_tokens(tmp_path: Path) -> None:
     app = api(tmp_path, requests_per_minute=3)
     statuses, headers = [], app.headers["ada"]
     for _ in range(7):
@@ -210,7 +210,7 @@ def test_the_rate_counts_by_user_whatever_token_is_sent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/healthz", "/openapi.json", "/v1/nothing", "/docs"])
 @pytest.mark.parametrize("tls", [False, True])
-def test_every_answer_tells_browsers_to_run_keep_and_frame_nothing(tmp_path: Path, path: str, tls: bool) -> None:
+def test_every_response_forbids_browsers_to_run_store_or_frame_it(tmp_path: Path, path: str, tls: bool) -> None:
     files = {"tls_certificate": "c.pem", "tls_key": "k.pem"} if tls else {}
     headers = api(tmp_path, **files).http.get(path).headers
     assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
@@ -230,7 +230,7 @@ def test_the_documentation_loads_nothing_from_other_servers(app: Api) -> None:
         assert app.http.get(name).status_code == 200
 
 
-def test_a_service_on_all_interfaces_is_called_by_addresses_and_its_names(tmp_path: Path) -> None:
+def test_a_service_on_all_interfaces_accepts_addresses_and_its_host_names(tmp_path: Path) -> None:
     app = api(tmp_path, host="0.0.0.0", hosts=("magnet.lab",))
     hosts = ("192.0.2.1:8290", "[2001:db8::1]", "magnet.lab", "evil.example")
     assert [app.http.get("/healthz", headers={"Host": host}).status_code for host in hosts] == [200, 200, 200, 421]
@@ -258,12 +258,12 @@ def test_a_network_of_ipv6_addresses_is_one_source() -> None:
     assert to_source("::ffff:192.0.2.1") == to_source("192.0.2.1")
 
 
-def test_every_other_path_wants_a_token(app: Api) -> None:
+def test_every_other_path_needs_a_token(app: Api) -> None:
     paths = ["/", "/v1/jobs", "/v1/audit", "/v1/whoami", "/redoc", "/nothing", "/healthz/", "//healthz"]
     assert {path: app.http.get(path).status_code for path in paths} == dict.fromkeys(paths, 401)
 
 
-def test_ten_at_once_with_one_key_make_one_job(app: Api) -> None:
+def test_ten_concurrent_submissions_with_one_key_create_one_job(app: Api) -> None:
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda _: app.submit(key="race"), range(10)))
     assert sorted(answer.status_code for answer in answers) == [200] * 9 + [201]

@@ -95,7 +95,7 @@ def log_in(app: Api, token: str, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize(("key", "algorithm"), [(RSA, "RS256"), (EC, "ES256")])
-def test_a_login_gives_a_token_of_its_user(app: Api, provider: FakeProvider, key: Any, algorithm: str) -> None:
+def test_a_login_returns_a_token_of_its_user(app: Api, provider: FakeProvider, key: Any, algorithm: str) -> None:
     assert app.http.get("/v1/login").json() == {"issuer": provider.issuer, "client_id": CLIENT}
     answer = log_in(app, provider.token(key, algorithm))
     assert answer.status_code == 201
@@ -106,7 +106,7 @@ def test_a_login_gives_a_token_of_its_user(app: Api, provider: FakeProvider, key
     assert (who["owner"], who["groups"], who["token_id"]) == ("ada@lab.example", ["readers", "staff"], made["id"])
 
 
-def test_an_id_token_is_accepted_once_however_it_is_written(app: Api, provider: FakeProvider) -> None:
+def test_an_id_token_is_accepted_once_in_any_spelling(app: Api, provider: FakeProvider) -> None:
     token = provider.token()
     head, signature = token[:-1], token[-1]
     digits = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
@@ -211,7 +211,7 @@ def test_users_who_may_not_use_the_service_are_refused(app: Api, provider: FakeP
     assert widest["scope"] == "admin"
 
 
-def test_keys_are_kept_and_fetched_again_when_the_provider_replaces_them(
+def test_keys_are_cached_and_fetched_again_when_the_provider_replaces_them(
     app: Api, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):
@@ -251,7 +251,7 @@ def test_weak_and_unfit_keys_are_not_used(app: Api, provider: FakeProvider) -> N
     assert log_in(app, provider.token(weak)).status_code == 401
 
 
-def test_a_rotated_login_ends_when_it_would_have(app: Api, provider: FakeProvider) -> None:
+def test_rotation_does_not_extend_a_login(app: Api, provider: FakeProvider) -> None:
     made = log_in(app, provider.token()).json()
     header = {"Authorization": f"Bearer {made['secret']}"}
     again = app.http.post("/v1/tokens/rotate", json={}, headers=header).json()

@@ -31,7 +31,7 @@ def running_job(app: Api) -> tuple[str, AttemptFolder]:
     return job_id, attempt_folder(app.settings.job_folder("ada", job_id), 1)
 
 
-def test_a_log_is_read_on_exactly_where_it_ended(app: Api) -> None:
+def test_a_log_continues_at_the_byte_where_it_ended(app: Api) -> None:
     job_id, folder = running_job(app)
     url, ada = f"/v1/jobs/{job_id}/logs", app.headers["ada"]
     folder.write_log(0, "größer\n".encode())
@@ -46,7 +46,7 @@ def test_a_log_is_read_on_exactly_where_it_ended(app: Api) -> None:
     assert (last.content, last.headers["x-log-next"]) == (b"", "14")
 
 
-def test_a_long_log_comes_whole_in_pieces(app: Api) -> None:
+def test_a_long_log_is_read_completely_in_pieces(app: Api) -> None:
     job_id, folder = running_job(app)
     text = b"".join(b"%09d\n" % k for k in range(250_000))
     for start in range(0, len(text), PART_BYTES):
@@ -68,7 +68,7 @@ def test_a_job_without_an_attempt_has_an_empty_log(app: Api) -> None:
     assert app.http.get(f"/v1/jobs/{job_id}/logs?attempt=1", headers=app.headers["ada"]).status_code == 404
 
 
-def test_a_followed_log_holds_all_attempts(app: Api) -> None:
+def test_a_followed_log_contains_all_attempts(app: Api) -> None:
     job_id, folder = running_job(app)
     folder.write_log(0, b"one\n")
     app.store.again(job_id, 1, reason="lost", exit_code=None, wait_s=0.0)
@@ -110,7 +110,7 @@ def test_a_log_that_does_not_grow_is_not_read_again(app: Api, monkeypatch: pytes
     assert read.count("beat.json") == 4  # at first, after what was sent, at the second beat, at the end
 
 
-def test_events_of_many_pages_come_once_each(app: Api) -> None:
+def test_each_of_many_events_is_sent_once(app: Api) -> None:
     job_id = app.submit().json()["id"]
     for k in range(600):
         app.store.set_priority(job_id, k % 5)

@@ -115,7 +115,7 @@ def test_a_model_becomes_the_champion(app: Api, mlflow: FakeMlflow) -> None:
         ("models:/magnet/1", {"alias": "a b"}, 422),
     ],
 )
-def test_what_is_no_model_is_refused(
+def test_a_missing_or_malformed_model_is_refused(
     app: Api, mlflow: FakeMlflow, model: str, more: dict[str, str], status: int
 ) -> None:
     before = json.dumps(mlflow.aliases)
@@ -131,7 +131,7 @@ def test_promotion_needs_its_scope(app: Api, who: str, status: int) -> None:
         assert "needs the scope promote" in answer.json()["detail"]
 
 
-def test_an_mlflow_that_is_away_or_refuses_is_503(app: Api, tmp_path: Path) -> None:
+def test_an_unreachable_or_refusing_mlflow_is_reported_with_503(app: Api, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("wrong")
     assert promote(app, "models:/magnet@challenger").status_code == 503
     (tmp_path / "token").unlink()
@@ -141,7 +141,7 @@ def test_an_mlflow_that_is_away_or_refuses_is_503(app: Api, tmp_path: Path) -> N
     assert promote(away, "models:/magnet@challenger").status_code == 503
 
 
-def test_a_service_without_mlflow_says_so(tmp_path: Path) -> None:
+def test_promotion_without_an_mlflow_server_is_refused(tmp_path: Path) -> None:
     answer = promote(api(tmp_path), "models:/magnet@challenger")
     assert (answer.status_code, "no MLflow server" in answer.json()["detail"]) == (422, True)
 

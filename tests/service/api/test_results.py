@@ -62,7 +62,7 @@ def test_results_are_read_by_their_owner_once_the_job_is_done(app: Api) -> None:
 @pytest.mark.parametrize(
     "spelled", ["{lab}/out", "{lab}/out/", "{lab}//out", "{lab}/x/../out", "{lab}/link", "file://{lab}/out"]
 )
-def test_nobody_names_a_folder_that_another_users_job_writes_to(app: Api, spelled: str) -> None:
+def test_an_output_folder_of_another_users_job_is_refused(app: Api, spelled: str) -> None:
     out = Path(app.lab) / "out"
     write_results(out)
     (Path(app.lab) / "link").symlink_to(out)
@@ -101,7 +101,7 @@ def test_a_link_to_a_file_outside_is_not_followed(app: Api, tmp_path: Path) -> N
     assert read(app, "bob", job_id) == [200, 403, 200, 200, 200]
 
 
-def test_a_place_that_was_closed_is_not_read_any_more(tmp_path: Path) -> None:
+def test_a_closed_place_is_no_longer_read(tmp_path: Path) -> None:
     app = api(tmp_path)
     job_id = score(app, "ada", f"{app.lab}/out").json()["id"]
     finish(app, job_id)
@@ -124,7 +124,7 @@ def test_reads_of_results_are_recorded_and_lists_are_not(app: Api) -> None:
     assert rows == [("root", job_id, name) for name in names]
 
 
-def test_the_report_cannot_run_anything(app: Api) -> None:
+def test_the_report_cannot_run_scripts(app: Api) -> None:
     job_id = score(app, "ada").json()["id"]
     write_results(Path(app.settings.job_folder("ada", job_id)) / "scores", "<script>alert(1)</script>")
     answer = app.http.get(f"/v1/jobs/{job_id}/report", headers=app.headers["ada"])
@@ -147,7 +147,7 @@ def test_the_best_settings_of_a_search_are_read(app: Api) -> None:
     assert "only searches" in app.http.get(f"/v1/jobs/{other}/best", headers=app.headers["ada"]).json()["detail"]
 
 
-def test_an_ended_job_is_deleted_and_no_other(app: Api) -> None:
+def test_only_a_job_that_has_ended_is_deleted(app: Api) -> None:
     job_id, ada = app.submit().json()["id"], app.headers["ada"]
     url = f"/v1/jobs/{job_id}"
     assert app.http.delete(url, headers=ada).status_code == 409
@@ -164,7 +164,7 @@ def test_an_ended_job_is_deleted_and_no_other(app: Api) -> None:
 @pytest.mark.parametrize(
     "job_id", ["x", "train-20260101-000000-0000000", "check-20260101-000000-00000000", "a%00b", "ü", "x" * 3000]
 )
-def test_a_wrong_job_id_gets_a_plain_sentence(app: Api, job_id: str) -> None:
+def test_a_malformed_job_id_is_answered_like_an_unknown_one(app: Api, job_id: str) -> None:
     for path in ("", "/logs", "/events", "/scores", "/best"):
         answer = app.http.get(f"/v1/jobs/{job_id}{path}", headers=app.headers["ada"])
         assert answer.status_code == 404
@@ -172,7 +172,7 @@ def test_a_wrong_job_id_gets_a_plain_sentence(app: Api, job_id: str) -> None:
         assert answer.json()["detail"].endswith("`magnet jobs` lists them")
 
 
-def test_a_job_of_another_user_looks_like_none(app: Api) -> None:
+def test_a_job_of_another_user_is_answered_like_a_missing_one(app: Api) -> None:
     job_id = app.submit(who="bob").json()["id"]
     there = app.http.get(f"/v1/jobs/{job_id}", headers=app.headers["ada"]).json()["detail"]
     missing = app.http.get(f"/v1/jobs/{job_id[:-1]}0", headers=app.headers["ada"]).json()["detail"]
@@ -186,7 +186,7 @@ def test_only_admins_list_jobs_of_others(app: Api) -> None:
     assert len(asked["root"].json()["jobs"]) == 1
 
 
-def test_a_missing_manifest_costs_no_job(app: Api) -> None:
+def test_a_missing_manifest_is_refused_at_submission(app: Api) -> None:
     job = {"kind": "check", "manifest": f"{app.lab}/missing.csv"}
     answer = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers["ada"])
     assert (answer.status_code, "no manifest under this name" in answer.json()["detail"]) == (422, True)
@@ -195,7 +195,7 @@ def test_a_missing_manifest_costs_no_job(app: Api) -> None:
     assert app.http.post("/v1/jobs", json={"job": folder}, headers=app.headers["ada"]).status_code == 201
 
 
-def test_a_key_gives_its_job_though_the_manifest_is_gone(app: Api) -> None:
+def test_a_repeated_key_returns_its_job_after_the_manifest_was_deleted(app: Api) -> None:
     first = app.submit("b.csv", key="k")
     (Path(app.lab) / "b.csv").unlink()
     job = {"kind": "check", "manifest": f"{app.lab}/b.csv"}
@@ -203,7 +203,7 @@ def test_a_key_gives_its_job_though_the_manifest_is_gone(app: Api) -> None:
     assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
 
 
-def test_a_store_that_does_not_answer_refuses_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_accepted_while_its_store_does_not_respond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")

@@ -48,7 +48,7 @@ def test_a_connection_whose_head_never_ends_is_closed(port: int, sent: bytes) ->
         assert until_closed(connection) == b""
 
 
-def test_a_head_that_arrives_byte_by_byte_is_not_given_more_time(port: int) -> None:
+def test_a_head_that_arrives_byte_by_byte_gets_no_more_time(port: int) -> None:
     with connect(port) as connection:
         ended = threading.Event()
 
@@ -70,7 +70,7 @@ def test_a_head_that_arrives_byte_by_byte_is_not_given_more_time(port: int) -> N
             thread.join()
 
 
-def test_the_second_request_of_a_connection_has_a_time_too(port: int) -> None:
+def test_the_second_request_of_a_connection_has_a_time_limit_too(port: int) -> None:
     with connect(port) as connection:
         connection.sendall(HEAD + b"\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
@@ -110,7 +110,7 @@ def test_a_head_that_is_too_large_is_refused(port: int) -> None:
         assert until_closed(connection).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
 
 
-def test_connections_are_bounded_and_come_back(tmp_path: Path) -> None:
+def test_connections_are_bounded_and_freed(tmp_path: Path) -> None:
     app = api(tmp_path, max_connections=2)
     with serving(app) as port:
         held = [connect(port) for _ in range(2)]
@@ -125,7 +125,7 @@ def test_connections_are_bounded_and_come_back(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
-def test_a_followed_log_frees_its_place_when_the_client_leaves(tmp_path: Path) -> None:
+def test_a_followed_log_is_no_longer_counted_after_its_client_disconnects(tmp_path: Path) -> None:
     app = api(tmp_path, max_followed_per_user=2)
     job_id, ada = app.submit().json()["id"], app.headers["ada"]
     with serving(app) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ada, timeout=30) as http:
@@ -190,7 +190,7 @@ def test_an_ipv6_address_is_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("trusted", "address"), [((), "127.0.0.1"), (("127.0.0.1",), "192.0.2.9")])
-def test_a_forwarded_address_is_believed_of_trusted_proxies_only(
+def test_a_forwarded_address_is_accepted_from_trusted_proxies_only(
     tmp_path: Path, trusted: tuple[str, ...], address: str
 ) -> None:
     app = api(tmp_path, trusted_proxies=trusted)

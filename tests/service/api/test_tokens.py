@@ -38,7 +38,7 @@ def lifetime_days(made: Any) -> float | None:
     return None if made["expires_s"] is None else (made["expires_s"] - made["created_s"]) / DAY_S
 
 
-def test_tokens_expire_unless_their_maker_says_otherwise(app: Api) -> None:
+def test_tokens_expire_unless_their_creator_sets_no_end(app: Api) -> None:
     assert lifetime_days(new_token(app).json()) == pytest.approx(90)
     assert lifetime_days(new_token(app, days=1).json()) == pytest.approx(1)
     assert lifetime_days(new_token(app, days=None).json()) is None
@@ -103,13 +103,13 @@ def test_the_last_use_is_written_once_a_minute(app: Api) -> None:
 
 
 @pytest.mark.parametrize("owner", ["", "../x", "a b", "-x", "x" * 65, "ada\n", "*", "@lab"])
-def test_owners_are_names(app: Api, owner: str) -> None:
+def test_a_malformed_owner_is_refused(app: Api, owner: str) -> None:
     assert new_token(app, owner=owner).status_code == 422
     with pytest.raises(UsageError, match="owner"):
         admin_token(app.settings, owner)
 
 
-def test_whoami_says_quotas_and_what_of_them_is_used(tmp_path: Path) -> None:
+def test_whoami_shows_quotas_and_their_usage(tmp_path: Path) -> None:
     quotas = {"@students": Quota(max_queued=2, max_recurring=1), "bob": Quota(max_queued=0)}
     app = api(tmp_path, groups={"students": ("ada", "eve"), "lab": ("ada",)}, quotas=quotas)
     assert [app.submit(f"{k}.csv").status_code for k in range(3)] == [201, 201, 429]
@@ -156,7 +156,7 @@ def test_every_change_is_in_the_audit_log(app: Api) -> None:
     assert audit.verify(audit.rows(app.store.database))[0] == 11
 
 
-def test_a_refused_change_leaves_no_row_of_a_change(tmp_path: Path) -> None:
+def test_a_refused_change_is_recorded_only_as_denied(tmp_path: Path) -> None:
     app = api(tmp_path, max_queued_per_user=1)
     statuses = [app.submit("a.csv").status_code, app.submit("b.csv").status_code]
     assert statuses == [201, 429]
@@ -170,7 +170,7 @@ def test_a_change_that_cannot_be_recorded_does_not_happen(app: Api) -> None:
     assert app.http.get("/v1/jobs", headers=app.headers["ada"]).json()["jobs"] == []
 
 
-def test_a_look_at_another_users_job_is_recorded_and_answered_as_if_there_were_none(app: Api) -> None:
+def test_a_request_for_another_users_job_is_recorded_and_answered_like_a_missing_one(app: Api) -> None:
     job_id = app.submit(who="ada").json()["id"]
     assert app.http.get(f"/v1/jobs/{job_id}", headers=app.headers["bob"]).status_code == 404
     assert app.http.get("/v1/jobs/check-20260101-000000-00000000", headers=app.headers["bob"]).status_code == 404

@@ -84,7 +84,7 @@ def test_an_empty_list_says_what_to_do(app: Api, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("part", ["last 8", "first of last part", "first 24"])
-def test_a_part_of_an_id_that_only_one_job_has_is_enough(
+def test_an_unambiguous_part_of_an_id_is_enough(
     app: Api, capsys: pytest.CaptureFixture[str], part: str
 ) -> None:
     job_id = submitted(app, capsys)
@@ -102,7 +102,7 @@ def test_a_part_of_an_id_that_only_one_job_has_is_enough(
         ("check", "'check' means 2 jobs"),
     ],
 )
-def test_a_wrong_id_is_answered_with_the_list_not_with_a_pattern(
+def test_an_unknown_or_ambiguous_id_is_explained(
     app: Api, capsys: pytest.CaptureFixture[str], word: str, message: str
 ) -> None:
     for _ in range(2):
@@ -176,7 +176,7 @@ def test_the_exit_status_is_that_of_the_last_attempt(state: str, exit_codes: lis
     assert jobs.to_exit_status(view(state=state, attempts=attempts)) == status
 
 
-def test_the_list_tells_the_time_since_submission_from_the_running_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_shows_the_time_since_submission_and_the_running_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 10_000.0)
     ended = view(state="done", created_s=2_800.0, started_s=3_000.0, ended_s=3_065.0)
     head, row = format_jobs([ended]).splitlines()

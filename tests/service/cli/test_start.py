@@ -58,7 +58,7 @@ def loaded_by(*words: str, home: Path) -> set[str]:
     [["jobs"], ["logs", "last"], ["show", "last"], ["scores", "last"], ["cancel", "last"], ["watches"]],
     ids=" ".join,
 )
-def test_commands_that_only_ask_the_api_load_neither_tables_nor_databases(words: list[str], tmp_path: Path) -> None:
+def test_commands_that_only_call_the_api_load_neither_tables_nor_databases(words: list[str], tmp_path: Path) -> None:
     loaded = loaded_by(*words, home=tmp_path)
     assert "httpx2" in loaded
     assert not loaded & HEAVY

@@ -35,7 +35,7 @@ def test_a_missing_local_path_is_refused_before_anything_is_sent(
         assert [asked.method for asked in server.asked] == ["POST"]
 
 
-def test_paths_of_a_service_on_another_machine_are_left_to_it(
+def test_paths_of_a_service_on_another_machine_are_not_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with serving({"POST http://magnet.invalid/v1/jobs": Reply({"detail": "no"}, 422)}) as proxy:

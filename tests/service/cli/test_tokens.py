@@ -46,7 +46,7 @@ def client_file(home: Path) -> Path:
     return home / ".config" / "magnet" / "client.json"
 
 
-def test_the_client_file_is_for_its_user_only_from_the_start(home: Path) -> None:
+def test_only_its_user_can_ever_read_the_client_file(home: Path) -> None:
     keep_client("https://lab", "magnet_x")
     file = client_file(home)
     assert json.loads(file.read_text()) == {"url": "https://lab", "token": "magnet_x"}
@@ -136,7 +136,7 @@ def test_the_first_token_expires_as_asked(tmp_path: Path, capsys: pytest.Capture
         assert "at most 30" in capsys.readouterr().err
 
 
-def test_promotion_names_version_and_the_one_before(service: HttpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_promotion_prints_the_new_and_the_earlier_version(service: HttpServer, capsys: pytest.CaptureFixture[str]) -> None:
     promoted = {"name": "magnet", "alias": "champion", "version": "4", "earlier": "3"}
     service.routes["POST /v1/models/promote"] = Reply(promoted)
     assert run(["promote", "models:/magnet@challenger"]) == 0
@@ -232,7 +232,7 @@ def test_a_login_waits_for_the_browser_and_stores_the_token(
     assert "magnet_login" not in shown.out + shown.err
 
 
-def test_a_login_ends_the_stored_token_that_it_replaces(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_revokes_the_stored_token_that_it_replaces(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.client.device_login.time.sleep", lambda _: None)
     provider = Provider(Reply({"id_token": "e.y.J", "access_token": "a"}))
     with serving(provider.routes) as issuer:
@@ -279,7 +279,7 @@ def test_a_login_that_fails_says_why_and_stores_nothing(
         ("device_authorization_endpoint", None, "offers no login by device code"),
     ],
 )
-def test_a_provider_that_is_not_what_the_service_trusts_gets_no_login(
+def test_a_login_at_another_provider_than_the_services_is_refused(
     home: Path,
     name: str,
     value: str | None,

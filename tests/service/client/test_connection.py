@@ -27,7 +27,7 @@ def each_in_turn(*replies: Reply) -> Route:
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_a_refused_rate_is_waited_for_as_long_as_the_service_says_also_by_what_must_not_be_repeated(
+def test_a_request_above_the_rate_is_repeated_after_the_stated_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[float] = []
@@ -42,7 +42,7 @@ def test_a_refused_rate_is_waited_for_as_long_as_the_service_says_also_by_what_m
     assert waits == [7.0, 7.0]
 
 
-def test_what_may_have_been_executed_is_not_sent_twice() -> None:
+def test_a_request_that_may_have_been_executed_is_not_repeated() -> None:
     with serving({"POST /x": Reply({"detail": "away"}, 503)}) as server:
         with pytest.raises(ServiceError, match="away"):
             Connection(server.url, None).call("POST", "/x", once=True)
@@ -59,7 +59,7 @@ def test_an_outage_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_proxy_is_not_asked_for_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_is_used_for_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving({}) as proxy, serving(ALIVE, host=host) as server:
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
@@ -68,7 +68,7 @@ def test_a_proxy_is_not_asked_for_this_machine(host: str, monkeypatch: pytest.Mo
         assert (len(server.asked), proxy.asked) == (1, [])
 
 
-def test_a_proxy_is_asked_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_used_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving({"GET /healthz": Reply({"status": "alive"})}) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         with Client("http://magnet.invalid:8290", None) as client:
@@ -77,7 +77,7 @@ def test_a_proxy_is_asked_for_other_machines(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("url", ["localhost:8290", "magnet.lab", "ftp://lab", "http://", "http://lab:x", ""])
-def test_what_is_no_address_is_refused_at_once(url: str) -> None:
+def test_a_malformed_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="MAGNET_URL"):
         Client(url, None)
 
@@ -93,7 +93,7 @@ def test_what_is_no_address_is_refused_at_once(url: str) -> None:
         ("http://10.0.0.1", False),
     ],
 )
-def test_which_addresses_are_this_machine(url: str, near: bool) -> None:
+def test_loopback_addresses_are_recognised(url: str, near: bool) -> None:
     assert is_loopback(url) == near
 
 
@@ -116,7 +116,7 @@ def certificate(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
     return file, context
 
 
-def test_a_private_authority_is_trusted_by_ssl_cert_file_and_only_so(
+def test_a_private_certificate_authority_is_trusted_only_through_ssl_cert_file(
     certificate: tuple[Path, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, context = certificate
@@ -129,7 +129,7 @@ def test_a_private_authority_is_trusted_by_ssl_cert_file_and_only_so(
             client.alive()
 
 
-def test_an_answer_of_another_server_is_an_error_that_names_the_address() -> None:
+def test_a_refusal_of_another_server_names_the_address() -> None:
     with serving({"GET /v1/jobs": Reply(b"<html>login</html>", 404)}) as server, Client(server.url, None) as client:
         with pytest.raises(ServiceError, match="MAGNET_URL"):
             client.jobs()
@@ -138,7 +138,7 @@ def test_an_answer_of_another_server_is_an_error_that_names_the_address() -> Non
             client.jobs()
 
 
-def test_names_of_slides_cannot_leave_their_path() -> None:
+def test_slide_ids_cannot_change_the_path_of_a_request() -> None:
     with serving({}) as server, Client(server.url, None) as client:
         with pytest.raises(ServiceError):
             client.slide("check-1", "../../v1/tokens?x=1#y")
@@ -148,7 +148,7 @@ def test_names_of_slides_cannot_leave_their_path() -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>log in to the network</html>", b"[]", b"{}", b"null"])
-def test_an_answer_that_is_not_the_services_is_an_error_and_no_traceback(body: bytes) -> None:
+def test_a_response_of_another_server_is_a_service_error(body: bytes) -> None:
     paths = ("GET /healthz", "GET /v1/jobs", "GET /v1/jobs/j", "GET /v1/whoami", "GET /v1/login")
     with serving({path: Reply(body) for path in paths}) as server, Client(server.url, None) as client:
         for ask in (client.alive, client.jobs, lambda: client.job("j"), client.whoami, client.login_offer):
@@ -156,7 +156,7 @@ def test_an_answer_that_is_not_the_services_is_an_error_and_no_traceback(body: b
                 ask()
 
 
-def test_a_list_that_is_not_the_services_is_an_error_and_no_traceback() -> None:
+def test_a_list_of_another_server_is_a_service_error() -> None:
     routes: dict[str, Route] = {"GET /v1/tokens": Reply([{"x": 1}]), "GET /v1/recurring": Reply(b"<html>")}
     with serving(routes) as server, Client(server.url, None) as client:
         for ask in (client.tokens, client.recurring):

@@ -114,7 +114,7 @@ def halves(data: bytes) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.slow
-def test_no_byte_is_lost_or_doubled_while_the_api_is_killed_and_restarted(api_process: ApiProcess) -> None:
+def test_no_byte_is_lost_or_repeated_while_the_api_is_killed_and_restarted(api_process: ApiProcess) -> None:
     job = RunningJob(api_process)
     follower = Follower(api_process, job.id)
     follower.start()
@@ -144,7 +144,7 @@ def test_no_byte_is_lost_or_doubled_while_the_api_is_killed_and_restarted(api_pr
     assert all("no response" in report for report in follower.reports)
 
 
-def test_a_wrong_address_is_an_error_at_once_also_when_following(tmp_path: Path) -> None:
+def test_following_a_log_at_a_wrong_address_fails_at_once(tmp_path: Path) -> None:
     with (
         Client("http://127.0.0.1:1", "magnet_x", patience_s=0) as client,
         pytest.raises(ServiceError, match="no response"),

@@ -86,7 +86,7 @@ def own(tmp_path: Path) -> Own:
     return Own(tmp_path / "service")
 
 
-def test_what_was_backed_up_comes_back_and_what_was_there_is_kept(own: Own, tmp_path: Path) -> None:
+def test_a_restore_brings_back_the_archive_and_keeps_the_replaced_files(own: Own, tmp_path: Path) -> None:
     own.write("first")
     manifest = backup(own.settings, tmp_path / "a.tar")
     assert manifest["rows"]["jobs"] == 1
@@ -98,7 +98,7 @@ def test_what_was_backed_up_comes_back_and_what_was_there_is_kept(own: Own, tmp_
     assert not (own.private / "restore").exists()
 
 
-def test_into_an_empty_folder(own: Own, tmp_path: Path) -> None:
+def test_a_restore_into_an_empty_folder_creates_the_service(own: Own, tmp_path: Path) -> None:
     """As on a new machine."""
     own.write("first")
     backup(own.settings, tmp_path / "a.tar")
@@ -110,7 +110,7 @@ def test_into_an_empty_folder(own: Own, tmp_path: Path) -> None:
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in private.glob("*-token"))
 
 
-def test_an_archive_is_private_and_replaced_whole(own: Own, tmp_path: Path) -> None:
+def test_an_archive_is_private_and_replaced_atomically(own: Own, tmp_path: Path) -> None:
     own.write("first")
     target = tmp_path / "a.tar"
     target.write_text("old")
@@ -120,7 +120,7 @@ def test_an_archive_is_private_and_replaced_whole(own: Own, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "service"]
 
 
-def test_tokens_of_users_come_back(own: Own, tmp_path: Path) -> None:
+def test_a_restore_brings_back_the_users_tokens(own: Own, tmp_path: Path) -> None:
     own.write("first")
     database = Database(own.settings.database_url)
     token, _ = Tokens(database).create("ada", "submit")
@@ -137,7 +137,7 @@ def test_tokens_of_users_come_back(own: Own, tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_backup_while_others_write_is_of_one_moment(own: Own, tmp_path: Path) -> None:
+def test_a_backup_during_writes_is_of_one_moment(own: Own, tmp_path: Path) -> None:
     """A writer adds two jobs in each transaction: no archive has an odd number."""
     own.write("first")
     stopped, database = threading.Event(), Database(own.settings.database_url)
@@ -385,7 +385,7 @@ def test_after_a_killed_restore_the_service_has_all_of_the_old_state_or_of_the_n
 
 
 @pytest.mark.slow
-def test_postgres(tmp_path: Path) -> None:
+def test_a_backup_of_postgres_is_restored(tmp_path: Path) -> None:
     """Rows go into the same kind of archive, and back in one transaction; new rows follow the restored ones."""
     with postgres() as server:
         own = Own(tmp_path / "service", database=server.url)

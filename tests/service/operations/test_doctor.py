@@ -35,7 +35,7 @@ def checks(own: ServiceSettings) -> dict[str, Check]:
     return {check.name: check for check in run_checks(own)}
 
 
-def test_what_is_unreachable_fails_with_a_fix_and_hides_no_other_check(tmp_path: Path) -> None:
+def test_unreachable_parts_fail_with_a_fix_and_hide_no_other_check(tmp_path: Path) -> None:
     found = checks(settings(tmp_path))
     away = {"dispatcher", "ray", "gpu", "mlflow", "api"}
     assert {name for name, check in found.items() if not check.ok} - {"disk"} == away
@@ -51,7 +51,7 @@ def test_the_command_ends_with_the_names_of_failed_checks(tmp_path: Path, capsys
     assert "ray" in last
 
 
-def test_a_file_in_a_folder_that_others_cannot_enter_is_closed(tmp_path: Path) -> None:
+def test_a_file_in_a_closed_folder_is_not_exposed(tmp_path: Path) -> None:
     folder, secret = tmp_path / "secrets", tmp_path / "secrets" / "token"
     folder.mkdir(mode=0o700)
     secret.write_text("x")
@@ -61,7 +61,7 @@ def test_a_file_in_a_folder_that_others_cannot_enter_is_closed(tmp_path: Path) -
     assert find_exposed([secret]) == [secret]
 
 
-def test_a_corrupt_database_is_not_to_be_started_but_restored(tmp_path: Path) -> None:
+def test_a_corrupt_database_is_to_be_restored_not_restarted(tmp_path: Path) -> None:
     own = settings(tmp_path)
     Database(own.database_url).close()
     file = tmp_path / "storage" / "private" / "queue.db"
@@ -92,7 +92,7 @@ def test_the_api_of_the_settings_is_called_not_the_one_of_the_environment(
         assert other.asked == []
 
 
-def test_the_stored_token_is_tried_where_it_belongs(tmp_path: Path) -> None:
+def test_the_stored_token_is_sent_only_to_its_service(tmp_path: Path) -> None:
     with serving({"GET /healthz": ALIVE, "GET /v1/jobs": NO_JOBS}) as server:
         own = settings(tmp_path, port=int(server.url.rpartition(":")[2]))
         keep_client(f"http://localhost:{own.port}", "magnet_ours")
@@ -109,11 +109,11 @@ def test_the_stored_token_is_tried_where_it_belongs(tmp_path: Path) -> None:
     ("host", "url"),
     [("0.0.0.0", "http://127.0.0.1:8290"), ("::", "http://[::1]:8290"), ("10.0.0.7", "http://10.0.0.7:8290")],
 )
-def test_the_address_that_is_called(host: str, url: str) -> None:
+def test_the_address_at_which_the_api_is_called(host: str, url: str) -> None:
     assert make_api_url(ServiceSettings(storage="/s", host=host)) == url
 
 
-def test_mlflow_is_asked_with_the_token_of_the_settings(tmp_path: Path) -> None:
+def test_mlflow_is_called_with_the_token_of_the_settings(tmp_path: Path) -> None:
     secret = tmp_path / "mlflow-token"
     secret.write_text("s3cret\n")
     secret.chmod(0o600)
@@ -159,7 +159,7 @@ def test_an_api_for_other_machines_needs_tls_and_names(tmp_path: Path, values: d
     assert checks(settings(tmp_path, **values))["network"].ok == ok
 
 
-def test_a_clock_that_differs_from_the_stores_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_differs_from_the_stores_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.operations.machine_checks._get_written_s", lambda _: 1e9)
     found = checks(settings(tmp_path))["storage"]
     assert not found.ok
