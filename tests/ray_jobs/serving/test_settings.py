@@ -1,4 +1,4 @@
-"""What `magnet serve` keeps in its folder: ports, settings, secrets, and who may read them."""
+"""The folder of `magnet serve`: ports, settings, secrets, and who may read them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from service.queue.tables import Database
 from service.settings.service import ServiceSettings
 
 
-def options(**given: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"allow": [], "allow_write": [], "port": None, "set": []} | given)
+def make_options(**values: object) -> argparse.Namespace:
+    """Return options of the command line; those that are not given have their defaults."""
+    return argparse.Namespace(**{"allow": [], "allow_write": [], "port": None, "set": []} | values)
 
 
 @pytest.fixture
@@ -34,69 +35,70 @@ def storage(tmp_path: Path) -> Path:
     return folder
 
 
-def mode(path: Path) -> int:
+def get_mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_ports_stay_the_same_over_restarts(storage: Path) -> None:
-    """Links to MLflow's runs and Ray's jobs are kept by people."""
-    first = update_settings(storage, options(port=1234))
-    again = update_settings(storage, options())
-    assert (again.mlflow, again.ray, again.port) == (first.mlflow, first.ray, 1234)
+    """People keep links to MLflow's runs and Ray's jobs."""
+    first = update_settings(storage, make_options(port=1234))
+    second = update_settings(storage, make_options())
+    assert (second.mlflow, second.ray, second.port) == (first.mlflow, first.ray, 1234)
 
 
-def test_a_port_in_use_is_replaced_and_reported(
-    storage: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = update_settings(storage, options())
+def test_a_port_in_use_is_replaced_and_reported(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = update_settings(storage, make_options())
     with socket.socket() as other:
         port = urlsplit(str(first.mlflow)).port
         other.bind(("127.0.0.1", port))
         other.listen()
-        again = update_settings(storage, options())
-    assert again.mlflow != first.mlflow
-    assert again.ray == first.ray
+        second = update_settings(storage, make_options())
+    assert second.mlflow != first.mlflow
+    assert second.ray == first.ray
     assert f"port {port} of MLflow is in use" in capsys.readouterr().out
 
 
 def test_edited_settings_stay_and_options_change_them(storage: Path, tmp_path: Path) -> None:
-    update_settings(storage, options(allow=["s3://lab"]))
+    update_settings(storage, make_options(allow=["s3://lab"]))
     file = storage / "service.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"max_queued_per_user": 7}))
-    kept = update_settings(storage, options(set=["retry_first_s=2"]))
-    assert (kept.max_queued_per_user, kept.retry_first_s) == (7, 2)
-    assert [place.prefix for place in kept.places] == ["s3://lab"]
-    changed = update_settings(storage, options(allow=[str(tmp_path / "a")]))
+    stored = update_settings(storage, make_options(set=["retry_first_s=2"]))
+    assert (stored.max_queued_per_user, stored.retry_first_s) == (7, 2)
+    assert [place.prefix for place in stored.places] == ["s3://lab"]
+    changed = update_settings(storage, make_options(allow=[str(tmp_path / "a")]))
     assert [place.prefix for place in changed.places] == [str(tmp_path / "a")]
     assert changed.retry_first_s == 2
 
 
 def test_invalid_settings_leave_the_stored_ones_unchanged(storage: Path) -> None:
-    update_settings(storage, options())
+    update_settings(storage, make_options())
     before = (storage / "service.yaml").read_text()
     with pytest.raises(UsageError, match="port"):
-        update_settings(storage, options(set=["port=-1"]))
+        update_settings(storage, make_options(set=["port=-1"]))
     assert (storage / "service.yaml").read_text() == before
 
 
 def test_places_state_who_may_read_and_write(storage: Path, tmp_path: Path) -> None:
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    found = update_settings(storage, options(allow=[a, b], allow_write=[b]))
-    assert [(place.prefix, place.read, place.write) for place in found.places] == [(b, ("*",), ("*",)), (a, ("*",), ())]
-    assert describe_places(found) == [f"{b}  (read: *; write: *)", f"{a}  (read: *; write: nobody)"]
+    settings = update_settings(storage, make_options(allow=[a, b], allow_write=[b]))
+    assert [(place.prefix, place.read, place.write) for place in settings.places] == [
+        (b, ("*",), ("*",)),
+        (a, ("*",), ()),
+    ]
+    assert describe_places(settings) == [f"{b}  (read: *; write: *)", f"{a}  (read: *; write: nobody)"]
 
 
 @pytest.mark.parametrize("inside", [".", "private", "users/ada", "private/../private"])
 @pytest.mark.parametrize("option", ["allow", "allow_write"])
 def test_places_in_the_services_own_folder_are_refused(storage: Path, inside: str, option: str) -> None:
     with pytest.raises(UsageError, match="the service's own folder"):
-        update_settings(storage, options(**{option: [str(storage / inside)]}))
+        update_settings(storage, make_options(**{option: [str(storage / inside)]}))
 
 
 def test_a_link_into_the_services_own_folder_is_refused(storage: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(storage / "private")
     with pytest.raises(UsageError, match="the service's own folder"):
-        update_settings(storage, options(allow=[str(tmp_path / "link")]))
+        update_settings(storage, make_options(allow=[str(tmp_path / "link")]))
 
 
 def test_a_place_that_contains_secrets_causes_a_warning(
@@ -105,19 +107,19 @@ def test_a_place_that_contains_secrets_causes_a_warning(
     home = tmp_path / "home"
     (home / ".ssh").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
-    update_settings(storage, options(allow=[str(home)]))
+    update_settings(storage, make_options(allow=[str(home)]))
     assert f"warning: {home} contains {home}/.ssh" in capsys.readouterr().out
 
 
 def test_settings_contain_no_secrets(storage: Path) -> None:
     for name in ("ray-token", "mlflow-token", "admin-token"):
         read_or_create_secret(storage / "private" / name)
-    settings = update_settings(storage, options())
+    settings = update_settings(storage, make_options())
     text = (storage / "service.yaml").read_text()
     assert not [path for path in (storage / "private").glob("*-token") if path.read_text() in text]
     assert settings.ray_token_file == str(storage / "private" / "ray-token")
     with pytest.raises(UsageError, match="no passwords"):
-        update_settings(storage, options(set=["database=postgresql://u:hunter2@db/magnet"]))
+        update_settings(storage, make_options(set=["database=postgresql://u:hunter2@db/magnet"]))
     assert "hunter2" not in (storage / "service.yaml").read_text()
 
 
@@ -128,10 +130,10 @@ def test_an_open_folder_is_closed_to_other_users(tmp_path: Path) -> None:
         (storage / name).write_text(name)
         (storage / name).chmod(0o644)
     private = prepare(storage)
-    assert (mode(storage), mode(private)) == (0o700, 0o700)
+    assert (get_mode(storage), get_mode(private)) == (0o700, 0o700)
     for name in ("queue.db", "queue.db-wal", "ray-token"):
         assert not (storage / name).exists()
-        assert mode(private / name) == 0o600
+        assert get_mode(private / name) == 0o600
         assert (private / name).read_text() == name
 
 
@@ -154,8 +156,8 @@ def test_only_one_service_at_a_time_uses_the_folder(storage: Path) -> None:
 def test_rays_folder_is_private_and_temporary(storage: Path) -> None:
     private = storage / "private"
     with make_temporary_folder(private) as folder:
-        assert mode(folder.parent) == 0o700
-        assert len(str(folder)) < 30  # of the 107 bytes that the path of a socket may have
+        assert get_mode(folder.parent) == 0o700
+        assert len(str(folder)) < 30  # the path of a socket may have 107 bytes
     assert not folder.parent.exists()
 
 
@@ -165,11 +167,11 @@ def test_the_folder_that_a_killed_service_left_is_removed(storage: Path) -> None
         "with make_temporary_folder(pathlib.Path(sys.argv[1])) as folder:\n"
         "    print(folder, flush=True); os.kill(os.getpid(), 9)"
     )
-    words = [sys.executable, "-c", code, str(storage / "private")]
-    left = Path(subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()).parent
-    assert left.is_dir()
+    argv = [sys.executable, "-c", code, str(storage / "private")]
+    old_folder = Path(subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()).parent
+    assert old_folder.is_dir()
     with make_temporary_folder(storage / "private"):
-        assert not left.exists()
+        assert not old_folder.exists()
 
 
 def test_no_other_folder_is_removed(storage: Path, tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_the_users_token_is_kept_while_it_is_valid(storage: Path) -> None:
     settings, file = ServiceSettings(storage=str(storage)), storage / "private" / "admin-token"
     first = find_own_token(settings, file)
     assert find_own_token(settings, file) == first
-    assert mode(file) == 0o600
+    assert get_mode(file) == 0o600
     database = Database(settings.database_url)
     Tokens(database).revoke(Tokens(database).identify(first).token_id)
     database.close()
@@ -205,4 +207,4 @@ def test_files_of_a_part_are_private_and_it_does_not_inherit_the_shells_addresse
     assert "'OWN'" in names
     assert "RAY_ADDRESS" not in names
     assert "MLFLOW_TRACKING_TOKEN" not in names
-    assert (mode(tmp_path / "file"), mode(tmp_path / "log")) == (0o600, 0o600)
+    assert (get_mode(tmp_path / "file"), get_mode(tmp_path / "log")) == (0o600, 0o600)

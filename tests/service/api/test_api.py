@@ -1,4 +1,4 @@
-"""The API: who may do what, what is refused and how it says so."""
+"""The API: rights of users, refused requests and their messages."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def test_a_repeated_key_returns_the_first_job_and_refuses_another_request(app: A
     assert (first.status_code, second.status_code) == (201, 200)
     assert first.json()["id"] == second.json()["id"]
     assert app.submit("b.csv", key="k").status_code == 409
-    assert app.submit("b.csv", who="bob", key="k").status_code == 201  # another one's key
+    assert app.submit("b.csv", who="bob", key="k").status_code == 201  # keys belong to users
 
 
 def test_pages_list_every_job_once(app: Api) -> None:
     ids = [app.submit(f"{k}.csv").json()["id"] for k in range(5)]
-    seen, before = [], None
+    listed, before = [], None
     while True:
-        asked = {"limit": 2} | ({"before": before} if before else {})
-        page = app.http.get("/v1/jobs", params=asked, headers=app.headers["ada"]).json()
-        seen += [job["id"] for job in page["jobs"]]
+        params = {"limit": 2} | ({"before": before} if before else {})
+        page = app.http.get("/v1/jobs", params=params, headers=app.headers["ada"]).json()
+        listed += [job["id"] for job in page["jobs"]]
         before = page["next"]
         if before is None:
             break
-    assert seen == ids[::-1]
+    assert listed == ids[::-1]
 
 
 def test_users_see_their_own_jobs_and_administrators_see_all(app: Api) -> None:
     job_id = app.submit(who="ada").json()["id"]
-    seen = {who: app.http.get(f"/v1/jobs/{job_id}", headers=app.headers[who]).status_code for who in app.headers}
-    assert seen == {"ada": 200, "bob": 404, "eve": 404, "pia": 404, "root": 200}
+    statuses = {who: app.http.get(f"/v1/jobs/{job_id}", headers=app.headers[who]).status_code for who in app.headers}
+    assert statuses == {"ada": 200, "bob": 404, "eve": 404, "pia": 404, "root": 200}
     lists = {who: len(app.http.get("/v1/jobs", headers=app.headers[who]).json()["jobs"]) for who in app.headers}
     assert lists == {"ada": 1, "bob": 0, "eve": 0, "pia": 0, "root": 1}
     assert app.http.post(f"/v1/jobs/{job_id}/cancel", headers=app.headers["bob"]).status_code == 404
@@ -71,10 +71,10 @@ def test_a_submission_needs_the_scope_submit(app: Api, who: str | None, status: 
 
 
 def test_an_unknown_or_revoked_token_is_refused(app: Api) -> None:
-    made = app.http.post("/v1/tokens", json={"owner": "x", "scope": "read"}, headers=app.headers["root"]).json()
-    header = {"Authorization": f"Bearer {made['secret']}"}
+    token = app.http.post("/v1/tokens", json={"owner": "x", "scope": "read"}, headers=app.headers["root"]).json()
+    header = {"Authorization": f"Bearer {token['secret']}"}
     assert app.http.get("/v1/jobs", headers=header).status_code == 200
-    assert app.http.delete(f"/v1/tokens/{made['id']}", headers=app.headers["root"]).status_code == 204
+    assert app.http.delete(f"/v1/tokens/{token['id']}", headers=app.headers["root"]).status_code == 204
     assert app.http.get("/v1/jobs", headers=header).status_code == 401
     assert app.http.get("/v1/jobs", headers={"Authorization": "Bearer magnet_x"}).status_code == 401
     assert (
@@ -134,10 +134,10 @@ def test_unknown_settings_are_named(app: Api) -> None:
 
 
 def test_a_trainings_settings_start_from_their_preset(app: Api) -> None:
-    """As a YAML file's do: 16 slides a step are the paper's batch for three layers."""
+    """As in a YAML file: 16 slides per step are the paper's batch for three layers."""
     job = {"kind": "train", "manifest": f"{app.lab}/a.csv", "settings": {"preset": "paper"}}
-    made = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers["ada"]).json()
-    assert made["request"]["settings"]["recipe"]["batch"] == 16
+    created = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers["ada"]).json()
+    assert created["request"]["settings"]["recipe"]["batch"] == 16
 
 
 def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert app.submit().status_code == 201
     answer = app.submit("x" * 1200)
     assert (answer.status_code, answer.json()["status"]) == (413, 413)
-    chunks = (b" " * 400 for _ in range(10))  # no length is told
+    chunks = (b" " * 400 for _ in range(10))  # without a Content-Length header
     assert app.http.post("/v1/jobs", content=chunks, headers=app.headers["ada"]).status_code == 413
 
 
@@ -212,12 +212,12 @@ def test_watches_and_schedules_are_added_listed_and_removed(app: Api, tmp_path: 
     job = {"kind": "check", "manifest": f"{app.lab}/a.csv"}
     schedule = {"what": "schedule", "cron": "0 2 * * *", "job": job}
     bodies = [watch, schedule, schedule | {"cron": "0 2 * *"}, watch | {"folder": "/etc/"}]
-    made = [app.http.post("/v1/recurring", json=body, headers=ada) for body in bodies]
-    assert [answer.status_code for answer in made] == [201, 201, 422, 403]
-    url = f"/v1/recurring/{made[0].json()['id']}"
+    created = [app.http.post("/v1/recurring", json=body, headers=ada) for body in bodies]
+    assert [answer.status_code for answer in created] == [201, 201, 422, 403]
+    url = f"/v1/recurring/{created[0].json()['id']}"
     assert app.http.delete(url, headers=app.headers["bob"]).status_code == 404
     assert app.http.delete(url, headers=ada).status_code == 204
-    assert [one["what"] for one in app.http.get("/v1/recurring", headers=ada).json()] == ["schedule"]
+    assert [entry["what"] for entry in app.http.get("/v1/recurring", headers=ada).json()] == ["schedule"]
 
 
 def test_the_client_calls_the_api_and_shows_its_instructions(app: Api) -> None:
@@ -225,7 +225,7 @@ def test_the_client_calls_the_api_and_shows_its_instructions(app: Api) -> None:
     with Client("http://testserver", secret, transport=app.http._transport) as client:
         job = client.submit(Check(manifest=f"{app.lab}/a.csv"), priority=2)
         assert client.prioritise(job.id, -2).priority == -2
-        assert [one.id for one in client.jobs(kind="check").jobs] == [job.id]
+        assert [listed.id for listed in client.jobs(kind="check").jobs] == [job.id]
         assert client.cancel(job.id).state == "cancelled"
         assert "".join(client.logs(job.id)) == ""
         with pytest.raises(ServiceError, match=r"lies outside the places .* name a place that jobs may use"):

@@ -1,4 +1,4 @@
-"""The gate in front of the API: what is refused, and what is not read before."""
+"""The gate in front of the API: refused requests, and what is not read before the refusal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Api:
 
 
 class Client:
-    """Sends one ASGI request, and counts how often the app asks for a part of its body."""
+    """Client that sends one ASGI request, and counts how often the application reads a part of its body."""
 
     def __init__(self, parts: Sequence[bytes] = (), *, stalls: bool = False) -> None:
-        self.parts, self.stalls, self.num_asked, self.status = list(parts), stalls, 0, 0
+        self.parts, self.stalls, self.num_reads, self.status = list(parts), stalls, 0, 0
 
     async def receive(self) -> dict[str, Any]:
-        self.num_asked += 1
+        self.num_reads += 1
         if not self.parts:
             if self.stalls:
                 await asyncio.Event().wait()
@@ -44,8 +44,8 @@ class Client:
             self.status = message["status"]
 
     def request(self, app: Api, method: str, path: str, headers: dict[str, str]) -> int:
-        """The answer's status."""
-        sent = {"host": "testserver", **headers}
+        """Send a request, and return the status of the response."""
+        all_headers = {"host": "testserver", **headers}
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -56,7 +56,7 @@ class Client:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in sent.items()],
+            "headers": [(name.lower().encode(), value.encode()) for name, value in all_headers.items()],
             "client": ("192.0.2.7", 1234),
             "server": ("testserver", 80),
         }
@@ -68,19 +68,19 @@ class Client:
 def test_no_byte_of_a_body_is_read_without_a_valid_token(app: Api, headers: dict[str, str]) -> None:
     client = Client([b"x"] * 1000)
     assert client.request(app, "POST", "/v1/jobs", headers) == 401
-    assert client.num_asked == 0
+    assert client.num_reads == 0
 
 
 def test_no_byte_of_a_body_is_read_for_another_host(app: Api) -> None:
     client = Client([b"x"] * 1000)
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"] | {"host": "evil.example"}) == 421
-    assert client.num_asked == 0
+    assert client.num_reads == 0
 
 
 def test_no_byte_of_a_body_is_read_if_its_stated_length_is_too_large(app: Api) -> None:
     client = Client([b"x"] * 1000)
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"] | {"content-length": str(1 << 30)}) == 413
-    assert client.num_asked == 0
+    assert client.num_reads == 0
 
 
 def test_no_byte_of_a_body_is_read_above_the_rate(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_no_byte_of_a_body_is_read_above_the_rate(tmp_path: Path) -> None:
     for _ in range(2):
         app.http.get("/v1/whoami", headers=app.headers["ada"])
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"]) == 429
-    assert client.num_asked == 0
+    assert client.num_reads == 0
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,19 @@ def test_no_byte_of_a_body_is_read_above_the_rate(tmp_path: Path) -> None:
 def test_bodies_of_routes_that_take_none_are_not_read(app: Api, method: str, path: str, status: int) -> None:
     client = Client([b"x"] * 1000)
     assert client.request(app, method, path, app.headers["ada"]) == status
-    assert client.num_asked == 0
+    assert client.num_reads == 0
 
 
 def test_reading_stops_at_the_first_byte_above_the_limit(tmp_path: Path) -> None:
     app, client = api(tmp_path, max_body_bytes=100), Client([b"x"] * 1000)
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"]) == 413
-    assert client.num_asked == 101
+    assert client.num_reads == 101
 
 
 def test_the_body_of_a_login_has_a_smaller_limit(app: Api) -> None:
     client = Client([b"x" * 1024] * 1000)
     assert client.request(app, "POST", "/v1/login", {}) == 413
-    assert client.num_asked == 129
+    assert client.num_reads == 129
 
 
 def test_a_body_that_does_not_arrive_is_refused_with_408(tmp_path: Path) -> None:
@@ -135,28 +135,28 @@ def test_the_application_gets_a_body_in_one_message() -> None:
     first, then = asyncio.run(read())
     assert first == {"type": "http.request", "body": bytes(k % 256 for k in range(5000)), "more_body": False}
     assert then["type"] == "http.disconnect"
-    assert client.num_asked == 5001  # each part once
+    assert client.num_reads == 5001  # each part is read once
 
 
-class Counting(bytes):
-    """A part whose length is asked for as often as it is summed."""
+class CountingBytes(bytes):
+    """Bytes that count how often their length is read."""
 
-    num_asked = 0
+    num_reads = 0
 
     def __len__(self) -> int:
-        Counting.num_asked += 1
+        CountingBytes.num_reads += 1
         return super().__len__()
 
 
 def test_the_work_for_each_part_of_a_body_is_constant() -> None:
-    client = Client([Counting(b"x") for _ in range(300)])
+    client = Client([CountingBytes(b"x") for _ in range(300)])
 
     async def read() -> None:
         await (await read_body(client.receive, [], 5000, 5.0))()
 
-    Counting.num_asked = 0
+    CountingBytes.num_reads = 0
     asyncio.run(read())
-    assert Counting.num_asked <= 300
+    assert CountingBytes.num_reads <= 300
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "x", "", "²"])

@@ -1,4 +1,4 @@
-"""Logs and events: read once with everything to go on exactly, or followed at little cost."""
+"""Logs and events: read in pieces without gaps, or followed at little cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.service.api.api_app import Api, api
 
 pytestmark = pytest.mark.slow
 
-EVERYTHING = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
+NO_LIMITS = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 
 
 @pytest.fixture
@@ -23,16 +23,16 @@ def app(tmp_path: Path) -> Api:
     return api(tmp_path)
 
 
-def running_job(app: Api) -> tuple[str, AttemptFolder]:
-    """A job with an attempt, and the attempt's folder."""
+def start_job(app: Api) -> tuple[str, AttemptFolder]:
+    """Submit a job and start an attempt; return the job's ID and the attempt's folder."""
     job_id = app.submit().json()["id"]
-    app.store.admit(EVERYTHING)
+    app.store.admit(NO_LIMITS)
     app.store.running(job_id, 1)
     return job_id, attempt_folder(app.settings.job_folder("ada", job_id), 1)
 
 
 def test_a_log_continues_at_the_byte_where_it_ended(app: Api) -> None:
-    job_id, folder = running_job(app)
+    job_id, folder = start_job(app)
     url, ada = f"/v1/jobs/{job_id}/logs", app.headers["ada"]
     folder.write_log(0, "größer\n".encode())
     first = app.http.get(url, headers=ada)
@@ -47,7 +47,7 @@ def test_a_log_continues_at_the_byte_where_it_ended(app: Api) -> None:
 
 
 def test_a_long_log_is_read_completely_in_pieces(app: Api) -> None:
-    job_id, folder = running_job(app)
+    job_id, folder = start_job(app)
     text = b"".join(b"%09d\n" % k for k in range(250_000))
     for start in range(0, len(text), PART_BYTES):
         folder.write_log(start // PART_BYTES, text[start : start + PART_BYTES])
@@ -69,10 +69,10 @@ def test_a_job_without_an_attempt_has_an_empty_log(app: Api) -> None:
 
 
 def test_a_followed_log_contains_all_attempts(app: Api) -> None:
-    job_id, folder = running_job(app)
+    job_id, folder = start_job(app)
     folder.write_log(0, b"one\n")
     app.store.again(job_id, 1, reason="lost", exit_code=None, wait_s=0.0)
-    app.store.admit(EVERYTHING)
+    app.store.admit(NO_LIMITS)
     attempt_folder(app.settings.job_folder("ada", job_id), 2).write_log(0, b"two\n")
     app.store.running(job_id, 2)
     app.store.end(job_id, 2, state="done", reason=None, exit_code=0)
@@ -81,33 +81,33 @@ def test_a_followed_log_contains_all_attempts(app: Api) -> None:
 
 
 def test_a_log_that_does_not_grow_is_not_read_again(app: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id, folder = running_job(app)
+    job_id, folder = start_job(app)
     folder.write_log(0, b"one\n")
     folder.write_beat(Beat(count=1, log_bytes=4))
     app.store.beat(job_id, 1, Progress(activity="a"))
-    read, looks, read_bytes, job = [], [], storage.read_bytes, app.http.app.state.store.job
+    names, looks, read_bytes, get_job = [], [], storage.read_bytes, app.http.app.state.store.job
 
     def counting_read(uri: str, deadline_s: float | None = None) -> bytes:
-        read.append(storage.name(uri))
+        names.append(storage.name(uri))
         return read_bytes(uri, deadline_s)
 
-    def counting_look(asked: str) -> object:
-        looks.append(asked)
-        if len(looks) == 6:  # another sign of life, and the log is as before
+    def counting_get_job(job_id: str) -> object:
+        looks.append(job_id)
+        if len(looks) == 6:  # another heartbeat, with an unchanged log
             folder.write_beat(Beat(count=2, log_bytes=4))
             app.store.beat(job_id, 1, Progress(activity="b"))
         if len(looks) == 12:
             app.store.end(job_id, 1, state="done", reason=None, exit_code=0)
-        return job(asked)
+        return get_job(job_id)
 
     monkeypatch.setattr(storage, "read_bytes", counting_read)
-    monkeypatch.setattr(app.http.app.state.store, "job", counting_look)
+    monkeypatch.setattr(app.http.app.state.store, "job", counting_get_job)
     monkeypatch.setattr(log_stream, "POLL_S", 0.001)
     text = app.http.get(f"/v1/jobs/{job_id}/logs?follow=true", headers=app.headers["ada"]).text
     assert text == "one\n"
     assert len(looks) >= 12
-    assert read.count("00000.txt") == 1
-    assert read.count("beat.json") == 4  # at first, after what was sent, at the second beat, at the end
+    assert names.count("00000.txt") == 1
+    assert names.count("beat.json") == 4  # at first, after data was sent, at the second heartbeat, at the end
 
 
 def test_each_of_many_events_is_sent_once(app: Api) -> None:

@@ -1,4 +1,4 @@
-"""Aliases of models: who may set which, and how MLflow is asked."""
+"""Aliases of models: who may set them, and how the API calls MLflow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = "secret-of-mlflow"
 
 
 class FakeMlflow:
-    """The three routes, as MLflow 3 answers them; wants a token."""
+    """The three routes that the API calls, as MLflow 3 implements them, with a token."""
 
     def __init__(self) -> None:
         self.aliases: dict[str, dict[str, str]] = {"magnet": {"challenger": "3", "champion": "1"}}
@@ -41,8 +41,8 @@ class FakeMlflow:
                 self.reply(*mlflow.read(url.path, dict(parse_qsl(url.query))))
 
             def do_POST(self) -> None:
-                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                mlflow.aliases[sent["name"]][sent["alias"]] = sent["version"]
+                values = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                mlflow.aliases[values["name"]][values["alias"]] = values["version"]
                 self.reply(200, {})
 
             def reply(self, status: int, answer: dict[str, Any]) -> None:
@@ -60,15 +60,15 @@ class FakeMlflow:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def read(self, path: str, asked: dict[str, str]) -> tuple[int, dict[str, Any]]:
-        name = asked["name"]
+    def read(self, path: str, params: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        name = params["name"]
         if name not in self.versions:
             return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
         if path.endswith("model-versions/get"):
-            if asked["version"] not in self.versions[name]:
+            if params["version"] not in self.versions[name]:
                 return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
-            return 200, {"model_version": {"version": asked["version"]}}
-        version = self.aliases[name].get(asked["alias"])
+            return 200, {"model_version": {"version": params["version"]}}
+        version = self.aliases[name].get(params["alias"])
         if version is None:
             return 400, {"error_code": "INVALID_PARAMETER_VALUE"}
         return 200, {"model_version": {"version": version}}
@@ -76,9 +76,9 @@ class FakeMlflow:
 
 @pytest.fixture
 def mlflow() -> Iterator[FakeMlflow]:
-    own = FakeMlflow()
-    with running(own.server):
-        yield own
+    fake = FakeMlflow()
+    with running(fake.server):
+        yield fake
 
 
 @pytest.fixture
@@ -137,8 +137,8 @@ def test_an_unreachable_or_refusing_mlflow_is_reported_with_503(app: Api, tmp_pa
     (tmp_path / "token").unlink()
     assert promote(app, "models:/magnet@challenger").status_code == 503
     (tmp_path / "other").mkdir()
-    away = api(tmp_path / "other", mlflow="http://127.0.0.1:1")
-    assert promote(away, "models:/magnet@challenger").status_code == 503
+    unreachable = api(tmp_path / "other", mlflow="http://127.0.0.1:1")
+    assert promote(unreachable, "models:/magnet@challenger").status_code == 503
 
 
 def test_promotion_without_an_mlflow_server_is_refused(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_a_training_names_its_model_challenger_unless_the_token_may_promote(
 def test_a_real_mlflow_server_sets_the_alias(tmp_path: Path) -> None:
     port = free_port()
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]
-    command = [sys.executable, "-m", "mlflow", *words, "--artifacts-destination", str(tmp_path / "artifacts")]
+    argv = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]
+    command = [sys.executable, "-m", "mlflow", *argv, "--artifacts-destination", str(tmp_path / "artifacts")]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
@@ -178,8 +178,8 @@ def test_a_real_mlflow_server_sets_the_alias(tmp_path: Path) -> None:
         with httpx2.Client(base_url=f"{url}/api/2.0/mlflow", timeout=60) as http:
             assert http.post("/registered-models/create", json={"name": "magnet"}).status_code == 200
             for _ in range(2):
-                made = http.post("/model-versions/create", json={"name": "magnet", "source": "s3://bucket/model"})
-                assert made.status_code == 200, made.text
+                response = http.post("/model-versions/create", json={"name": "magnet", "source": "s3://bucket/model"})
+                assert response.status_code == 200, response.text
         app = api(tmp_path, mlflow=url)
         assert promote(app, "models:/magnet/1").json()["earlier"] is None
         assert promote(app, "models:/magnet@nobody").status_code == 404
@@ -189,7 +189,7 @@ def test_a_real_mlflow_server_sets_the_alias(tmp_path: Path) -> None:
         assert answer.json() == {"name": "magnet", "alias": "champion", "version": "2", "earlier": "1"}
         assert promote(app, "models:/magnet@champion", alias="best").json()["version"] == "2"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # it has workers
+        os.killpg(process.pid, signal.SIGTERM)  # the server has worker processes
         process.wait()
 
 

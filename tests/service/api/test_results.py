@@ -1,4 +1,4 @@
-"""Results belong to the job that wrote them and to its user, whatever lies in the folder that it names."""
+"""Results belong to the job that wrote them and to its user, also in a folder that other users can write to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.service.api.api_app import Api, api
 
 pytestmark = pytest.mark.slow
 
-EVERYTHING = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
+NO_LIMITS = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 
 
 @pytest.fixture
@@ -22,17 +22,17 @@ def app(tmp_path: Path) -> Api:
     return api(tmp_path)
 
 
-def score(app: Api, who: str, out: str | None = None) -> Any:
+def submit_scoring(app: Api, who: str, out: str | None = None) -> Any:
     job = {"kind": "score", "manifest": f"{app.lab}/a.csv", "model": "models:/magnet@champion", "out": out}
     return app.http.post("/v1/jobs", json={"job": job}, headers=app.headers[who])
 
 
 def finish(app: Api, job_id: str, state: str = "done") -> None:
-    app.store.admit(EVERYTHING)
+    app.store.admit(NO_LIMITS)
     app.store.end(job_id, app.store.job(job_id).attempt, state=state, reason=None, exit_code=0)
 
 
-def write_results(folder: Path, text: str = "of ada") -> None:
+def write_results(folder: Path, text: str = "by ada") -> None:
     for name in ("scores.csv", "report.html", "pictures/s.jpg", "overlays/s.jpg", "geojson/s.geojson"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -47,8 +47,8 @@ def read(app: Api, who: str, job_id: str) -> list[int]:
 
 def test_results_are_read_by_their_owner_once_the_job_is_done(app: Api) -> None:
     out = f"{app.lab}/out"
-    job_id = score(app, "ada", out).json()["id"]
-    write_results(Path(out), "of somebody")
+    job_id = submit_scoring(app, "ada", out).json()["id"]
+    write_results(Path(out), "by somebody else")
     assert read(app, "ada", job_id) == [404] * 5
     finish(app, job_id, "failed")
     assert read(app, "ada", job_id) == [404] * 5
@@ -66,23 +66,23 @@ def test_an_output_folder_of_another_users_job_is_refused(app: Api, spelled: str
     out = Path(app.lab) / "out"
     write_results(out)
     (Path(app.lab) / "link").symlink_to(out)
-    job_id = score(app, "ada", str(out)).json()["id"]
+    job_id = submit_scoring(app, "ada", str(out)).json()["id"]
     finish(app, job_id)
-    answer = score(app, "bob", spelled.format(lab=app.lab))
+    answer = submit_scoring(app, "bob", spelled.format(lab=app.lab))
     assert answer.status_code == 409
     assert "another user's job writes to" in answer.json()["detail"]
-    assert score(app, "ada", str(out)).status_code == 201  # one's own scoring is gone on with
-    assert score(app, "bob", f"{app.lab}/other").status_code == 201
+    assert submit_scoring(app, "ada", str(out)).status_code == 201  # a user may continue a scoring
+    assert submit_scoring(app, "bob", f"{app.lab}/other").status_code == 201
     assert len(app.http.get("/v1/jobs", headers=app.headers["bob"]).json()["jobs"]) == 1
 
 
 @pytest.mark.parametrize("state", ["queued", "done"])
 def test_a_link_to_another_users_folder_is_not_followed(app: Api, state: str) -> None:
-    secret = score(app, "ada").json()["id"]
+    secret = submit_scoring(app, "ada").json()["id"]
     folder = Path(app.settings.job_folder("ada", secret)) / "scores"
     write_results(folder)
     out = Path(app.lab) / "bobs"
-    job_id = score(app, "bob", str(out)).json()["id"]
+    job_id = submit_scoring(app, "bob", str(out)).json()["id"]
     out.symlink_to(folder)
     if state == "done":
         finish(app, job_id)
@@ -93,7 +93,7 @@ def test_a_link_to_another_users_folder_is_not_followed(app: Api, state: str) ->
 def test_a_link_to_a_file_outside_is_not_followed(app: Api, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
     out = Path(app.lab) / "bobs"
-    job_id = score(app, "bob", str(out)).json()["id"]
+    job_id = submit_scoring(app, "bob", str(out)).json()["id"]
     finish(app, job_id)
     write_results(out)
     (out / "report.html").unlink()
@@ -103,7 +103,7 @@ def test_a_link_to_a_file_outside_is_not_followed(app: Api, tmp_path: Path) -> N
 
 def test_a_closed_place_is_no_longer_read(tmp_path: Path) -> None:
     app = api(tmp_path)
-    job_id = score(app, "ada", f"{app.lab}/out").json()["id"]
+    job_id = submit_scoring(app, "ada", f"{app.lab}/out").json()["id"]
     finish(app, job_id)
     write_results(Path(app.lab) / "out")
     assert read(app, "ada", job_id)[0] == 200
@@ -112,7 +112,7 @@ def test_a_closed_place_is_no_longer_read(tmp_path: Path) -> None:
 
 
 def test_reads_of_results_are_recorded_and_lists_are_not(app: Api) -> None:
-    job_id = score(app, "ada").json()["id"]
+    job_id = submit_scoring(app, "ada").json()["id"]
     write_results(Path(app.settings.job_folder("ada", job_id)) / "scores")
     assert read(app, "root", job_id) == [200] * 5
     app.http.get("/v1/jobs", headers=app.headers["ada"])
@@ -125,7 +125,7 @@ def test_reads_of_results_are_recorded_and_lists_are_not(app: Api) -> None:
 
 
 def test_the_report_cannot_run_scripts(app: Api) -> None:
-    job_id = score(app, "ada").json()["id"]
+    job_id = submit_scoring(app, "ada").json()["id"]
     write_results(Path(app.settings.job_folder("ada", job_id)) / "scores", "<script>alert(1)</script>")
     answer = app.http.get(f"/v1/jobs/{job_id}/report", headers=app.headers["ada"])
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
@@ -174,16 +174,16 @@ def test_a_malformed_job_id_is_answered_like_an_unknown_one(app: Api, job_id: st
 
 def test_a_job_of_another_user_is_answered_like_a_missing_one(app: Api) -> None:
     job_id = app.submit(who="bob").json()["id"]
-    there = app.http.get(f"/v1/jobs/{job_id}", headers=app.headers["ada"]).json()["detail"]
+    existing = app.http.get(f"/v1/jobs/{job_id}", headers=app.headers["ada"]).json()["detail"]
     missing = app.http.get(f"/v1/jobs/{job_id[:-1]}0", headers=app.headers["ada"]).json()["detail"]
-    assert there.replace(job_id, "") == missing.replace(f"{job_id[:-1]}0", "")
+    assert existing.replace(job_id, "") == missing.replace(f"{job_id[:-1]}0", "")
 
 
 def test_only_admins_list_jobs_of_others(app: Api) -> None:
     app.submit(who="bob")
-    asked = {who: app.http.get("/v1/jobs?owner=bob", headers=app.headers[who]) for who in ("ada", "bob", "root")}
-    assert {who: answer.status_code for who, answer in asked.items()} == {"ada": 403, "bob": 200, "root": 200}
-    assert len(asked["root"].json()["jobs"]) == 1
+    answers = {who: app.http.get("/v1/jobs?owner=bob", headers=app.headers[who]) for who in ("ada", "bob", "root")}
+    assert {who: answer.status_code for who, answer in answers.items()} == {"ada": 403, "bob": 200, "root": 200}
+    assert len(answers["root"].json()["jobs"]) == 1
 
 
 def test_a_missing_manifest_is_refused_at_submission(app: Api) -> None:
@@ -199,8 +199,8 @@ def test_a_repeated_key_returns_its_job_after_the_manifest_was_deleted(app: Api)
     first = app.submit("b.csv", key="k")
     (Path(app.lab) / "b.csv").unlink()
     job = {"kind": "check", "manifest": f"{app.lab}/b.csv"}
-    again = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers["ada"] | {"Idempotency-Key": "k"})
-    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    repeated = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers["ada"] | {"Idempotency-Key": "k"})
+    assert (repeated.status_code, repeated.json()["id"]) == (200, first.json()["id"])
 
 
 def test_a_job_is_accepted_while_its_store_does_not_respond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

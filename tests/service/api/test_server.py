@@ -1,4 +1,4 @@
-"""The API's server: slow, many and encrypted connections, and those through a proxy."""
+"""The API's server: slow, many and encrypted connections, and connections through a proxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from service.queue import audit
 from tests.service.api.api_app import Api, api
-from tests.service.api.api_server import serving, until_closed
+from tests.service.api.api_server import read_until_closed, serving
 
 pytestmark = pytest.mark.slow
 
@@ -45,14 +45,14 @@ def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
 def test_a_connection_whose_head_never_ends_is_closed(port: int, sent: bytes) -> None:
     with connect(port) as connection:
         connection.sendall(sent)
-        assert until_closed(connection) == b""
+        assert read_until_closed(connection) == b""
 
 
 def test_a_head_that_arrives_byte_by_byte_gets_no_more_time(port: int) -> None:
     with connect(port) as connection:
         ended = threading.Event()
 
-        def drip() -> None:
+        def send_slowly() -> None:
             while not ended.is_set():
                 try:
                     connection.sendall(b"x")
@@ -61,10 +61,10 @@ def test_a_head_that_arrives_byte_by_byte_gets_no_more_time(port: int) -> None:
                 time.sleep(0.02)
 
         connection.sendall(HEAD + b"X: ")
-        thread = threading.Thread(target=drip)
+        thread = threading.Thread(target=send_slowly)
         thread.start()
         try:
-            assert until_closed(connection) == b""
+            assert read_until_closed(connection) == b""
         finally:
             ended.set()
             thread.join()
@@ -75,7 +75,7 @@ def test_the_second_request_of_a_connection_has_a_time_limit_too(port: int) -> N
         connection.sendall(HEAD + b"\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         connection.sendall(HEAD)
-        assert b"HTTP/1.1" not in until_closed(connection)
+        assert b"HTTP/1.1" not in read_until_closed(connection)
 
 
 def test_two_requests_on_one_connection_are_answered(port: int) -> None:
@@ -91,7 +91,7 @@ def test_two_requests_on_one_connection_are_answered(port: int) -> None:
 def test_a_body_that_is_not_read_does_not_hold_the_connection(port: int) -> None:
     with connect(port) as connection:
         connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
-        assert until_closed(connection).startswith(b"HTTP/1.1 401")
+        assert read_until_closed(connection).startswith(b"HTTP/1.1 401")
 
 
 def test_a_body_that_never_ends_is_answered_with_408(app: Api, port: int) -> None:
@@ -101,25 +101,25 @@ def test_a_body_that_never_ends_is_answered_with_408(app: Api, port: int) -> Non
             b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: " + token + b"\r\nContent-Length: 99\r\n\r\n"
         )
         connection.sendall(head + b"{")
-        assert until_closed(connection).startswith(b"HTTP/1.1 408")
+        assert read_until_closed(connection).startswith(b"HTTP/1.1 408")
 
 
 def test_a_head_that_is_too_large_is_refused(port: int) -> None:
     with connect(port) as connection:
         connection.sendall(HEAD + b"X: " + b"x" * (40 << 10))
-        assert until_closed(connection).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+        assert read_until_closed(connection).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
 
 
 def test_connections_are_bounded_and_freed(tmp_path: Path) -> None:
     app = api(tmp_path, max_connections=2)
     with serving(app) as port:
-        held = [connect(port) for _ in range(2)]
+        connections = [connect(port) for _ in range(2)]
         try:
             assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 503
-            held += [connect(port) for _ in range(4)]
-            assert until_closed(held[-1]) == b""  # beyond twice as many nothing is answered
+            connections += [connect(port) for _ in range(4)]
+            assert read_until_closed(connections[-1]) == b""  # beyond twice as many, connections are closed at once
         finally:
-            for connection in held:
+            for connection in connections:
                 connection.close()
         while httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code != 200:
             time.sleep(0.05)
@@ -130,7 +130,7 @@ def test_a_followed_log_is_no_longer_counted_after_its_client_disconnects(tmp_pa
     job_id, ada = app.submit().json()["id"], app.headers["ada"]
     with serving(app) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ada, timeout=30) as http:
 
-        def used() -> int:
+        def count_followed() -> int:
             return int(http.get("/v1/whoami").json()["followed"]["used"])
 
         with (
@@ -138,7 +138,7 @@ def test_a_followed_log_is_no_longer_counted_after_its_client_disconnects(tmp_pa
             http.stream("GET", f"/v1/jobs/{job_id}/events") as events,
         ):
             assert (logs.status_code, events.status_code) == (200, 200)
-            assert used() == 2
+            assert count_followed() == 2
             for path in ("logs?follow=true", "events"):
                 answer = http.get(f"/v1/jobs/{job_id}/{path}")
                 assert answer.status_code == 429
@@ -147,12 +147,12 @@ def test_a_followed_log_is_no_longer_counted_after_its_client_disconnects(tmp_pa
             other = httpx2.Headers(app.headers["root"])
             with http.stream("GET", f"/v1/jobs/{job_id}/events", headers=other) as answer:
                 assert answer.status_code == 200
-        while used():
+        while count_followed():
             time.sleep(0.05)
 
 
-def certificate(folder: Path) -> tuple[str, str]:
-    """Files of a self-signed certificate for 127.0.0.1, and of its key."""
+def write_certificate(folder: Path) -> tuple[str, str]:
+    """Write a self-signed certificate for 127.0.0.1 and its key, and return the paths of both."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -161,16 +161,16 @@ def certificate(folder: Path) -> tuple[str, str]:
     builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
         now + datetime.timedelta(days=1)
     )
-    made = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    certificate = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
     pem = serialization.Encoding.PEM
-    (folder / "cert.pem").write_bytes(made.public_bytes(pem))
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
     plain = serialization.NoEncryption()
     (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
 def test_the_api_speaks_https_with_its_certificate(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
+    cert, key = write_certificate(tmp_path)
     app = api(tmp_path, tls_certificate=cert, tls_key=key, request_timeout_s=0.5)
     trusting = ssl.create_default_context(cafile=cert)
     with serving(app) as port:
@@ -180,7 +180,7 @@ def test_the_api_speaks_https_with_its_certificate(tmp_path: Path) -> None:
             httpx2.get(url.replace("https", "http"))
         with trusting.wrap_socket(connect(port), server_hostname="127.0.0.1") as slow:
             slow.sendall(HEAD)
-            assert until_closed(slow) == b""
+            assert read_until_closed(slow) == b""
 
 
 def test_an_ipv6_address_is_served(tmp_path: Path) -> None:
