@@ -34,7 +34,7 @@ DATABASE_SUFFIXES = ("", "-wal", "-shm")
 """Suffixes of the files of an SQLite database."""
 
 
-def prepare(storage: Path) -> Path:
+def prepare_folder(storage: Path) -> Path:
     """Create the folder and its private part, and close both to other users.
 
     Args:

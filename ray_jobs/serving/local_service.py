@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray_jobs.cluster.processes import answers
 from ray_jobs.serving.commands import make_parts, make_ray_part
-from ray_jobs.serving.folder import find_own_token, make_temporary_folder, prepare, write_secret
+from ray_jobs.serving.folder import find_own_token, make_temporary_folder, prepare_folder, write_secret
 from ray_jobs.serving.parts import PRIVATE_UMASK, Part
 from ray_jobs.serving.settings import describe_places, update_settings
 from service.environment import CLIENT_FILE
@@ -41,7 +41,7 @@ def run_service(options: argparse.Namespace) -> int:
     parts: list[Part] = []
     try:
         with ExitStack() as stack:
-            private = prepare(storage)
+            private = prepare_folder(storage)
             stack.enter_context(lock_folder(private))
             if Layout(storage).finish_interrupted():
                 print("completed a restore that was interrupted", flush=True)

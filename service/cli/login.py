@@ -6,7 +6,7 @@ import argparse
 
 from service.cli import connect, tables
 from service.client import Client, ServiceError
-from service.client.device_login import device_login
+from service.client.device_login import log_in_with_device_code
 from service.environment import client_settings, keep_client
 from service.errors import UsageError
 
@@ -23,7 +23,7 @@ def login(options: argparse.Namespace) -> int:
             raise UsageError(
                 f"{client.url} has no login; ask an administrator for a token, and set MAGNET_TOKEN to it"
             ) from error
-        token = client.login(device_login(provider.issuer, provider.client_id, show=connect.warn))
+        token = client.login(log_in_with_device_code(provider.issuer, provider.client_id, show=connect.warn))
         earlier = client_settings()
         keep_client(client.url, token.secret)
         # Otherwise the replaced token would stay valid without anyone using it.

@@ -26,7 +26,7 @@ class DeviceLoginError(MagnetError):
     """The provider did not log the user in. To act: the user, or the provider's administrator."""
 
 
-def device_login(issuer: str, client_id: str, *, show: Callable[[str], None]) -> str:
+def log_in_with_device_code(issuer: str, client_id: str, *, show: Callable[[str], None]) -> str:
     """Log the user in, and return the ID token.
 
     Args:

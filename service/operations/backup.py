@@ -56,7 +56,7 @@ def backup(settings: ServiceSettings, target: Path) -> dict[str, Any]:
         UsageError: there is no database, it is corrupt, or it belongs to another version of this program.
     """
     target = target.expanduser().resolve()
-    with _staging(target.with_name(f".{target.name}.partial")) as folder:
+    with _make_staging_folder(target.with_name(f".{target.name}.partial")) as folder:
         queue = folder / QUEUE
         revision = snapshots.take_snapshot(settings.database_url, queue)
         layout = Layout.from_settings(settings)
@@ -98,12 +98,12 @@ def _restore(settings: ServiceSettings, source: Path, layout: Layout | None, wor
     require_stopped(settings)
     if layout is not None:
         layout.finish_interrupted()
-    with _staging(work / "new") as folder:
+    with _make_staging_folder(work / "new") as folder:
         manifest = unpack(source, folder)
         counts = snapshots.count_rows(folder / QUEUE)
         if counts != manifest["rows"]:
             raise UsageError(f"{source}: the number of rows in {QUEUE} differs from the manifest; use another archive")
-        snapshots.prepare(folder / QUEUE)  # upgrades older tables, refuses newer ones
+        snapshots.upgrade_copy(folder / QUEUE)  # upgrades older tables, refuses newer ones
         return exchange_files(settings, layout, folder, work)
 
 
@@ -217,7 +217,7 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
+def _make_staging_folder(folder: Path) -> Iterator[Path]:
     """Create an empty folder of mode 700 while the context lasts; one that an interrupted run left is removed."""
     if folder.exists():
         shutil.rmtree(folder)

@@ -91,7 +91,7 @@ def compact(path: Path) -> None:
         raise UsageError(f"{path.name}: {result}; it is corrupt")
 
 
-def prepare(path: Path) -> None:
+def upgrade_copy(path: Path) -> None:
     """Upgrade a copy to this program's version of the tables, and remove the dispatcher's lease from it.
 
     Args:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from ray_jobs.serving.folder import find_own_token, make_temporary_folder, prepare, read_or_create_secret
+from ray_jobs.serving.folder import find_own_token, make_temporary_folder, prepare_folder, read_or_create_secret
 from ray_jobs.serving.parts import Part
 from ray_jobs.serving.settings import describe_places, update_settings
 from service.api.tokens import Tokens
@@ -31,7 +31,7 @@ def make_options(**values: object) -> argparse.Namespace:
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
     folder = tmp_path / "service"
-    prepare(folder)
+    prepare_folder(folder)
     return folder
 
 
@@ -129,7 +129,7 @@ def test_an_open_folder_is_closed_to_other_users(tmp_path: Path) -> None:
     for name in ("queue.db", "queue.db-wal", "ray-token"):
         (storage / name).write_text(name)
         (storage / name).chmod(0o644)
-    private = prepare(storage)
+    private = prepare_folder(storage)
     assert (get_mode(storage), get_mode(private)) == (0o700, 0o700)
     for name in ("queue.db", "queue.db-wal", "ray-token"):
         assert not (storage / name).exists()
@@ -143,7 +143,7 @@ def test_a_private_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
     elsewhere.mkdir()
     (storage / "private").symlink_to(elsewhere)
     with pytest.raises(UsageError, match="is a link"):
-        prepare(storage)
+        prepare_folder(storage)
 
 
 def test_only_one_service_at_a_time_uses_the_folder(storage: Path) -> None:
