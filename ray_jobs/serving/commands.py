@@ -28,6 +28,7 @@ def make_ray_part(settings: ServiceSettings, private: Path, temporary: Path, num
         umask: umask of the processes, which jobs inherit.
     """
     read_or_create_secret(private / "ray-token")
+    # Other clusters on this machine may use Ray's default ports.
     ports = {name: str(free_port()) for name in ("", "ray-client-server-", "dashboard-agent-listen-")}
     ports["dashboard-"] = settings.ray.rpartition(":")[2]
     argv = [

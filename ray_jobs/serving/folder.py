@@ -51,6 +51,7 @@ def prepare_folder(storage: Path) -> Path:
     private.mkdir(exist_ok=True, mode=0o700)
     for folder in (storage, private):
         _require_own(folder)
+        # mkdir leaves the mode of an existing folder as it is.
         folder.chmod(0o700)
     (private / "logs").mkdir(exist_ok=True)
     for name in SECRETS:
@@ -97,6 +98,7 @@ def write_secret(path: Path, text: str) -> None:
     """Write a file that only its owner can ever read; a reader sees the old content or the new, never a part."""
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
+    # O_EXCL: the file must be new, and not one that another user has prepared.
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     new.replace(path)

@@ -38,6 +38,7 @@ def update_settings(storage: Path, options: argparse.Namespace) -> ServiceSettin
     file = storage / "service.yaml"
     values = settings_files.written(str(file) if file.exists() else None, options.set)
     private = storage / "private"
+    # These values follow from this start, and replace those in the file.
     values |= {
         "storage": str(storage),
         "python": sys.executable,
@@ -59,6 +60,7 @@ def update_settings(storage: Path, options: argparse.Namespace) -> ServiceSettin
         raise UsageError(
             "database: service.yaml must hold no passwords; remove it from the URL, and set PGPASSWORD or ~/.pgpass"
         )
+    # Replaced as a whole and after all checks: an invalid option must not damage the stored settings.
     new = file.with_name(".service.yaml.new")
     new.write_text(yaml.safe_dump(values, sort_keys=False))
     new.replace(file)

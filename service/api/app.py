@@ -52,5 +52,6 @@ def create_app(settings: ServiceSettings, database: Database) -> FastAPI:
         app.include_router(module.router)
     add_docs(app)
     describe_schema(app)
+    # As middleware, so that unknown paths need a token too.
     app.add_middleware(Gate, settings=settings, tokens=app.state.tokens, routes=routes, denials=Denials(database))
     return app

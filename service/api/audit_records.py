@@ -26,6 +26,7 @@ def make_recorder(caller: Caller, action: str, detail: str | None = None) -> Wit
         detail: more, in plain text.
     """
 
+    # The ID of a new object is known only inside the transaction.
     def record(connection: sa.Connection, object_id: str) -> None:
         audit.append(connection, to_actor(caller), action, object_id, detail=detail)
 

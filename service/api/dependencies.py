@@ -99,6 +99,7 @@ def find_job(request: Request, caller: Caller, job_id: str) -> Job:
         NotFoundError: there is no such job, or it belongs to another user; the message is the same for both.
     """
     missing = NotFoundError(f"no job {job_id[:80]!r}; `magnet jobs` lists them")
+    # A malformed ID, such as one with a NUL byte, would be an error in the database, not a missing job.
     if _JOB_ID.fullmatch(job_id) is None:
         raise missing
     try:
@@ -106,6 +107,7 @@ def find_job(request: Request, caller: Caller, job_id: str) -> Job:
         with note_hidden(request):
             caller.require_owner(job.owner, f"job {job_id}")
     except NotFoundError:
+        # Without the cause, whose message differs between a missing job and another user's.
         raise missing from None
     return job
 

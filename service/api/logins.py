@@ -48,6 +48,7 @@ def create_login_token(
 def _require_unused(connection: sa.Connection, identity: Identity) -> None:
     """Note that an ID token is used. Raises `LoginError` if it was used before."""
     now_s = time.time()
+    # An expired ID token is refused by its time, so its digest is no longer needed.
     connection.execute(used_logins.delete().where(used_logins.c.until_s < now_s))
     try:
         values = {"digest": identity.digest, "until_s": max(identity.expires_s, now_s) + LEEWAY_S}

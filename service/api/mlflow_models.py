@@ -99,6 +99,7 @@ class MlflowModels:
     def _open(self) -> httpx2.Client:
         token = read_mlflow_token(self._token_file)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # Without redirects, which could send the token to another server.
         return httpx2.Client(base_url=self._url, headers=headers, timeout=TIMEOUT, follow_redirects=False)
 
 

@@ -167,6 +167,7 @@ class Provider:
         if not all(_is_time(claims[name]) for name in ("exp", "iat")):
             raise LoginError("the ID token is not valid here: exp and iat must be numbers of seconds")
         audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
+        # With several audiences, azp must name the client that the token was issued to.
         if claims.get("azp", client_id if len(audiences) == 1 else None) != client_id:
             raise LoginError("the ID token was issued to another client (azp)")
         if claims.get("nonce") != nonce:
@@ -177,6 +178,7 @@ class Provider:
         name = claims.get(self._settings.owner_claim)
         if not isinstance(name, str) or not OWNER.fullmatch(name):
             raise ForbiddenError(f"the claim {self._settings.owner_claim} is not a valid user name of this service")
+        # A user may have entered any address at the provider; only a verified one identifies the user.
         if claims.get("email_verified", True) not in (True, "true"):
             raise ForbiddenError("the provider has not verified this user's email address")
         listed = claims.get(self._settings.groups_claim, [])
@@ -189,6 +191,7 @@ class Provider:
         # The digest of the claims, not of the text: the last character of the signature has several spellings.
         digest = hashlib.sha256(json.dumps(claims, sort_keys=True).encode()).hexdigest()
         unique_groups, expires_s = tuple(sorted(set(groups))), float(claims["exp"])
+        # Providers spell addresses in upper and lower case, but a user must have one name here.
         return Identity(owner=name.lower(), groups=unique_groups, scope=scope, digest=digest, expires_s=expires_s)
 
 
@@ -220,6 +223,7 @@ def _get(url: str) -> dict[str, Any]:
     deadline, body = time.monotonic() + DEADLINE_S, bytearray()
     try:
         with httpx2.stream("GET", url, timeout=5.0, follow_redirects=False, trust_env=False) as response:
+            # In pieces, so that a response without an end is stopped.
             for piece in response.iter_raw():
                 body += piece
                 if len(body) > MAX_RESPONSE_BYTES or time.monotonic() > deadline:

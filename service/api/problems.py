@@ -123,6 +123,7 @@ def install_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         wrong = [{"where": ".".join(map(str, part["loc"])), "what": str(part["msg"])} for part in error.errors()]
         detail = "; ".join(f"{part['where']}: {part['what']}" for part in wrong[:MAX_DETAILS])
+        # A body that is not JSON is malformed (400); a wrong value in valid JSON is not (422).
         malformed = any(part["type"] == "json_invalid" for part in error.errors())
         to_do = "correct these parts of the request; /openapi.json has the schema"
         return make_problem(400 if malformed else 422, detail, to_do, wrong)
@@ -130,6 +131,7 @@ def install_handlers(app: FastAPI) -> None:
     async def handle_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         response = make_problem(error.status_code, str(error.detail), "see /docs for the routes of this service")
+        # Such as Allow, which HTTP requires with status 405.
         for name, value in (error.headers or {}).items():
             response.headers[name] = value
         return response

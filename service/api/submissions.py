@@ -89,6 +89,7 @@ def check_recurring(settings: ServiceSettings, caller: Caller, body: Recurring) 
         require_allowed(body.folder, rights)
         if body.folder.startswith(("http://", "https://")):
             raise UsageError("an http(s) server cannot be listed; use s3://, gs://, az:// or a path", uri=body.folder)
+        # The watch submits such jobs later, when nobody sees an error.
         check_allowed(Score(manifest=body.folder, model=body.model), rights)
     else:
         _require_alias_scope(caller, body.job)

@@ -115,11 +115,13 @@ class Tokens:
             NoTokenError: the old token was revoked in the meantime.
         """
         now_s = time.time()
+        # The session of a login has a fixed end, which a rotation must not extend.
         since_s = now_s if old.note == LOGIN_NOTE else old.created_s
         days = None if old.expires_s is None else (old.expires_s - since_s) / DAY_S
         days = max_days if days is None or (max_days is not None and days > max_days) else days
         ends_s = now_s + grace_s if old.expires_s is None else min(old.expires_s, now_s + grace_s)
         with self._database.writing() as connection:
+            # The token may have been revoked after the gate accepted it.
             valid = tokens.c.id == old.id, tokens.c.revoked_s.is_(None)
             if not connection.execute(tokens.update().where(*valid).values(expires_s=ends_s)).rowcount:
                 raise NoTokenError("the token was revoked in the meantime")
@@ -147,6 +149,7 @@ class Tokens:
         )
         if row is None or ended:
             raise NoTokenError("the token is unknown, revoked or expired")
+        # Reading needs no write lock, so most requests do not wait for other writers.
         if (row["last_used_s"] or 0.0) < now_s - LAST_USE_INTERVAL_S:
             with self._database.writing() as connection:
                 connection.execute(tokens.update().where(tokens.c.id == row["id"]).values(last_used_s=now_s))

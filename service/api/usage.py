@@ -28,6 +28,7 @@ def describe_caller(database: Database, settings: ServiceSettings, caller: Calle
         counts = {state: int(count) for state, count in connection.execute(by_state)}
         entries = sa.select(sa.func.count()).select_from(recurring).where(recurring.c.owner == caller.owner)
         num_recurring = connection.scalar(entries) or 0
+    # A job that starts already occupies a place.
     num_running = sum(counts.get(state, 0) for state in ACTIVE)
     return WhoAmI(
         owner=caller.owner,

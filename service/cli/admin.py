@@ -79,6 +79,7 @@ def create_first_token(options: argparse.Namespace) -> str:
 
 def audit(options: argparse.Namespace) -> int:
     """Print the audit log, or verify an export of it."""
+    # Needs neither the service nor a token, so that an export can be verified on any machine.
     if options.verify:
         count, digest = verify(read_export(options.verify), None if options.after else "")
         print(f"{count} rows, unchanged; digest of the last row: {digest or 'none'}")

@@ -45,9 +45,11 @@ def find_job_id(client: Client, name: str) -> str:
     Raises:
         UsageError: the name means no job, or several.
     """
+    # A full ID needs no search, and may belong to an old job.
     if JOB_ID.fullmatch(name):
         return name
     if name in LAST:
+        # With the owner, since administrators otherwise get the newest job of all users.
         jobs = client.jobs(owner=client.whoami().owner, limit=1).jobs
         if not jobs:
             raise UsageError("you have no jobs; `magnet submit` submits one")

@@ -114,6 +114,7 @@ def follow_job(client: Client, job_id: str) -> int:
     try:
         for text in client.logs(job_id, follow=True):
             print(text, end="", flush=True)
+        # The log can end shortly before the queue knows the job's final state.
         job = client.wait(job_id)
     except KeyboardInterrupt:
         connect.warn(f"the job continues; to follow it: magnet logs -f {job_id}; to stop it: magnet cancel {job_id}")
@@ -132,6 +133,7 @@ def to_exit_status(job: JobView) -> int:
         return exit_status.SLIDES_FAILED if last == exit_status.SLIDES_FAILED else exit_status.DONE
     if job.state == "cancelled":
         return exit_status.INTERRUPTED
+    # Statuses of signals or of Ray would have another meaning here.
     return last if last in exit_status.FINAL else exit_status.FAILED
 
 

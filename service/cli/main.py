@@ -64,4 +64,5 @@ def _forward(name: str, arguments: Sequence[str]) -> int:
     if importlib.util.find_spec(module) is None:
         print(f"error: this installation lacks {module}; install the whole package on this machine", file=sys.stderr)
         return exit_status.USAGE
+    # The script replaces this process, so that signals reach it directly.
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

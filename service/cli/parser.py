@@ -66,6 +66,7 @@ class Commands:
         Returns:
             The command's parser, for its options.
         """
+        # The raw formatter keeps the line breaks of examples.
         command = self._parsers.add_parser(
             name,
             help=summary,
@@ -73,6 +74,7 @@ class Commands:
             epilog=f"example:\n  {example}" if example else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        # A name, not the function itself: importing every command would delay the help.
         command.set_defaults(target=target)
         return command
 
@@ -335,6 +337,7 @@ def _add_operator_commands(commands: Commands) -> None:
     command.add_argument("file", help="archive that `magnet backup` wrote")
     _add_config(commands.add("api", "admin:api", "serve the HTTP API", f"magnet api {config}"))
     _add_config(commands.add("dispatch", "admin:dispatch", "run the queue's jobs", f"magnet dispatch {config}"))
+    # Only for the help: `main` forwards these before this parser sees their options.
     commands.add("serve", "", "run API, dispatcher, Ray and MLflow on this machine")
     commands.add("plan", "", "predict the cost of a schedule, without running it")
 

@@ -29,6 +29,7 @@ def report(options: argparse.Namespace) -> int:
 def picture(options: argparse.Namespace) -> int:
     """Fetch a slide's picture or GeoJSON."""
     suffix = "geojson" if options.what == "geojson" else "jpg"
+    # A slash in the ID must not lead to another folder.
     output = options.output or f"{options.slide.replace('/', '_')}-{options.what}.{suffix}"
     with connect.open_client() as client, connect.explain_missing_job(options.job):
         write_output(client.slide(connect.find_job_id(client, options.job), options.slide, options.what), output)

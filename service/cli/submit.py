@@ -20,10 +20,12 @@ from service.settings.tune import search_settings
 
 def submit(options: argparse.Namespace) -> int:
     """Submit a job, and follow it with --wait."""
+    # Invalid settings are an error before the service is called.
     request = build_request(options)
     with connect.open_client() as client:
         _require_places(client, read_places(request), options)
         job = client.submit(request, priority=options.priority, max_attempts=options.max_attempts, key=options.key)
+        # The ID alone, for scripts; the log follows on the next lines.
         print(job.id, flush=True)
         return follow_job(client, job.id) if options.wait else 0
 

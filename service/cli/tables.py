@@ -54,6 +54,7 @@ def format_job(job: JobView) -> str:
         "started": format_time(job.started_s),
         "ended": format_time(job.ended_s),
         "took": format_running_time(job, now_s) or None,
+        # Only a retry waits for a stated time.
         "next attempt": format_time(job.due_s) if job.state == "queued" and job.attempt else None,
         "progress": format_progress(job) or None,
         "heartbeat": None if job.beat_s is None or job.ended_s else f"{format_duration(now_s - job.beat_s)} ago",

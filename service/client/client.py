@@ -138,6 +138,7 @@ class Client:
 
     def cancel(self, job_id: str) -> JobView:
         """Cancel a job."""
+        # Cancelling twice equals cancelling once, so this request may be repeated; `once` marks those that may not.
         return _parse(JobView, self._call("POST", f"{_job_path(job_id)}/cancel"))
 
     def retry(self, job_id: str) -> JobView:
@@ -170,6 +171,7 @@ class Client:
             if left_s <= 0:
                 raise TimeoutError(f"job {job_id} is {job.state} after {timeout_s:g} s")
             time.sleep(min(look_s, left_s))
+            # An outage of the service must not end the wait before its timeout.
             job = self.job(job_id, patience_s=max(left_s, self._connection.patience_s))
         return job
 
@@ -212,6 +214,7 @@ class Client:
             patience_s: replaces the client's `patience_s`.
         """
         headers = {"Last-Event-ID": str(after)} if after else {}
+        # Polling instead of one long response, so that broken connections lose nothing.
         params = {"follow": "false"}
         response = self._call(
             "GET", f"{_job_path(job_id)}/events", params=params, headers=headers, patience_s=patience_s
@@ -275,6 +278,7 @@ class Client:
             scope: read, submit, promote or admin.
             days: lifetime in days; None: the service's default.
         """
+        # An omitted lifetime is the service's default; null means no end.
         end = {} if days is None else {"days": None if days == "never" else days}
         body = {"owner": owner, "scope": scope} | end
         return _parse(NewToken, self._call("POST", "/v1/tokens", json=body, once=True))
@@ -311,6 +315,7 @@ class Client:
 
 
 def _job_path(job_id: str) -> str:
+    # A slash in an ID must not lead to another route.
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 

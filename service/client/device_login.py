@@ -46,6 +46,7 @@ def log_in_with_device_code(issuer: str, client_id: str, *, show: Callable[[str]
             raise DeviceLoginError(f"no response from {device_endpoint}: {error or type(error).__name__}") from error
         if not {"device_code", "user_code", "verification_uri", "expires_in"} <= started.keys():
             raise DeviceLoginError(f"{issuer} refused to start a login: {_format_reason(started)}")
+        # The complete address contains the code, so that the user only confirms it.
         page = started.get("verification_uri_complete") or started["verification_uri"]
         show(f"open {page} in a browser and confirm the code {started['user_code']}")
         tokens = _poll(http, token_endpoint, client_id, started)

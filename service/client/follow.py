@@ -73,6 +73,7 @@ def follow_log(client: Client, job_id: str, attempt: int | None = None) -> Itera
         # `job` was read before the log: an attempt that had ended then has no more to write.
         if job.attempt > number > 0 or job.state in ENDED:
             yield decoder.decode(b"", final=True)
+            # Later attempts are followed only if no attempt was named.
             if attempt is not None or job.attempt <= number:
                 return
             number, offset, decoder = number + 1, 0, _make_decoder()

@@ -64,6 +64,7 @@ def backup(settings: ServiceSettings, target: Path) -> dict[str, Any]:
             _collect(layout, folder)
         manifest = _make_manifest(folder, revision, snapshots.count_rows(queue))
         _write_archive(folder, manifest, new := folder / "archive.tar")
+        # A rename is atomic: there is always one complete archive.
         new.replace(target)
         _sync_folder(target.parent)
     return manifest
@@ -97,9 +98,11 @@ def restore(settings: ServiceSettings, source: Path) -> Path | None:
 def _restore(settings: ServiceSettings, source: Path, layout: Layout | None, work: Path) -> Path | None:
     require_stopped(settings)
     if layout is not None:
+        # The working folder must be free of an earlier, interrupted restore.
         layout.finish_interrupted()
     with _make_staging_folder(work / "new") as folder:
         manifest = unpack(source, folder)
+        # The digest proves the bytes; this proves that the file is the queue of this manifest.
         counts = snapshots.count_rows(folder / QUEUE)
         if counts != manifest["rows"]:
             raise UsageError(f"{source}: the number of rows in {QUEUE} differs from the manifest; use another archive")

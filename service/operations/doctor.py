@@ -53,6 +53,7 @@ def run_checks(settings: ServiceSettings) -> list[Check]:
     for name, check, fix in CHECKS:
         try:
             outcomes.append(check(settings))
+        # Any other error is one of this program, and must show its traceback.
         except (MagnetError, httpx2.HTTPError, OSError) as error:
             message = (str(error) or type(error).__name__).splitlines()[0]
             outcomes.append(Check(name, False, message, fix))

@@ -41,6 +41,7 @@ def check_storage(settings: ServiceSettings) -> Check:
         storage.delete(uri)
     if not same:
         return Check("storage", False, f"{settings.storage} returns other bytes than were written")
+    # By equal clocks, the object was written between the two times.
     skew_s = max(before_s - written_s, written_s - after_s, 0.0)
     if skew_s > MAX_SKEW_S:
         detail = f"the clock of {settings.storage} differs from this machine's by {skew_s:.0f} s"

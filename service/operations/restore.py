@@ -121,6 +121,7 @@ def require_stopped(settings: ServiceSettings) -> None:
         UsageError: the API accepts connections, or a dispatcher holds the lease.
     """
     try:
+        # The API holds no lease; its port is the only sign of it.
         socket.create_connection((settings.host, settings.port), timeout=PATIENCE_S).close()
     except OSError:
         pass
@@ -163,6 +164,7 @@ def exchange_files(settings: ServiceSettings, layout: Layout | None, folder: Pat
         return aside
     names = [path.name for path in sorted(folder.iterdir()) if not (in_postgres and path.name == "queue.db")]
     plan = {"names": names, "aside": name, "database": settings.database_url if in_postgres else None}
+    # The new files must be on disk before the journal says that they are complete.
     _sync(folder)
     new = work / f".{JOURNAL}"
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

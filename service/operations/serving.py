@@ -67,6 +67,7 @@ def make_server_config(app: object, settings: ServiceSettings) -> uvicorn.Config
         forwarded_allow_ips=list(settings.trusted_proxies),
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
+        # Uvicorn counts the connection that it checks.
         limit_concurrency=settings.max_connections + 1,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=GRACE_S,
@@ -86,6 +87,7 @@ def dispatch(settings: ServiceSettings) -> None:
     ticks = Arrivals(store, settings).tick, Retention(store, settings, forget_workflows).tick
     dispatcher = Dispatcher(database, attempts, settings, ticks)
     for number in (signal.SIGTERM, signal.SIGINT):
+        # An orderly stop is recorded, and does not count as a crash of the dispatcher.
         signal.signal(number, lambda *_: dispatcher.stop())
     dispatcher.run()
     end_process(exit_status.DONE)

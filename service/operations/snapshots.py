@@ -65,6 +65,7 @@ def copy_sqlite(source: Path, target: Path) -> None:
     """
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
+        # Other processes may hold the lock for a moment.
         with closing(sqlite3.connect(source, timeout=30)) as old, closing(sqlite3.connect(target)) as new:
             old.backup(new)
     except sqlite3.Error as error:
@@ -129,6 +130,7 @@ def replace_rows(database_url: str, source: Path) -> None:
     old, new = Database(f"sqlite:///{source}"), Database(database_url)
     try:
         with old.reading() as reading, new.writing() as writing:
+            # The trigger forbids deleting rows, which a restore must do.
             writing.execute(sa.text(f"ALTER TABLE {APPEND_ONLY} DISABLE TRIGGER USER"))
             # Sorted by foreign keys: tables that refer to others are emptied first and filled last.
             for table in reversed(METADATA.sorted_tables):

@@ -48,6 +48,7 @@ class Denials:
         if status not in DENIED and not scope.get(HIDDEN_KEY):
             return
         address, caller = scope["client"][0] if scope.get("client") else None, scope.get(CALLER_KEY)
+        # Users behind one proxy share its address, so a token counts separately where there is one.
         key = caller.token_id if isinstance(caller, Caller) else to_source(address)
         if not (self._source_rate.allow(key) and self._service_rate.allow("all")):
             with self._lock:

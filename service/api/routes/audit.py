@@ -34,5 +34,6 @@ def list_audit_rows(
     rows = audit.page(get_store(request).database, after=after, limit=limit)
     if format == "jsonl":
         return Response("".join(f"{row.to_line()}\n" for row in rows), media_type=LINES)
+    # A full page may be the last one; then the next page is empty.
     following = rows[-1].seq if len(rows) == limit else None
     return AuditPage(rows=[AuditRow(**asdict(row)) for row in rows], next=following)

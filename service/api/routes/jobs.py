@@ -79,6 +79,7 @@ def list_jobs(
         raise ForbiddenError(f"only administrators may list the jobs of {owner}; omit owner to list your own")
     visible_owner = owner if caller.has_scope("admin") else caller.owner
     page = get_store(request).page(Filter(owner=visible_owner, state=state, kind=kind), before=before, limit=limit)
+    # A full page may be the last one; then the next page is empty.
     return JobPage(jobs=[summarise_job(job) for job in page], next=page[-1].seq if len(page) == limit else None)
 
 
@@ -91,6 +92,7 @@ def show_job(request: Request, caller: Reader, job_id: JobId) -> JobView:
 @router.post("/{job_id}/cancel")
 def cancel(request: Request, caller: Submitter, job_id: JobId) -> JobView:
     """Cancel a job. A job that has ended stays as it is."""
+    # Raises 404 for another user's job before anything changes; so do the routes below.
     find_job(request, caller, job_id)
     return _describe(request, get_store(request).cancel(job_id, make_recorder(caller, "job.cancel")))
 

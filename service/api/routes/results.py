@@ -42,6 +42,7 @@ def read_scores(
 def read_report(request: Request, caller: Reader, job_id: JobId) -> Response:
     """The report of a scoring, as HTML."""
     data = _read(request, caller, job_id, "report.html")
+    # The default policy would also block the report's styles and pictures.
     headers = {"Content-Security-Policy": REPORT_POLICY}
     return Response(data, media_type="text/html; charset=utf-8", headers=headers)
 
