@@ -56,14 +56,14 @@ def test_no_token_lives_longer_than_the_service_allows(tmp_path: Path) -> None:
 
 
 def test_an_expired_token_is_refused(app: Api) -> None:
-    made = create_token(app).json()
+    token = create_token(app).json()
     with app.store.database.writing() as connection:
-        connection.execute(tokens.update().where(tokens.c.id == made["id"]).values(expires_s=time.time() - 1))
-    assert app.http.get("/v1/whoami", headers=make_header(made)).status_code == 401
+        connection.execute(tokens.update().where(tokens.c.id == token["id"]).values(expires_s=time.time() - 1))
+    assert app.http.get("/v1/whoami", headers=make_header(token)).status_code == 401
 
 
 def test_users_see_and_revoke_their_own_tokens_and_admins_all(app: Api) -> None:
-    made = create_token(app, owner="ada", scope="read").json()
+    token = create_token(app, owner="ada", scope="read").json()
     tokens_of = {who: app.http.get("/v1/tokens", headers=app.headers[who]).json() for who in ("ada", "bob", "root")}
     assert {who: {token["owner"] for token in listed} for who, listed in tokens_of.items()} == {
         "ada": {"ada"},
@@ -71,19 +71,19 @@ def test_users_see_and_revoke_their_own_tokens_and_admins_all(app: Api) -> None:
         "root": {"ada", "bob", "eve", "pia", "root"},
     }
     assert "secret" not in tokens_of["ada"][0]
-    url = f"/v1/tokens/{made['id']}"
+    url = f"/v1/tokens/{token['id']}"
     assert app.http.delete(url, headers=app.headers["bob"]).status_code == 404
     assert app.http.delete(url, headers=app.headers["ada"]).status_code == 204
-    assert app.http.get("/v1/whoami", headers=make_header(made)).status_code == 401
+    assert app.http.get("/v1/whoami", headers=make_header(token)).status_code == 401
 
 
 def test_a_rotated_token_has_the_same_rights_and_the_old_one_ends(app: Api) -> None:
-    made = create_token(app, owner="ada", scope="submit", days=10, note="n").json()
-    rotated = app.http.post("/v1/tokens/rotate", json={"grace_s": 600}, headers=make_header(made)).json()
+    token = create_token(app, owner="ada", scope="submit", days=10, note="n").json()
+    rotated = app.http.post("/v1/tokens/rotate", json={"grace_s": 600}, headers=make_header(token)).json()
     assert (rotated["owner"], rotated["scope"], rotated["note"]) == ("ada", "submit", "n")
     assert lifetime_days(rotated) == pytest.approx(10)
     assert app.http.get("/v1/whoami", headers=make_header(rotated)).status_code == 200
-    old = app.http.get("/v1/whoami", headers=make_header(made)).json()
+    old = app.http.get("/v1/whoami", headers=make_header(token)).json()
     assert old["expires_s"] == pytest.approx(time.time() + 600, abs=60)
     last = app.http.post("/v1/tokens/rotate", json={"grace_s": 0}, headers=make_header(rotated)).json()
     assert app.http.get("/v1/whoami", headers=make_header(rotated)).status_code == 401
@@ -141,15 +141,15 @@ def test_every_change_is_in_the_audit_log(app: Api) -> None:
     schedule = {"what": "schedule", "cron": "0 2 * * *", "job": {"kind": "check", "manifest": f"{app.lab}/a.csv"}}
     entry = app.http.post("/v1/recurring", json=schedule, headers=ada).json()["id"]
     app.http.delete(f"/v1/recurring/{entry}", headers=ada)
-    made = create_token(app).json()
-    app.http.delete(f"/v1/tokens/{made['id']}", headers=root)
+    token = create_token(app).json()
+    app.http.delete(f"/v1/tokens/{token['id']}", headers=root)
     rotated = app.http.post("/v1/tokens/rotate", json={}, headers=ada).json()
     assert list_actions(app) == [
         *(("ada", f"job.{what}", job_id) for what in ("submit", "priority", "cancel", "retry", "cancel", "delete")),
         ("ada", "recurring.create", entry),
         ("ada", "recurring.delete", entry),
-        ("root", "token.create", made["id"]),
-        ("root", "token.revoke", made["id"]),
+        ("root", "token.create", token["id"]),
+        ("root", "token.revoke", token["id"]),
         ("ada", "token.rotate", rotated["id"]),
     ]
     first = audit.page(app.store.database, limit=1)[0]
@@ -182,9 +182,9 @@ def test_a_request_for_another_users_job_is_recorded_and_answered_like_a_missing
 
 def test_a_user_has_a_bounded_number_of_valid_tokens(app: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.api.tokens.MAX_TOKENS", 3)
-    made = [create_token(app, owner="ada") for _ in range(3)]
-    assert [answer.status_code for answer in made] == [201, 201, 422]
-    app.http.delete(f"/v1/tokens/{made[0].json()['id']}", headers=app.headers["root"])
+    responses = [create_token(app, owner="ada") for _ in range(3)]
+    assert [answer.status_code for answer in responses] == [201, 201, 422]
+    app.http.delete(f"/v1/tokens/{responses[0].json()['id']}", headers=app.headers["root"])
     assert create_token(app, owner="ada").status_code == 201
 
 

@@ -131,6 +131,8 @@ def test_no_byte_is_lost_or_repeated_while_the_api_is_killed_and_restarted(api_p
                     api_process.start()
                 else:
                     job.write(second)
+                if attempt == 1 and k == 0:
+                    follower.wait_for("line 9")  # only after its first response does a client wait for any time
             if attempt == 1:
                 follower.wait_for("line 39")
         job.set(state="done", ended_s=time.time())
