@@ -1,10 +1,10 @@
-"""Load on a real `magnet api` process with SQLite: submissions and lists by clients at once, and followed logs.
+"""Load on a `magnet api` process with SQLite: concurrent submissions and lists, and followed logs.
 
     PYTHONPATH=$PWD python benchmarks/load_api.py [--clients 20] [--requests 50] [--jobs 5000] [--followed 200]
 
-Prints requests per second and percentiles of submissions and of lists with that many jobs, and the CPU that followed
-logs of waiting jobs take. To compare two versions, run it with the PYTHONPATH of each on the same machine. The load
-counts; the figures depend on the machine.
+Prints requests per second and latency percentiles of submissions and of lists, and the CPU time that followed logs of
+queued jobs take. The figures depend on the machine: to compare two versions, run the script with the PYTHONPATH of each
+on the same machine.
 """
 
 from __future__ import annotations
@@ -30,38 +30,40 @@ from service.queue.store import JobStore
 from service.queue.tables import Database
 from service.settings.service import service_settings
 
-PAGE = 50
-"""Jobs that a list asks for."""
-PER_USER = 10
-"""Followed logs of one user, the service's default limit."""
+PAGE_JOBS = 50
+"""Number of jobs in a list."""
+STREAMS_PER_USER = 10
+"""Number of followed logs of one user: the service's default limit."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=50, help="of each client")
-    parser.add_argument("--jobs", type=int, default=5000, help="in the table before the lists")
-    parser.add_argument("--followed", type=int, default=200, help="logs followed at once")
+    parser.add_argument("--clients", type=int, default=20, help="number of concurrent clients")
+    parser.add_argument("--requests", type=int, default=50, help="number of requests of each client")
+    parser.add_argument("--jobs", type=int, default=5000, help="number of jobs in the table before the lists")
+    parser.add_argument("--followed", type=int, default=200, help="number of logs followed at once")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run(Path(folder), options)
 
 
 def run(folder: Path, options: argparse.Namespace) -> None:
-    """Start the API, load it, and print the figures."""
+    """Start the API, put load on it, and print the figures."""
     config, port = write_settings(folder)
     settings = service_settings(str(config), [])
-    tokens = [admin_token(settings, f"user{k}") for k in range(max(options.clients, options.followed // PER_USER))]
+    tokens = [
+        admin_token(settings, f"user{k}") for k in range(max(options.clients, options.followed // STREAMS_PER_USER))
+    ]
     magnet = "from service.cli.main import main; main()"
     process = subprocess.Popen([sys.executable, "-c", magnet, "api", "--config", str(config)], env=os.environ)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(url)
         manifest = str(folder / "a.csv")
-        submit = asyncio.run(load(url, tokens[: options.clients], options.requests, submission(manifest)))
-        report("submit", submit, options)
+        submit = asyncio.run(load(url, tokens[: options.clients], options.requests, make_submission(manifest)))
+        print_rate("submit", submit, options)
         fill(settings.database_url, manifest, options.jobs)
-        report(
+        print_rate(
             f"list, {options.jobs} jobs",
             asyncio.run(load(url, tokens[: options.clients], options.requests, None)),
             options,
@@ -91,12 +93,12 @@ def wait_for(url: str) -> None:
             return
 
 
-def submission(manifest: str) -> dict[str, object]:
+def make_submission(manifest: str) -> dict[str, object]:
     return {"job": {"kind": "check", "manifest": manifest}}
 
 
 def fill(database_url: str, manifest: str, num_jobs: int) -> None:
-    """Bring the table to this number of jobs."""
+    """Add jobs until the table has this number of them."""
     database = Database(database_url)
     store = JobStore(database)
     for k in range(max(0, num_jobs - sum(store.counts().values()))):
@@ -107,7 +109,11 @@ def fill(database_url: str, manifest: str, num_jobs: int) -> None:
 async def load(
     url: str, tokens: list[str], num_requests: int, body: dict[str, object] | None
 ) -> tuple[float, list[float]]:
-    """Seconds in all, and of each request: submissions, or lists without a body."""
+    """Send requests from concurrent clients: submissions, or lists if there is no body.
+
+    Returns:
+        Seconds in total, and seconds of each request.
+    """
     times_s: list[float] = []
 
     async def client(token: str) -> None:
@@ -116,7 +122,7 @@ async def load(
             for _ in range(num_requests):
                 start_s = time.perf_counter()
                 if body is None:
-                    reply = await http.get("/v1/jobs", params={"limit": PAGE})
+                    reply = await http.get("/v1/jobs", params={"limit": PAGE_JOBS})
                 else:
                     reply = await http.post("/v1/jobs", json=body)
                 reply.raise_for_status()
@@ -127,7 +133,7 @@ async def load(
     return time.perf_counter() - start_s, times_s
 
 
-def report(what: str, measured: tuple[float, list[float]], options: argparse.Namespace) -> None:
+def print_rate(what: str, measured: tuple[float, list[float]], options: argparse.Namespace) -> None:
     total_s, times_s = measured
     cuts = statistics.quantiles(times_s, n=100)
     print(
@@ -138,20 +144,20 @@ def report(what: str, measured: tuple[float, list[float]], options: argparse.Nam
 
 
 async def follow(url: str, tokens: list[str], num_followed: int, pid: int, for_s: float = 20.0) -> str:
-    """The server's CPU while clients follow logs of jobs that wait."""
+    """Return the server's use of CPU while clients follow logs of queued jobs."""
     server = psutil.Process(pid)
     async with httpx2.AsyncClient(
         base_url=url, timeout=120, limits=httpx2.Limits(max_connections=num_followed + 10)
     ) as http:
-        headers = [{"Authorization": f"Bearer {token}"} for token in tokens]
-        pages = [(await http.get("/v1/jobs?limit=1", headers=own)).json()["jobs"] for own in headers]
+        all_headers = [{"Authorization": f"Bearer {token}"} for token in tokens]
+        pages = [(await http.get("/v1/jobs?limit=1", headers=headers)).json()["jobs"] for headers in all_headers]
         requests = [
-            http.build_request("GET", f"/v1/jobs/{page[0]['id']}/logs?follow=true", headers=own)
-            for own, page in zip(headers, pages, strict=True)
-            for _ in range(PER_USER)
+            http.build_request("GET", f"/v1/jobs/{page[0]['id']}/logs?follow=true", headers=headers)
+            for headers, page in zip(all_headers, pages, strict=True)
+            for _ in range(STREAMS_PER_USER)
         ][:num_followed]
         streams = await asyncio.gather(*(http.send(request, stream=True) for request in requests))
-        await asyncio.sleep(5)
+        await asyncio.sleep(5)  # until all streams have been opened
         before, start_s = server.cpu_times(), time.perf_counter()
         await asyncio.sleep(for_s)
         after, took_s = server.cpu_times(), time.perf_counter() - start_s

@@ -1,7 +1,7 @@
-"""Which requests to MLflow's server only read, and which are for administrators.
+"""Access that each request to MLflow's server needs: read, write or administrator.
 
-Everything that is not listed as reading counts as writing, so that routes of a later MLflow are closed until they are
-listed here. Source: the routes of MLflow 3.17 (`mlflow.server.handlers`, `mlflow.server.fastapi_app`).
+A request that is not listed as reading counts as writing, so that new routes of a later MLflow stay closed to users
+until they are listed here. Source: the routes of MLflow 3.17 (`mlflow.server.handlers`, `mlflow.server.fastapi_app`).
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
 
 
 class Need(Enum):
-    """What a request needs."""
+    """Access that a request needs."""
 
     NOTHING = auto()
-    """The liveness probe."""
+    """No token: the liveness probe."""
     READ = auto()
     """A token of any scope."""
     GRAPHQL = auto()
-    """The same, if the body is a query and no mutation."""
+    """A token of any scope, if the body is a query and not a mutation."""
     WRITE = auto()
     """The service's token, or an administrator's."""
     ADMIN = auto()
     """An administrator's token."""
     REFUSED = auto()
-    """Nobody's."""
+    """No token is enough."""
 
 
 ASSISTANT = "assistant"
-"""Runs commands on the server's machine, in the name of the service."""
-STARTS_WORK = frozenset({"gateway", "gateway-proxy", "jobs", "prompt-optimization", "webhooks", "scorer", "genai"})
-"""Path segments of routes that start work on the server or send requests elsewhere."""
+"""Path segment of MLflow's assistant, which runs commands on the server's machine as the service's user."""
+WORK_SEGMENTS = frozenset({"gateway", "gateway-proxy", "jobs", "prompt-optimization", "webhooks", "scorer", "genai"})
+"""Path segments of routes that start work on the server, or send requests to other servers."""
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SEARCHES = frozenset(
     f"{prefix}/{route}"
@@ -43,7 +43,7 @@ SEARCHES = frozenset(
         "2.0/mlflow/runs/search",
         "2.0/mlflow/registered-models/get-latest-versions",
         "2.0/mlflow/logged-models/search",
-        "2.0mlflow/experiments/search-datasets",  # without the slash, as MLflow has it
+        "2.0mlflow/experiments/search-datasets",  # MLflow's own path lacks the slash
         "3.0/mlflow/traces/search",
         "3.0/mlflow/traces/batchGetInfos",
         "3.0/mlflow/traces/metrics",
@@ -52,20 +52,21 @@ SEARCHES = frozenset(
         "3.0/mlflow/datasets/search",
     )
 )
-"""POST routes that change nothing."""
+"""Paths of POST routes that change nothing."""
 
 
 def classify(method: str, path: str) -> Need:
-    """What a request needs.
+    """Return the access that a request needs.
 
     Args:
-        method: of HTTP, upper case.
-        path: decoded, as ASGI has it.
+        method: HTTP method in upper case.
+        path: decoded path, as in the ASGI scope.
     """
+    # Empty segments are dropped: MLflow's server also accepts //gateway.
     segments = [part for part in path.split("/") if part][:4]
     if ASSISTANT in segments:
         return Need.REFUSED
-    if STARTS_WORK & set(segments):
+    if WORK_SEGMENTS & set(segments):
         return Need.ADMIN
     if method in READING_METHODS:
         return Need.NOTHING if path == "/health" else Need.READ
@@ -75,10 +76,10 @@ def classify(method: str, path: str) -> Need:
 
 
 def is_query(body: bytes) -> bool:
-    """Whether a GraphQL request only reads.
+    """Return whether a GraphQL request only reads; a malformed request does not.
 
     Args:
-        body: JSON with a member `query`.
+        body: body of the request, JSON with a member `query`.
     """
     try:
         document = json.loads(body)

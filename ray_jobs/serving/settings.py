@@ -1,4 +1,4 @@
-"""Settings of `magnet serve`: what STORAGE/service.yaml keeps, what the command line changes, and free ports."""
+"""Settings of `magnet serve`: those in STORAGE/service.yaml, changed by the command line, with free ports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -20,59 +19,68 @@ from service.settings.parsing import parse, read_values
 from service.settings.service import ServiceSettings
 
 PORT = 8290
-"""Of the API, where neither the command line nor the kept settings name one."""
+"""Default port of the API."""
 
 
-def serve_settings(storage: Path, options: argparse.Namespace) -> ServiceSettings:
-    """The settings in force, which STORAGE/service.yaml keeps from now on.
+def update_settings(storage: Path, options: argparse.Namespace) -> ServiceSettings:
+    """Change the stored settings as the command line says, store them, and return them.
 
-    Ports of Ray and MLflow stay those of the last start, so that links live on, unless another process took them.
+    The ports of Ray and MLflow stay those of the last start, so that old links keep working, unless another process
+    uses them.
 
     Args:
-        storage: made absolute.
-        options: `allow`, `allow_write`, `port` and `set` of the command line.
+        storage: absolute path of the storage folder.
+        options: options `allow`, `allow_write`, `port` and `set` of the command line.
 
     Raises:
-        UsageError: a place or setting cannot be used.
+        UsageError: a place or setting cannot be used; the stored settings are then unchanged.
     """
-    kept = storage / "service.yaml"
-    values = read_values(str(kept) if kept.exists() else None, options.set)
+    file = storage / "service.yaml"
+    values = read_values(str(file) if file.exists() else None, options.set)
     private = storage / "private"
+    # These values follow from this start, and replace those in the file.
     values |= {
         "storage": str(storage),
         "python": sys.executable,
-        "ray": _address(values.get("ray"), "Ray"),
+        "ray": _choose_address(values.get("ray"), "Ray"),
         "ray_token_file": str(private / "ray-token"),
-        "mlflow": _address(values.get("mlflow"), "MLflow"),
+        "mlflow": _choose_address(values.get("mlflow"), "MLflow"),
         "mlflow_token_file": str(private / "mlflow-token"),
         "port": options.port or values.get("port", PORT),
     }
     if options.allow or options.allow_write:
-        writable = [_place(name, storage) for name in options.allow_write]
-        readable = [place for place in (_place(name, storage) for name in options.allow) if place not in writable]
+        writable = [_resolve_place(name, storage) for name in options.allow_write]
+        readable = [
+            place for place in (_resolve_place(name, storage) for name in options.allow) if place not in writable
+        ]
         values["places"] = [{"prefix": place, "write": ["*"]} for place in writable]
         values["places"] += [{"prefix": place} for place in readable]
-    found = parse(ServiceSettings, values, str(kept))
-    if found.database and sa.make_url(found.database).password:
-        raise UsageError("database: service.yaml holds no passwords; leave it out, and set PGPASSWORD or ~/.pgpass")
-    new = kept.with_name(".service.yaml.new")
+    settings = parse(ServiceSettings, values, str(file))
+    if settings.database and sa.make_url(settings.database).password:
+        raise UsageError(
+            "database: service.yaml must hold no passwords; remove it from the URL, and set PGPASSWORD or ~/.pgpass"
+        )
+    # Replaced as a whole and after all checks: an invalid option must not damage the stored settings.
+    new = file.with_name(".service.yaml.new")
     new.write_text(yaml.safe_dump(values, sort_keys=False))
-    new.replace(kept)
-    return found
+    new.replace(file)
+    return settings
 
 
-def _address(kept: str | None, part: str) -> str:
-    """A loopback address for a part: the kept one while its port is free."""
-    port = urlsplit(kept).port if kept else None
+def _choose_address(stored: str | None, part: str) -> str:
+    """Return a loopback address for a part: the stored one if its port is free, else one with another port."""
+    port = urlsplit(stored).port if stored else None
     if port is not None and not _is_free(port):
-        print(f"port {port} of {part} is in use by another process: old links to {part} end here", flush=True)
+        print(f"port {port} of {part} is in use by another process, so old links to {part} no longer work", flush=True)
         port = None
     return f"http://127.0.0.1:{port or free_port()}"
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # links of the last run may still be closing
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # connections of the last run may still be closing
         try:
             listener.bind(("127.0.0.1", port))
         except OSError:
@@ -80,35 +88,34 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _place(name: str, storage: Path) -> str:
-    """A place that jobs may use.
+def _resolve_place(name: str, storage: Path) -> str:
+    """Return a place that jobs may use: a URI unchanged, a path as an absolute one.
 
     Raises:
-        UsageError: it lies in the service's own folder.
+        UsageError: the place is in the service's own folder.
     """
     if "://" in name:
         return name
     place = Path(name).expanduser().resolve()
     if place.is_relative_to(storage):
         raise UsageError(
-            f"{place} lies in the service's own folder, of which each user's jobs use their own part; "
+            f"{place} is in the service's own folder, in which the jobs of each user have their own part; "
             f"name a folder outside {storage}"
         )
-    closed = [folder for folder in map(_expanded, SECRETS) if folder.exists() and folder.is_relative_to(place)]
+    # These stay closed to jobs, but the user may not expect that they are in a place.
+    closed = [folder for folder in map(_expand, SECRETS) if folder.exists() and folder.is_relative_to(place)]
     for folder in closed:
-        print(f"warning: {place} holds {folder}, which stays closed to jobs; name a narrower folder", flush=True)
+        print(f"warning: {place} contains {folder}, which stays closed to jobs; name a narrower folder", flush=True)
     return str(place)
 
 
-def _expanded(folder: str) -> Path:
+def _expand(folder: str) -> Path:
     return Path(os.path.realpath(Path(folder).expanduser()))
 
 
 def describe_places(settings: ServiceSettings) -> list[str]:
-    """One line for each place, as the start prints it."""
-
-    def line(place: dict[str, Any]) -> str:
-        write = ", ".join(place["write"]) or "nobody"
-        return f"{place['prefix']}  (read: {', '.join(place['read'])}; write: {write})"
-
-    return [line({"prefix": one.prefix, "read": one.read, "write": one.write}) for one in settings.places]
+    """Return one line for each place: its prefix, and who may read and write it."""
+    return [
+        f"{place.prefix}  (read: {', '.join(place.read)}; write: {', '.join(place.write) or 'nobody'})"
+        for place in settings.places
+    ]

@@ -1,2 +1,5 @@
-"""The queue over HTTP: `application` makes the app, `access` and `limits` guard it, `problems` tells errors, and
-`jobs`, `results`, `recurring`, `tokens` and `health` are its routes."""
+"""HTTP API of the job queue.
+
+`app` builds the application from the routes in `routes/`. `gate/` checks each request before the application sees it,
+and `problems` turns errors into responses. The routes only define paths and parameters; the other modules do the work.
+"""

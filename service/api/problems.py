@@ -1,4 +1,4 @@
-"""Errors as problem+json (RFC 9457): what was wrong, and what to do about it."""
+"""Errors as responses of type problem+json (RFC 9457): what was wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.api.access import ForbiddenError, NoTokenError
-from service.api.limits import TooManyRequestsError
-from service.api.mlflow_models import MlflowAwayError
-from service.api.oidc import LoginError, ProviderAwayError
+from service.api.errors import (
+    ForbiddenError,
+    LoginError,
+    MlflowUnavailableError,
+    NoTokenError,
+    NotReadyError,
+    ProviderUnavailableError,
+    RefusedError,
+    TooManyRequestsError,
+)
 from service.errors import AccessError, MagnetError, NotFoundError, StorageError, UsageError
 from service.queue.job_rows import ConflictError, TooManyJobsError
 from service.queue.ray_api import RayAwayError
@@ -23,106 +29,113 @@ from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
 
 log = logging.getLogger(__name__)
 
+RETRY = "try again in a moment; if the error persists, an administrator runs `magnet doctor`"
+RETRY_AFTER_S = "5"
+"""Seconds after which a client should repeat a request that was refused with 429 or 503."""
+MAX_DETAILS = 10
+"""Maximum number of invalid fields that the detail names; `wrong` lists all of them."""
 
-class NotReadyError(MagnetError):
-    """No dispatcher is at work. To act: the service's operator."""
-
-
-class RefusedError(MagnetError):
-    """A request that is refused before any route sees it. To act: the caller.
-
-    Args:
-        message: what was wrong.
-        status: of HTTP.
-        to_do: what to do about it.
-    """
-
-    def __init__(self, message: str, status: int = 400, to_do: str = "correct the request", **place: Any) -> None:
-        super().__init__(message, **place)
-        self.status, self.to_do = status, to_do
-
-
-STATUS: Mapping[type[MagnetError], tuple[int, str]] = {
-    NoTokenError: (401, "send a token: Authorization: Bearer magnet_..."),
-    LoginError: (401, "log in at the provider again; GET /v1/login names it"),
+PROBLEMS: Mapping[type[MagnetError], tuple[int, str]] = {
+    NoTokenError: (401, "send a valid token: Authorization: Bearer magnet_..."),
+    LoginError: (401, "log in at the identity provider again; GET /v1/login names it"),
     ForbiddenError: (403, "ask an administrator for a token with more rights"),
-    TooManyRequestsError: (429, "wait a moment, then go on more slowly"),
-    TooManyJobsError: (429, "submit more when some of your jobs have ended"),
-    ConflictError: (409, "look at the job as it is now, then decide"),
-    NotFoundError: (404, "check its name"),
+    TooManyRequestsError: (429, "wait a moment, then send fewer requests"),
+    TooManyJobsError: (429, "submit more jobs when some of yours have ended"),
+    ConflictError: (409, "look at the job's current state, then decide"),
+    NotFoundError: (404, "check the name"),
     AccessError: (403, "name a place that jobs may use"),
     UsageError: (422, "change the request as the detail says"),
-    NotReadyError: (503, "an administrator starts one: magnet dispatch"),
+    NotReadyError: (503, "an administrator starts the dispatcher: magnet dispatch"),
     DatabaseCorruptError: (503, "an administrator restores a backup: magnet restore"),
-    DatabaseAwayError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
-    RayAwayError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
-    ProviderAwayError: (503, "try again in a moment; an administrator looks at `oidc` in the settings"),
-    MlflowAwayError: (503, "try again in a moment; an administrator looks at `mlflow` in the settings"),
-    StorageError: (503, "try again in a moment; an administrator sees more in `magnet doctor`"),
+    DatabaseAwayError: (503, RETRY),
+    RayAwayError: (503, RETRY),
+    ProviderUnavailableError: (503, "try again in a moment; an administrator checks `oidc` in the settings"),
+    MlflowUnavailableError: (503, "try again in a moment; an administrator checks `mlflow` in the settings"),
+    StorageError: (503, RETRY),
 }
-"""Of our errors, the most special first: status and what to do."""
+"""Status and instruction for each kind of error; the first kind that matches counts, so subclasses come first."""
 
-PROBLEM = {
+PROBLEM_SCHEMA = {
     "type": "object",
     "required": ["title", "status", "detail", "to_do"],
     "properties": {
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
+        "title": {"type": "string", "description": "Name of the HTTP status."},
+        "status": {"type": "integer", "description": "HTTP status."},
         "detail": {"type": "string", "description": "What was wrong."},
         "to_do": {"type": "string", "description": "What to do about it."},
-        "wrong": {"type": "array", "items": {"type": "object"}, "description": "Each part that was wrong."},
+        "wrong": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Each invalid part of the request: `where` it is, and `what` is wrong.",
+        },
     },
 }
-"""The body's schema."""
+"""JSON schema of the body."""
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: problems that a route can answer with, beside those of every route."""
-    content = {"application/problem+json": {"schema": PROBLEM}}
-    wanted = {400, 401, 403, 408, 413, 421, 422, 429, 503, *statuses}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(wanted)}
+def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of a route's errors.
+
+    Args:
+        statuses: HTTP statuses of the route's errors, in addition to those of every route.
+    """
+    content = {"application/problem+json": {"schema": PROBLEM_SCHEMA}}
+    all_statuses = {400, 401, 403, 408, 413, 421, 422, 429, 503, *statuses}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(all_statuses)}
 
 
-def problem(status: int, detail: str, to_do: str, wrong: list[dict[str, str]] | None = None) -> Response:
-    """An answer that tells an error."""
+def make_problem(status: int, detail: str, to_do: str, wrong: list[dict[str, str]] | None = None) -> Response:
+    """Return the response for an error.
+
+    Args:
+        status: HTTP status.
+        detail: what was wrong.
+        to_do: what to do about it.
+        wrong: each invalid part of the request.
+    """
     body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail, "to_do": to_do}
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "5"} if status in (429, 503) else {}
-    content = json.dumps(body | ({"wrong": wrong} if wrong else {})).encode()  # ASCII: it may quote what is no text
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    headers |= {"Retry-After": RETRY_AFTER_S} if status in (429, 503) else {}
+    # As ASCII: the detail may quote bytes of the request that are not valid text.
+    content = json.dumps(body | ({"wrong": wrong} if wrong else {})).encode()
     return Response(content, status, headers, media_type="application/problem+json")
 
 
-def answer_to(error: MagnetError) -> Response:
-    """The answer to one of our errors."""
+def to_response(error: MagnetError) -> Response:
+    """Return the response for an error of this project."""
     if isinstance(error, RefusedError):
-        return problem(error.status, str(error), error.to_do)
-    status, to_do = next((known for kind, known in STATUS.items() if isinstance(error, kind)), (500, ""))
-    if isinstance(error, DatabaseAwayError | DatabaseCorruptError):  # what the driver says names hosts and accounts
-        log.error("%s", error)
-        return problem(status, "the queue's database does not answer, or is damaged", to_do)
-    return problem(status, str(error), to_do or "report it, with the service's log")
+        return make_problem(error.status, str(error), error.to_do)
+    status, to_do = next((problem for kind, problem in PROBLEMS.items() if isinstance(error, kind)), (500, ""))
+    if isinstance(error, DatabaseAwayError | DatabaseCorruptError):
+        log.error("%s", error)  # not for clients: the driver's message names hosts and accounts
+        return make_problem(status, "the queue's database is unreachable or corrupt", to_do)
+    return make_problem(status, str(error), to_do or "report this error, with the service's log")
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error so."""
+def install_handlers(app: FastAPI) -> None:
+    """Make the application respond to every error with a problem."""
 
-    async def ours(_: Request, error: Exception) -> Response:
+    async def handle_magnet_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, MagnetError)
-        return answer_to(error)
+        return to_response(error)
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def handle_invalid_request(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        wrong = [{"where": ".".join(map(str, e["loc"])), "what": str(e["msg"])} for e in error.errors()]
-        detail = "; ".join(f"{one['where']}: {one['what']}" for one in wrong[:10])
-        malformed = any(e["type"] == "json_invalid" for e in error.errors())
-        return problem(400 if malformed else 422, detail, "put these right; /openapi.json has the schema", wrong)
+        wrong = [{"where": ".".join(map(str, part["loc"])), "what": str(part["msg"])} for part in error.errors()]
+        detail = "; ".join(f"{part['where']}: {part['what']}" for part in wrong[:MAX_DETAILS])
+        # A body that is not JSON is malformed (400); a wrong value in valid JSON is not (422).
+        malformed = any(part["type"] == "json_invalid" for part in error.errors())
+        to_do = "correct these parts of the request; /openapi.json has the schema"
+        return make_problem(400 if malformed else 422, detail, to_do, wrong)
 
-    async def plain(_: Request, error: Exception) -> Response:
+    async def handle_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        answer = problem(error.status_code, str(error.detail), "see /docs for what there is")
+        response = make_problem(error.status_code, str(error.detail), "see /docs for the routes of this service")
+        # Such as Allow, which HTTP requires with status 405.
         for name, value in (error.headers or {}).items():
-            answer.headers[name] = value
-        return answer
+            response.headers[name] = value
+        return response
 
-    app.add_exception_handler(MagnetError, ours)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, plain)
+    app.add_exception_handler(MagnetError, handle_magnet_error)
+    app.add_exception_handler(RequestValidationError, handle_invalid_request)
+    app.add_exception_handler(HTTPException, handle_http_error)

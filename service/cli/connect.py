@@ -1,4 +1,4 @@
-"""What the commands share: the client of the user's service, and the job that a word means."""
+"""Connection of the commands to the user's service, and the jobs that abbreviations name."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from service.api.answers import JobSummary
-from service.client.client import Client, ServiceError
+from service.client import Client, ServiceError
 from service.client.connection import is_loopback
 from service.environment import client_settings
 from service.errors import UsageError
 
 JOB_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
-SHORTEST = 4
-"""Characters of an abbreviated id."""
-NEWEST = 500
-"""Jobs among which an abbreviated id is looked for."""
+MIN_ID_LENGTH = 4
+"""Minimum number of characters of an abbreviated ID."""
+NUM_SEARCHED = 500
+"""Number of the newest jobs among which an abbreviated ID is searched."""
 LAST = ("last", "-")
+"""Names of the user's newest job."""
 
 
 def open_client() -> Client:
-    """A client of the user's service."""
-    known = client_settings()
-    if known.token and known.url.startswith("http://") and not is_loopback(known.url):
-        warn(f"{known.url} is not encrypted: the token can be read on the way; use https://")
-    return Client(known.url, known.token, report=warn)
+    """Return a client of the user's service."""
+    settings = client_settings()
+    if settings.token and settings.url.startswith("http://") and not is_loopback(settings.url):
+        warn(f"{settings.url} is not encrypted, so the token can be read on the network; use https://")
+    return Client(settings.url, settings.token, report=warn)
 
 
 def warn(text: str) -> None:
@@ -34,46 +35,51 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def job_id_of(client: Client, word: str) -> str:
-    """The id of the job that a word means.
+def find_job_id(client: Client, name: str) -> str:
+    """Return the ID of the job that a name means.
 
     Args:
-        client: of the service.
-        word: an id, its first or last characters, `last` or `-`.
+        client: client of the service.
+        name: an ID, its first or last characters, `last` or `-`.
 
     Raises:
-        UsageError: it means no job, or several.
+        UsageError: the name means no job, or several.
     """
-    if JOB_ID.fullmatch(word):
-        return word
-    if word in LAST:
+    # A full ID needs no search, and may belong to an old job.
+    if JOB_ID.fullmatch(name):
+        return name
+    if name in LAST:
+        # With the owner, since administrators otherwise get the newest job of all users.
         jobs = client.jobs(owner=client.whoami().owner, limit=1).jobs
         if not jobs:
-            raise UsageError("you have no jobs; magnet submit makes one")
+            raise UsageError("you have no jobs; `magnet submit` submits one")
         return jobs[0].id
-    if len(word) < SHORTEST:
-        raise UsageError(f"no job {word!r}; `magnet jobs` lists them; write at least {SHORTEST} characters of an id")
-    found = [job for job in client.jobs(limit=NEWEST).jobs if _means(word, job)]
-    if not found:
-        raise UsageError(f"no job {word!r}; `magnet jobs` lists them")
-    if len(found) > 1:
-        some = ", ".join(job.id for job in found[:5])
+    if len(name) < MIN_ID_LENGTH:
         raise UsageError(
-            f"{word!r} means {len(found)} jobs: {some}{', ...' if len(found) > 5 else ''}; write more of it"
+            f"no job {name!r}; `magnet jobs` lists them; write at least {MIN_ID_LENGTH} characters of an ID"
         )
-    return found[0].id
+    matches = [job for job in client.jobs(limit=NUM_SEARCHED).jobs if _matches(name, job)]
+    if not matches:
+        raise UsageError(f"no job {name!r}; `magnet jobs` lists them")
+    if len(matches) > 1:
+        ids = ", ".join(job.id for job in matches[:5])
+        raise UsageError(
+            f"{name!r} means {len(matches)} jobs: {ids}{', ...' if len(matches) > 5 else ''}; write more characters"
+        )
+    return matches[0].id
 
 
 @contextmanager
-def known_job(word: str) -> Iterator[None]:
-    """Context in which the answer that a job does not exist names the list of jobs."""
+def explain_missing_job(name: str) -> Iterator[None]:
+    """Raise `UsageError` with the name that the user typed if the service does not know the job."""
     try:
         yield
     except ServiceError as error:
         if error.status == 404 and error.message.startswith("no job"):
-            raise UsageError(f"no job {word!r}; `magnet jobs` lists them") from error
+            raise UsageError(f"no job {name!r}; `magnet jobs` lists them") from error
         raise
 
 
-def _means(word: str, job: JobSummary) -> bool:
-    return job.id.startswith(word) or job.id.endswith(word) or job.id.rpartition("-")[2].startswith(word)
+def _matches(name: str, job: JobSummary) -> bool:
+    # The last part of an ID is random, so that its first characters are the shortest abbreviation.
+    return job.id.startswith(name) or job.id.endswith(name) or job.id.rpartition("-")[2].startswith(name)

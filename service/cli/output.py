@@ -1,4 +1,4 @@
-"""Where a command's bytes go: standard output, a file, or an object store."""
+"""Output of commands: standard output, a file, or an object store."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from service.errors import UsageError
 
 
 def write_output(data: bytes, output: str | None) -> None:
-    """Write bytes whole or not at all.
+    """Write data completely or not at all.
 
     Args:
-        data: to write.
-        output: a path or URI; None or `-`: standard output.
+        data: data to write.
+        output: path or URI; None or `-`: standard output.
 
     Raises:
         UsageError: the file cannot be written.
@@ -24,7 +24,7 @@ def write_output(data: bytes, output: str | None) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
     elif "://" in output:
-        from service import storage  # noqa: PLC0415  (it loads the clients of object stores: half a second)
+        from service import storage  # noqa: PLC0415  (loading the clients of object stores takes half a second)
 
         storage.write_bytes(output, data)
     else:
@@ -34,7 +34,7 @@ def write_output(data: bytes, output: str | None) -> None:
 def _write_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        if path.exists() and not path.is_file():  # /dev/null, a pipe
+        if path.exists() and not path.is_file():  # a device or pipe must not be replaced by a file
             path.write_bytes(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,4 +42,6 @@ def _write_file(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror or error}; choose another file with --output"
+        ) from error

@@ -17,28 +17,33 @@ def list_entries(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2))
     elif entries:
-        print(tables.table(("ID", "OWNER", "WHAT", "NEXT", "STATE"), [_row(entry) for entry in entries]))
+        print(tables.format_table(("ID", "OWNER", "WHAT", "NEXT", "STATE"), [_format_row(entry) for entry in entries]))
     else:
-        print(
-            f"no {options.what}{'es' if options.what == 'watch' else 's'}; magnet {options.what} -h says how to add one"
-        )
+        print(f"no {_plural(options.what)}; magnet {options.what} -h says how to add one")
     return 0
 
 
 def remove(options: argparse.Namespace) -> int:
-    """End a watch or schedule."""
+    """Remove a watch or schedule."""
     if not options.id.startswith(f"{options.what}-"):
-        raise UsageError(f"{options.id!r} is not the id of a {options.what}; these begin with {options.what}-")
+        raise UsageError(
+            f"{options.id!r} is not the ID of a {options.what}: such IDs start with {options.what}-; "
+            f"magnet {_plural(options.what)} lists them"
+        )
     with connect.open_client() as client:
         client.remove_recurring(options.id)
     print(f"{options.id}: ended")
     return 0
 
 
-def _row(entry: RecurringView) -> tuple[str, ...]:
+def _plural(what: str) -> str:
+    return "watches" if what == "watch" else "schedules"
+
+
+def _format_row(entry: RecurringView) -> tuple[str, ...]:
     body = entry.body
     job = body.get("job", {})
-    asked = f"{body.get('cron')}  {job.get('kind')} {job.get('manifest')}"  # a damaged entry has an empty body
-    what = str(body.get("folder")) if entry.what == "watch" else asked
+    job_text = f"{body.get('cron')}  {job.get('kind')} {job.get('manifest')}"  # a damaged entry has an empty body
+    what = str(body.get("folder")) if entry.what == "watch" else job_text
     state = f"disabled: {entry.disabled}" if entry.disabled else entry.note or "active; has not run yet"
-    return entry.id, entry.owner, what, "" if entry.disabled else tables.clock(entry.next_s) or "", state
+    return entry.id, entry.owner, what, "" if entry.disabled else tables.format_time(entry.next_s) or "", state

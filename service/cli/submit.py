@@ -1,4 +1,4 @@
-"""Commands that send settings: submit, check, watch, schedule. Settings are checked on this machine first."""
+"""Commands that submit jobs: submit, check, watch, schedule. They check settings before they send them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.cli import connect
 from service.cli.jobs import follow_job
-from service.client.client import Client
+from service.client import Client
 from service.client.connection import is_loopback
 from service.errors import UsageError
 from service.queue.arrivals import Schedule, Watch
@@ -20,58 +20,64 @@ from service.settings.tune import search_settings
 
 
 def submit(options: argparse.Namespace) -> int:
-    """Submit a job, and follow it if that is asked for."""
-    request = request_of(options)
+    """Submit a job, and follow it with --wait."""
+    # Invalid settings are an error before the service is called.
+    request = build_request(options)
     with connect.open_client() as client:
         _require_places(client, read_places(request), options)
         job = client.submit(request, priority=options.priority, max_attempts=options.max_attempts, key=options.key)
+        # The ID alone, for scripts; the log follows on the next lines.
         print(job.id, flush=True)
         return follow_job(client, job.id) if options.wait else 0
 
 
 def check(options: argparse.Namespace) -> int:
-    """Submit a check and follow it."""
-    request = Check(manifest=_absolute(options.manifest), need_labels=options.need_labels)
+    """Submit a check, and follow it."""
+    request = Check(manifest=_make_absolute(options.manifest), need_labels=options.need_labels)
     with connect.open_client() as client:
         _require_places(client, [request.manifest], options)
         return follow_job(client, client.submit(request).id)
 
 
 def watch(options: argparse.Namespace) -> int:
-    """Watch a folder."""
-    values = {"folder": _absolute(options.folder), "model": _model(options.model), "settle_s": options.settle_s}
-    asked = parse(Watch, values, "the command line")
+    """Watch a folder for new slides."""
+    values = {
+        "folder": _make_absolute(options.folder),
+        "model": _resolve_model(options.model),
+        "settle_s": options.settle_s,
+    }
+    entry = parse(Watch, values, "the command line")
     with connect.open_client() as client:
-        _require_places(client, [asked.folder], options)
-        print(client.add_recurring(asked).id)
+        _require_places(client, [entry.folder], options)
+        print(client.add_recurring(entry).id)
     return 0
 
 
 def schedule(options: argparse.Namespace) -> int:
-    """Submit a job again and again."""
-    asked = parse(Schedule, {"cron": options.cron, "job": request_of(options)}, "the command line")
+    """Submit a job on a schedule."""
+    entry = parse(Schedule, {"cron": options.cron, "job": build_request(options)}, "the command line")
     with connect.open_client() as client:
-        _require_places(client, read_places(asked.job), options)
-        print(client.add_recurring(asked).id)
+        _require_places(client, read_places(entry.job), options)
+        print(client.add_recurring(entry).id)
     return 0
 
 
-def request_of(options: argparse.Namespace) -> Check | Train | Tune | Score:
-    """The job that the options describe, with checked settings.
+def build_request(options: argparse.Namespace) -> Check | Train | Tune | Score:
+    """Return the job that the options describe, with checked settings.
 
     Raises:
-        UsageError: the settings are wrong, or a scoring has no model.
+        UsageError: a setting is invalid, or a scoring has no model.
     """
-    manifest = _absolute(options.manifest)
+    manifest = _make_absolute(options.manifest)
     if options.kind == "check":
         return Check(manifest=manifest, need_labels=options.need_labels)
     if options.kind == "score":
         if not options.model:
             raise UsageError("a scoring needs --model, such as --model models:/magnet@champion")
-        out, outlines = (None if place is None else _absolute(place) for place in (options.out, options.outlines))
+        out, outlines = (None if place is None else _make_absolute(place) for place in (options.out, options.outlines))
         return Score(
             manifest=manifest,
-            model=_model(options.model),
+            model=_resolve_model(options.model),
             out=out,
             outlines=outlines,
             split=options.split,
@@ -85,23 +91,24 @@ def request_of(options: argparse.Namespace) -> Check | Train | Tune | Score:
     return Train(manifest=manifest, settings=training)
 
 
-def _absolute(place: str) -> str:
-    """A path made absolute, since the service has another working folder; a folder's final slash is kept."""
+def _make_absolute(place: str) -> str:
+    """Return a path as an absolute one, since the service has another working folder; URIs stay as they are."""
     if "://" in place:
         return place
+    # The final slash says that a manifest is a folder, and `resolve` removes it.
     return str(Path(place).expanduser().resolve()) + ("/" if place.endswith("/") else "")
 
 
-def _model(name: str) -> str:
-    """A model's name as it is; a folder's path made absolute."""
-    return name if name.startswith(("models:", "runs:")) else _absolute(name)
+def _resolve_model(name: str) -> str:
+    """Return the name of a registered model unchanged, and the path of a folder as an absolute one."""
+    return name if name.startswith(("models:", "runs:")) else _make_absolute(name)
 
 
 def _require_places(client: Client, places: list[str], options: argparse.Namespace) -> None:
-    """Refuse local paths that do not exist, where the service sees the same disks.
+    """Refuse local paths that do not exist, if the service runs on this machine.
 
     Raises:
-        UsageError: naming the path.
+        UsageError: a path does not exist.
     """
     if options.no_path_check or not is_loopback(client.url):
         return
@@ -114,7 +121,7 @@ def _require_places(client: Client, places: list[str], options: argparse.Namespa
 
 
 def _may_exist(path: str) -> bool:
-    """Whether a path exists, or lies where only the service may look."""
+    """Return whether a path exists, or is in a folder that only the service may read."""
     try:
         os.stat(path)
     except PermissionError:

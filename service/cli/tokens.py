@@ -12,22 +12,23 @@ from service.environment import client_settings, keep_client
 from service.errors import UsageError
 
 
-def make(options: argparse.Namespace) -> int:
-    """Make a token: by the API, or with the service's settings in its database."""
+def create(options: argparse.Namespace) -> int:
+    """Create a token through the API, or with --config in the service's database."""
     if options.config or options.set:
-        from service.cli.admin import new_token  # noqa: PLC0415  (it loads the database and the whole service)
+        from service.cli.admin import create_first_token  # noqa: PLC0415  (it loads the database and the whole service)
 
-        print(new_token(options))
+        print(create_first_token(options))
         return 0
     with connect.open_client() as client:
-        made = client.new_token(options.owner, options.scope, options.days)
-    connect.warn(f"token {made.id} of {made.owner}, scope {made.scope}, expires: {_end(made.expires_s)}")
-    print(made.secret)
+        token = client.new_token(options.owner, options.scope, options.days)
+    # On standard error, so that standard output holds the secret alone.
+    connect.warn(f"token {token.id} of {token.owner}, scope {token.scope}, expires: {_format_end(token.expires_s)}")
+    print(token.secret)
     return 0
 
 
 def list_or_revoke(options: argparse.Namespace) -> int:
-    """Print tokens, or end some."""
+    """Print tokens, or revoke some."""
     with connect.open_client() as client:
         if options.revoke:
             for token_id in options.revoke:
@@ -38,62 +39,73 @@ def list_or_revoke(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([token.model_dump(mode="json") for token in tokens], indent=2))
     elif tokens:
-        head = ("ID", "OWNER", "SCOPE", "MADE", "EXPIRES", "LAST USED", "STATE", "NOTE")
-        print(tables.table(head, [_row(token) for token in tokens]))
+        head = ("ID", "OWNER", "SCOPE", "CREATED", "EXPIRES", "LAST USED", "STATE", "NOTE")
+        print(tables.format_table(head, [_format_row(token) for token in tokens]))
     else:
-        print("no tokens; magnet token -h says how to make one")
+        print("no tokens; magnet token -h says how to create one")
     return 0
 
 
 def rotate(options: argparse.Namespace) -> int:
-    """Replace the token in use by a new one, in the client file where it came from there."""
-    known = client_settings()
-    if known.token is None:
+    """Replace the token in use by a new one; a token from the client file is replaced there too."""
+    settings = client_settings()
+    if settings.token is None:
         raise UsageError("no token is set; run: magnet login, or set MAGNET_TOKEN")
-    if known.from_file:
-        keep_client(known.url, known.token)  # fails before the old token is replaced, if the file cannot be written
+    if settings.from_file:
+        # An unwritable file must be an error before the old token is replaced.
+        keep_client(settings.url, settings.token)
     with connect.open_client() as client:
-        made = client.rotate(options.grace_s)
+        token = client.rotate(options.grace_s)
     connect.warn(
-        f"token {made.id} replaces the old one, which ends in {options.grace_s:g} s; expires: {_end(made.expires_s)}"
+        f"token {token.id} replaces the old one, which ends in {options.grace_s:g} s; "
+        f"expires: {_format_end(token.expires_s)}"
     )
-    if not known.from_file:
-        connect.warn("MAGNET_TOKEN still holds the old token; the new one is:")
-        print(made.secret)
+    if not settings.from_file:
+        connect.warn("set MAGNET_TOKEN to the new token:")
+        print(token.secret)
         return 0
     try:
-        keep_client(known.url, made.secret)
+        keep_client(settings.url, token.secret)
     except UsageError:
-        connect.warn("the new token could not be stored; keep it:")
-        print(made.secret)
+        connect.warn("the new token could not be stored; set MAGNET_TOKEN to it:")
+        print(token.secret)
         raise
     return 0
 
 
 def whoami(_: argparse.Namespace) -> int:
-    """Print whose token is in use, and the limits in force."""
+    """Print the owner of the token in use, and the limits with their usage."""
     with connect.open_client() as client:
-        found = client.whoami()
-        print(f"{found.owner} at {client.url}")
-    shown = {
-        "scope": found.scope,
-        "groups": ", ".join(found.groups) or "none",
-        "token": found.token_id,
-        "expires": _end(found.expires_s),
+        caller = client.whoami()
+        print(f"{caller.owner} at {client.url}")
+    fields = {
+        "scope": caller.scope,
+        "groups": ", ".join(caller.groups) or "none",
+        "token": caller.token_id,
+        "expires": _format_end(caller.expires_s),
     }
-    limits = {"queued": found.queued, "running": found.running, "recurring": found.recurring}
-    shown |= {name: f"{usage.used} of {usage.limit}" for name, usage in limits.items()}
-    for name, value in shown.items():
+    limits = {"queued": caller.queued, "running": caller.running, "recurring": caller.recurring}
+    fields |= {name: f"{usage.used} of {usage.limit}" for name, usage in limits.items()}
+    for name, value in fields.items():
         print(f"  {name + ':':11}{value}")
     return 0
 
 
-def _row(token: TokenView) -> tuple[str, ...]:
+def _format_row(token: TokenView) -> tuple[str, ...]:
     ended = token.expires_s is not None and token.expires_s < time.time()
     state = "revoked" if token.revoked_s is not None else "expired" if ended else "valid"
-    made, used = tables.clock(token.created_s), tables.clock(token.last_used_s)
-    return token.id, token.owner, token.scope, made or "", _end(token.expires_s), used or "", state, token.note or ""
+    created, used = tables.format_time(token.created_s), tables.format_time(token.last_used_s)
+    return (
+        token.id,
+        token.owner,
+        token.scope,
+        created or "",
+        _format_end(token.expires_s),
+        used or "",
+        state,
+        token.note or "",
+    )
 
 
-def _end(expires_s: float | None) -> str:
-    return tables.clock(expires_s) or "never"
+def _format_end(expires_s: float | None) -> str:
+    return tables.format_time(expires_s) or "never"

@@ -1,4 +1,4 @@
-"""Requests to the service's API: which are repeated, for how long, and what errors become."""
+"""Requests to the API: which are repeated, for how long, and which errors they raise."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import httpx2
 from service.errors import MagnetError, UsageError
 
 PATIENCE_S = 20.0
-"""Seconds in which a request is repeated while the service does not answer."""
+"""Seconds for which a request is repeated while the service does not respond."""
 RETRY_S = 0.5
-"""Seconds between two tries."""
-LONGEST_WAIT_S = 60.0
-"""Seconds of a Retry-After header that are believed."""
+"""Seconds between two tries of a request."""
+MAX_WAIT_S = 60.0
+"""Maximum seconds between two tries; a longer Retry-After is cut to this."""
 TIMEOUT = httpx2.Timeout(60.0, connect=5.0)
 BUSY = (429, 502, 503, 504)
-"""HTTP statuses that pass: too many requests, a proxy without its service, a part that is unavailable."""
+"""HTTP statuses of temporary failures: too many requests, a proxy without its service, an unavailable part."""
 
 
 class ServiceError(MagnetError):
-    """The service refused the request, or did not answer. To act: as `to_do` says.
+    """The service refused the request, or did not respond. To act: as `to_do` says.
 
     Args:
         message: what was wrong.
-        status: of HTTP; 0 where there was no answer.
+        status: HTTP status; 0: there was no response.
         to_do: what to do about it.
     """
 
@@ -40,10 +40,11 @@ class ServiceError(MagnetError):
         return f"{self.message}; {self.to_do}" if self.to_do else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _service_error, (self.message, self.status, self.to_do)
+        # The default would call the class with the message alone, and lose the rest in another process.
+        return _make_service_error, (self.message, self.status, self.to_do)
 
 
-def _service_error(message: str, status: int, to_do: str) -> ServiceError:
+def _make_service_error(message: str, status: int, to_do: str) -> ServiceError:
     return ServiceError(message, status=status, to_do=to_do)
 
 
@@ -51,11 +52,11 @@ class Connection:
     """A connection to a service.
 
     Args:
-        url: http:// or https:// of the service.
-        token: sent with each request.
-        patience_s: seconds in which a request is repeated while the service does not answer.
+        url: URL of the service, http:// or https://.
+        token: token sent with each request; None: no token.
+        patience_s: seconds for which a request is repeated while the service does not respond.
         transport: replaces the network, for tests.
-        report: called with a message once for each outage that is longer than one try.
+        report: called with a message, once per outage that is longer than one try.
 
     Raises:
         UsageError: the URL is invalid.
@@ -70,12 +71,13 @@ class Connection:
         transport: httpx2.BaseTransport | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        self.url, self.patience_s, self._report = _checked_url(url), patience_s, report
+        self.url, self.patience_s, self._report = _check_url(url), patience_s, report
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        near = is_loopback(self.url)
-        # A proxy cannot reach this machine's loopback interface. Loading the CA certificates takes 0.1 s of CPU.
-        mounts = dict.fromkeys(("http://", "https://", "all://")) if near else None
-        verify = not (near and self.url.startswith("http://"))
+        is_local = is_loopback(self.url)
+        # A proxy cannot reach this machine's loopback interface.
+        mounts = dict.fromkeys(("http://", "https://", "all://")) if is_local else None
+        # Loading the CA certificates takes 0.1 s of CPU, and plain HTTP does not need them.
+        verify = not (is_local and self.url.startswith("http://"))
         self._http = httpx2.Client(
             base_url=self.url, headers=headers, timeout=TIMEOUT, transport=transport, mounts=mounts, verify=verify
         )
@@ -87,33 +89,35 @@ class Connection:
     def call(
         self, method: str, path: str, *, once: bool = False, patience_s: float | None = None, **options: Any
     ) -> httpx2.Response:
-        """Send a request and return its answer.
+        """Send a request and return its response.
 
         Args:
-            method: of HTTP.
-            path: below the URL.
-            once: the request must not be executed twice: it is repeated only where it was certainly not executed.
-            patience_s: in place of the connection's own.
-            options: as of `httpx2.Client.request`.
+            method: HTTP method.
+            path: path below the URL.
+            once: whether the request must not be executed twice; it is then repeated only if it was not executed.
+            patience_s: replaces the connection's `patience_s`.
+            options: options of `httpx2.Client.request`.
 
         Raises:
-            ServiceError: the service refused, or gave no answer for `patience_s` seconds.
+            ServiceError: the service refused the request, or did not respond for `patience_s` seconds.
         """
         deadline_s = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
         reported = False
         while True:
-            reply: httpx2.Response | None = None
+            response: httpx2.Response | None = None
             try:
-                reply = self._http.request(method, path, **options)
+                response = self._http.request(method, path, **options)
             except httpx2.TransportError as error:
-                failure, wait_s = self._no_answer(error), RETRY_S
-                lasting = "CERTIFICATE_VERIFY" in str(error) or (once and not isinstance(error, httpx2.ConnectError))
-                if lasting:
+                failure, wait_s = self._describe_failure(error), RETRY_S
+                # Without a connection the request was not executed; after any other failure it may have been.
+                is_final = "CERTIFICATE_VERIFY" in str(error) or (once and not isinstance(error, httpx2.ConnectError))
+                if is_final:
                     raise failure from error
             else:
-                if reply.status_code not in BUSY or (once and reply.status_code != 429):
-                    return _checked(reply)
-                failure, wait_s = _refusal(reply), _retry_after_s(reply)
+                # The gate refuses with 429 before a route runs, so that this request can always be repeated.
+                if response.status_code not in BUSY or (once and response.status_code != 429):
+                    return _require_success(response)
+                failure, wait_s = _describe_refusal(response), _parse_retry_after_s(response)
             if time.monotonic() + wait_s > deadline_s:
                 raise failure
             if self._report is not None and not reported:
@@ -121,16 +125,17 @@ class Connection:
                 reported = True
             time.sleep(wait_s)
 
-    def _no_answer(self, error: Exception) -> ServiceError:
-        why = str(error) or type(error).__name__
+    def _describe_failure(self, error: Exception) -> ServiceError:
+        """Return the error for a request without a response."""
+        reason = str(error) or type(error).__name__
         to_do = "start the service (magnet serve), or set MAGNET_URL to its address"
-        if "CERTIFICATE_VERIFY" in why:
+        if "CERTIFICATE_VERIFY" in reason:
             to_do = "set SSL_CERT_FILE to the PEM file of the authority that signed the service's certificate"
-        return ServiceError(f"no answer from {self.url}: {why}", to_do=to_do)
+        return ServiceError(f"no response from {self.url}: {reason}", to_do=to_do)
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL names this machine by its loopback interface."""
+    """Return whether a URL names this machine by its loopback interface."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -138,7 +143,7 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _checked_url(url: str) -> str:
+def _check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
@@ -149,28 +154,29 @@ def _checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _checked(reply: httpx2.Response) -> httpx2.Response:
-    if reply.status_code < 300:
-        return reply
-    raise _refusal(reply)
+def _require_success(response: httpx2.Response) -> httpx2.Response:
+    if response.status_code < 300:
+        return response
+    raise _describe_refusal(response)
 
 
-def _refusal(reply: httpx2.Response) -> ServiceError:
-    """The error of an answer; proxies and other servers do not send a problem's body."""
+def _describe_refusal(response: httpx2.Response) -> ServiceError:
+    """Return the error for a response that refuses a request."""
     try:
-        body = reply.json()
-        return ServiceError(str(body["detail"]), status=reply.status_code, to_do=str(body.get("to_do", "")))
+        body = response.json()
+        return ServiceError(str(body["detail"]), status=response.status_code, to_do=str(body.get("to_do", "")))
     except (ValueError, KeyError, TypeError, AttributeError):
-        text = reply.headers.get("location") or reply.text[:200]
+        # Proxies and other servers do not send the service's problem bodies.
+        text = response.headers.get("location") or response.text[:200]
         return ServiceError(
-            f"{reply.url} answered {reply.status_code}: {text}",
-            status=reply.status_code,
+            f"{response.url} responded with status {response.status_code}: {text}",
+            status=response.status_code,
             to_do="check that MAGNET_URL is the address of the service",
         )
 
 
-def _retry_after_s(reply: httpx2.Response) -> float:
+def _parse_retry_after_s(response: httpx2.Response) -> float:
     try:
-        return min(max(float(reply.headers.get("Retry-After", RETRY_S)), 0.05), LONGEST_WAIT_S)
-    except ValueError:  # a date
+        return min(max(float(response.headers.get("Retry-After", RETRY_S)), 0.05), MAX_WAIT_S)
+    except ValueError:  # HTTP also allows a date
         return RETRY_S

@@ -1,5 +1,7 @@
-"""Logs and events of a job, read piece by piece by polling: a restart of the service or a broken connection loses no
-byte and repeats none, since each request names the byte to continue at.
+"""Logs and events of a job, read piece by piece by polling.
+
+A restart of the service or a broken connection loses no byte and repeats none, since each request names the byte at
+which to continue.
 """
 
 from __future__ import annotations
@@ -15,26 +17,35 @@ from service.queue.job import ENDED
 if TYPE_CHECKING:
     from service.client.client import Client, JobEvent
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 3.0
-"""Seconds between two requests while nothing is new."""
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 3.0
+"""Seconds between two requests while there is nothing new: at first, and at most."""
+PAUSE_GROWTH = 1.5
+"""Factor by which the pause grows while there is nothing new."""
 FOREVER = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogPiece:
-    """Some bytes of an attempt's log."""
+    """A piece of an attempt's log."""
 
     attempt: int
-    """0: no attempt has started."""
+    """Number of the attempt; 0: no attempt has started."""
     data: bytes
+    """Bytes of the log."""
     next_offset: int
-    """Of the first byte after `data`."""
+    """Offset of the first byte after `data`."""
 
 
 def read_log(client: Client, job_id: str, attempt: int | None = None) -> Iterator[str]:
-    """An attempt's log as it is now; None: of the newest attempt."""
+    """Yield the current log of an attempt.
+
+    Args:
+        client: client of the service.
+        job_id: ID of the job.
+        attempt: number of the attempt; None: the newest attempt.
+    """
     piece = client.log_piece(job_id, attempt=attempt, offset=0)
-    decoder = _decoder()
+    decoder = _make_decoder()
     while piece.data:
         yield decoder.decode(piece.data)
         piece = client.log_piece(job_id, attempt=piece.attempt, offset=piece.next_offset)
@@ -42,15 +53,15 @@ def read_log(client: Client, job_id: str, attempt: int | None = None) -> Iterato
 
 
 def follow_log(client: Client, job_id: str, attempt: int | None = None) -> Iterator[str]:
-    """A log until the job has ended. After the first answer, outages of the service are waited for.
+    """Yield a log until the job has ended. After the first response, the service may be down for any time.
 
     Args:
-        client: of the service.
-        job_id: of the job.
-        attempt: only this one, until it has ended; None: the newest and all after it.
+        client: client of the service.
+        job_id: ID of the job.
+        attempt: number of the only attempt to follow; None: the newest attempt and all later ones.
     """
     job = client.job(job_id)
-    number, offset, decoder, pauses = attempt or job.attempt, 0, _decoder(), _Pauses()
+    number, offset, decoder, pauses = attempt or job.attempt, 0, _make_decoder(), _Pauses()
     while True:
         if number:
             piece = client.log_piece(job_id, attempt=number, offset=offset, patience_s=FOREVER)
@@ -62,9 +73,10 @@ def follow_log(client: Client, job_id: str, attempt: int | None = None) -> Itera
         # `job` was read before the log: an attempt that had ended then has no more to write.
         if job.attempt > number > 0 or job.state in ENDED:
             yield decoder.decode(b"", final=True)
+            # Later attempts are followed only if no attempt was named.
             if attempt is not None or job.attempt <= number:
                 return
-            number, offset, decoder = number + 1, 0, _decoder()
+            number, offset, decoder = number + 1, 0, _make_decoder()
             yield f"--- attempt {number} ---\n"
             continue
         pauses.sleep()
@@ -73,7 +85,12 @@ def follow_log(client: Client, job_id: str, attempt: int | None = None) -> Itera
 
 
 def follow_events(client: Client, job_id: str) -> Iterator[JobEvent]:
-    """Events of a job until it has ended. After the first answer, outages of the service are waited for."""
+    """Yield events of a job until it has ended. After the first response, the service may be down for any time.
+
+    Args:
+        client: client of the service.
+        job_id: ID of the job.
+    """
     job, after, pauses = client.job(job_id), 0, _Pauses()
     while True:
         for event in client.events(job_id, after=after, patience_s=FOREVER):
@@ -87,7 +104,7 @@ def follow_events(client: Client, job_id: str) -> Iterator[JobEvent]:
 
 
 class _Pauses:
-    """Pauses that grow while nothing is new."""
+    """Pauses that grow while there is nothing new."""
 
     def __init__(self) -> None:
         self._next_s = FIRST_PAUSE_S
@@ -97,9 +114,9 @@ class _Pauses:
 
     def sleep(self) -> None:
         time.sleep(self._next_s)
-        self._next_s = min(self._next_s * 1.5, LONGEST_PAUSE_S)
+        self._next_s = min(self._next_s * PAUSE_GROWTH, MAX_PAUSE_S)
 
 
-def _decoder() -> codecs.IncrementalDecoder:
-    """Of UTF-8, whose characters may be cut at the end of a piece."""
+def _make_decoder() -> codecs.IncrementalDecoder:
+    """Return a decoder that keeps the bytes of a character that is cut at the end of a piece."""
     return codecs.getincrementaldecoder("utf-8")("replace")

@@ -1,1 +1,1 @@
-"""Run and maintain a service: start, check, back up, restore."""
+"""Operation of a service: run its processes, check its parts, back up and restore its state."""

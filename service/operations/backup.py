@@ -3,10 +3,9 @@
     magnet backup  --config service.yaml OUT.tar       while the service runs
     magnet restore --config service.yaml IN.tar        while it is stopped
 
-An archive holds `queue.db` (the queue's tables as SQLite, also where they are in Postgres), and from the storage folder
-of `magnet serve` `service.yaml`, `mlflow.db` and the tokens, each with its SHA-256 in `manifest.json`. Results, slides
-and artifacts are not in it, nor the workflows of DBOS: the jobs table is the truth, and attempts under way are found
-again.
+An archive contains `queue.db` (the queue's tables as SQLite, even if they are in Postgres) and, from the storage folder
+of `magnet serve`, `service.yaml`, `mlflow.db` and the tokens, each with its SHA-256 in `manifest.json`. It contains no
+results, slides or artifacts, and no workflows of DBOS: the dispatcher recovers running attempts from the jobs table.
 """
 
 from __future__ import annotations
@@ -28,113 +27,126 @@ from typing import Any
 
 from service.errors import UsageError
 from service.operations import snapshots
-from service.operations.restore import Layout, locked, require_stopped, switch
+from service.operations.restore import Layout, exchange_files, lock_folder, require_stopped
 from service.settings.service import ServiceSettings
 
 FORMAT = 1
-"""Of the archive; restore reads this one."""
+"""Version of the archive format; `restore` reads no other."""
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 1 << 20
+"""Maximum size of a manifest in bytes, which is read into memory before anything is checked."""
 QUEUE = "queue.db"
 TOKENS = ("ray-token", "mlflow-token", "admin-token")
 MEMBERS = (QUEUE, "mlflow.db", "service.yaml", *TOKENS)
-"""Members that an archive may hold, in addition to its manifest."""
+"""Members that an archive may contain, in addition to its manifest."""
 CHUNK_BYTES = 1 << 20
 
 
 def backup(settings: ServiceSettings, target: Path) -> dict[str, Any]:
-    """Write an archive of the service as it is now; the service may run.
+    """Write an archive of the service's current state, while the service may run.
 
     Args:
-        settings: of the service.
-        target: file to write, with mode 600; an old one is replaced once the new one is whole.
+        settings: service settings.
+        target: file to write, with mode 600; an existing file is replaced once the new one is complete.
 
     Returns:
         The archive's manifest.
 
     Raises:
-        UsageError: there is nothing to back up, or its tables belong to another version of this program.
+        UsageError: there is no database, it is corrupt, or it belongs to another version of this program.
     """
     target = target.expanduser().resolve()
-    with _staging(target.with_name(f".{target.name}.partial")) as folder:
+    with _make_staging_folder(target.with_name(f".{target.name}.partial")) as folder:
         queue = folder / QUEUE
-        revision = snapshots.take(settings.database_url, queue)
-        layout = Layout.of(settings)
+        revision = snapshots.take_snapshot(settings.database_url, queue)
+        layout = Layout.from_settings(settings)
         if layout is not None:
             _collect(layout, folder)
-        manifest = _manifest(folder, revision, snapshots.count_rows(queue))
+        manifest = _make_manifest(folder, revision, snapshots.count_rows(queue))
         _write_archive(folder, manifest, new := folder / "archive.tar")
+        # A rename is atomic: there is always one complete archive.
         new.replace(target)
         _sync_folder(target.parent)
     return manifest
 
 
 def restore(settings: ServiceSettings, source: Path) -> Path | None:
-    """Replace the service's state by an archive's: all of it or nothing.
+    """Replace the state of a stopped service by an archive's: all of it or nothing.
 
-    Killed at any point, the same command again completes it. The service must be stopped.
+    If it is interrupted at any point, the same command completes it.
 
     Args:
-        settings: of the service; its storage and database are written.
+        settings: service settings; the service's storage and database are replaced.
         source: an archive that `backup` wrote.
 
     Returns:
-        The folder with what was replaced; None where nothing was there.
+        The folder with the replaced files; None: there were none.
 
     Raises:
-        UsageError: the service runs, the archive is damaged, or belongs to a newer version of this program.
+        UsageError: the service runs, or the archive is corrupt or belongs to a newer version of this program.
     """
-    layout = Layout.of(settings)
+    layout = Layout.from_settings(settings)
     if layout is None:
         return _restore(settings, source, None, Path(f"{source.expanduser().resolve()}.restoring"))
     layout.private.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in (layout.storage, layout.private):
         folder.chmod(0o700)
-    with locked(layout.private):
+    with lock_folder(layout.private):
         return _restore(settings, source, layout, layout.work)
 
 
 def _restore(settings: ServiceSettings, source: Path, layout: Layout | None, work: Path) -> Path | None:
     require_stopped(settings)
     if layout is not None:
+        # The working folder must be free of an earlier, interrupted restore.
         layout.finish_interrupted()
-    with _staging(work / "new") as folder:
+    with _make_staging_folder(work / "new") as folder:
         manifest = unpack(source, folder)
+        # The digest proves the bytes; this proves that the file is the queue of this manifest.
         counts = snapshots.count_rows(folder / QUEUE)
         if counts != manifest["rows"]:
-            raise UsageError(f"{source}: {QUEUE} has other rows than its manifest says; use another archive")
-        snapshots.prepare(folder / QUEUE)  # upgrades older tables, refuses newer ones
-        return switch(settings, layout, folder, work)
+            raise UsageError(f"{source}: the number of rows in {QUEUE} differs from the manifest; use another archive")
+        snapshots.upgrade_copy(folder / QUEUE)  # upgrades older tables, refuses newer ones
+        return exchange_files(settings, layout, folder, work)
 
 
 def unpack(source: Path, folder: Path) -> dict[str, Any]:
-    """Take an archive apart, checking each member's digest; its manifest.
+    """Extract an archive, and check each member's digest.
+
+    Args:
+        source: the archive.
+        folder: an existing folder for the members.
+
+    Returns:
+        The archive's manifest.
 
     Raises:
-        UsageError: it cannot be read, lacks a member, or holds one that it should not.
+        UsageError: the archive cannot be read, lacks a member, or contains an unknown one.
     """
     try:
         with tarfile.open(source.expanduser(), "r:") as archive:
             manifest = _read_manifest(archive)
-            for name, about in manifest["members"].items():
-                _extract(archive, name, about, folder / name)
+            for name, entry in manifest["members"].items():
+                _extract(archive, name, entry, folder / name)
     except (OSError, tarfile.TarError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(f"{source}: not a readable archive of `magnet backup` ({error}); use another one") from error
+        raise UsageError(
+            f"{source}: not a readable archive of `magnet backup` ({error}); use another archive"
+        ) from error
     if QUEUE not in manifest["members"]:
-        raise UsageError(f"{source}: holds no {QUEUE}; use another archive")
+        raise UsageError(f"{source}: the archive lacks {QUEUE}; use another archive")
     return manifest
 
 
 def _collect(layout: Layout, folder: Path) -> None:
-    """Copy what a storage folder has beside the queue."""
-    if (mlflow := layout.destination("mlflow.db")).exists():
+    """Copy the other members from a storage folder."""
+    if (mlflow := layout.locate("mlflow.db")).exists():
         snapshots.copy_sqlite(mlflow, folder / "mlflow.db")
     for name in ("service.yaml", *TOKENS):
-        if (file := layout.destination(name)).is_file():
+        if (file := layout.locate(name)).is_file():
             shutil.copyfile(file, folder / name)
 
 
-def _manifest(folder: Path, revision: str, rows: dict[str, int]) -> dict[str, Any]:
+def _make_manifest(folder: Path, revision: str, rows: dict[str, int]) -> dict[str, Any]:
     members = {
         name: {"sha256": _digest(folder / name), "bytes": (folder / name).stat().st_size}
         for name in MEMBERS
@@ -152,24 +164,25 @@ def _manifest(folder: Path, revision: str, rows: dict[str, int]) -> dict[str, An
 
 
 def _write_archive(folder: Path, manifest: dict[str, Any], target: Path) -> None:
+    # The mode is set when the file is created: no other user can open it even for a moment.
     with (
         open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         data = json.dumps(manifest, indent=1).encode()
-        archive.addfile(_member(MANIFEST, len(data)), io.BytesIO(data))
-        for name, about in manifest["members"].items():
+        archive.addfile(_make_member(MANIFEST, len(data)), io.BytesIO(data))
+        for name, entry in manifest["members"].items():
             with open(folder / name, "rb") as content:
-                archive.addfile(_member(name, about["bytes"]), content)
+                archive.addfile(_make_member(name, entry["bytes"]), content)
         archive.close()
         file.flush()
         os.fsync(file.fileno())
 
 
-def _member(name: str, size: int) -> tarfile.TarInfo:
-    about = tarfile.TarInfo(name)
-    about.size, about.mode, about.mtime = size, 0o600, int(time.time())
-    return about
+def _make_member(name: str, size_bytes: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = size_bytes, 0o600, int(time.time())
+    return member
 
 
 def _read_manifest(archive: tarfile.TarFile) -> dict[str, Any]:
@@ -180,24 +193,25 @@ def _read_manifest(archive: tarfile.TarFile) -> dict[str, Any]:
     assert content is not None
     manifest: dict[str, Any] = json.load(content)
     if manifest["format"] != FORMAT:
-        raise ValueError(f"format {manifest['format']}, this program reads {FORMAT}")
+        raise ValueError(f"format {manifest['format']}; this program reads format {FORMAT}")
+    # Only known names are extracted, so a member such as ../../x cannot leave the folder.
     if unknown := sorted(set(manifest["members"]) - set(MEMBERS)):
         raise ValueError(f"unknown members {', '.join(unknown)}")
     return manifest
 
 
-def _extract(archive: tarfile.TarFile, name: str, about: dict[str, Any], target: Path) -> None:
+def _extract(archive: tarfile.TarFile, name: str, entry: dict[str, Any], target: Path) -> None:
     member = archive.getmember(name)
-    if not member.isfile() or member.size != about["bytes"]:
-        raise ValueError(f"{name} has {member.size} bytes, its manifest says {about['bytes']}")
+    if not member.isfile() or member.size != entry["bytes"]:
+        raise ValueError(f"{name} has {member.size} bytes, but its manifest says {entry['bytes']}")
     content = archive.extractfile(member)
     assert content is not None
     with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         shutil.copyfileobj(content, file, CHUNK_BYTES)
         file.flush()
         os.fsync(file.fileno())
-    if _digest(target) != about["sha256"]:
-        raise ValueError(f"{name} is damaged: its SHA-256 differs from the manifest's")
+    if _digest(target) != entry["sha256"]:
+        raise ValueError(f"{name} is corrupt: its SHA-256 differs from the manifest's")
 
 
 def _digest(path: Path) -> str:
@@ -206,8 +220,8 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """An empty folder of mode 700 while the context lasts; one that a killed run left is removed."""
+def _make_staging_folder(folder: Path) -> Iterator[Path]:
+    """Create an empty folder of mode 700 while the context lasts; one that an interrupted run left is removed."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, mode=0o700)

@@ -7,25 +7,29 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-MOUNTED = "/run/secrets"
-"""Where container engines mount secrets."""
+CONTAINER_SECRETS = "/run/secrets"
+"""Folder in which container engines mount secrets."""
 ENTER = stat.S_IXGRP | stat.S_IXOTH
-"""Of a folder: without it, other users cannot open what is in it."""
+"""Mode bits of a folder without which other users cannot open the files in it."""
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
+"""Mode bits of the file's group and of all other users."""
 
 
-def open_to_others(paths: Iterable[Path]) -> list[Path]:
-    """Which of these files and folders their group or all users may use; those that do not exist are left out.
+def find_exposed(paths: Iterable[Path]) -> list[Path]:
+    """Return the files and folders that their group or all users may use.
 
-    A folder that is closed protects what is below it; of an open one, files and folders directly below it are checked.
-    Secrets that a container engine mounts are left out: nobody else is in the container.
+    A closed folder protects what is in it; of an open folder, the files and folders directly in it are checked too.
+    Secrets that a container engine mounts are skipped, since the container has no other users.
+
+    Args:
+        paths: files and folders; those that do not exist are skipped.
     """
-    found = []
+    exposed = []
     for path in paths:
         if not path.exists() or not os.stat(path).st_mode & OTHERS:
             continue
-        if path.is_relative_to(MOUNTED) or (path.is_file() and not os.stat(path.parent).st_mode & ENTER):
+        if path.is_relative_to(CONTAINER_SECRETS) or (path.is_file() and not os.stat(path.parent).st_mode & ENTER):
             continue
-        found.append(path)
-        found += [inner for inner in sorted(path.iterdir()) if inner.stat().st_mode & OTHERS] if path.is_dir() else []
-    return found
+        exposed.append(path)
+        exposed += [inner for inner in sorted(path.iterdir()) if inner.stat().st_mode & OTHERS] if path.is_dir() else []
+    return exposed

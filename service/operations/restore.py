@@ -1,8 +1,8 @@
-"""The last part of a restore: files change places by a journal, so that a kill in between is completed later.
+"""Last step of a restore: files are exchanged by a journal, so that an interrupted restore can be completed.
 
-private/restore/new/NAME           whole, checked files that are to take their places
-private/restore/journal.json       written last, once all of them are there: from here on there is no way back
-private/replaced-DATE/NAME         what was in their places
+private/restore/new/NAME           the new files, complete and checked
+private/restore/journal.json       written once all of them exist: from then on the restore is completed, never undone
+private/replaced-DATE/NAME         the files that were replaced
 """
 
 from __future__ import annotations
@@ -30,57 +30,59 @@ COMPANIONS = {
     "queue.db": ("-wal", "-shm", "-workflows", "-workflows-wal", "-workflows-shm"),
     "mlflow.db": ("-wal", "-shm", "-journal"),
 }
-"""Files beside a database that belong to its old state; SQLite would apply an old log to a new file."""
+"""Suffixes of a database's companion files. They are replaced with it: SQLite would apply an old log to a new file."""
 PATIENCE_S = 1.0
-"""Seconds for a connection to the API's port."""
+"""Seconds to wait for a connection to the API's port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Places in a storage folder."""
+    """Locations of files in a storage folder."""
 
     storage: Path
+    """The storage folder."""
 
     @classmethod
-    def of(cls, settings: ServiceSettings) -> Layout | None:
-        """Those of a service; None where its storage is no folder."""
+    def from_settings(cls, settings: ServiceSettings) -> Layout | None:
+        """Return the layout of a service's storage; None: the storage is an object store."""
         return None if "://" in settings.storage else cls(Path(settings.storage))
 
     @property
     def private(self) -> Path:
-        """Folder of the secrets."""
+        """Folder of databases and secrets."""
         return self.storage / "private"
 
     @property
     def work(self) -> Path:
-        """Folder of a restore under way."""
+        """Working folder of a restore."""
         return self.private / "restore"
 
-    def destination(self, name: str) -> Path:
-        """Where a member of an archive belongs."""
+    def locate(self, name: str) -> Path:
+        """Return the path of an archive member in the storage folder."""
         return (self.storage if name == "service.yaml" else self.private) / name
 
     def finish_interrupted(self) -> bool:
-        """Complete a restore that was killed after its journal was written; whether there was one."""
+        """Complete a restore that was interrupted after its journal was written; return whether there was one."""
         journal = self.work / JOURNAL
         if not journal.is_file():
             return False
-        about = json.loads(journal.read_text())
-        if about["database"] is not None:
-            _replace_rows(about["database"], self.work / "new" / "queue.db", self.private / about["aside"])
-        for name in about["names"]:
-            self._place(name, self.work / "new" / name, self.private / about["aside"])
+        plan = json.loads(journal.read_text())
+        if plan["database"] is not None:
+            _replace_rows(plan["database"], self.work / "new" / "queue.db", self.private / plan["aside"])
+        for name in plan["names"]:
+            self._exchange(name, self.work / "new" / name, self.private / plan["aside"])
+        # The journal must outlive the exchange on disk, or a power failure could lose both.
         _sync(self.private)
         _sync(self.storage)
         journal.unlink()
         shutil.rmtree(self.work)
         return True
 
-    def _place(self, name: str, staged: Path, aside: Path) -> None:
-        """Exchange one file. Where the new one has gone to its place, a kill came later, and nothing is left to do."""
+    def _exchange(self, name: str, staged: Path, aside: Path) -> None:
+        """Move an old file and its companions aside, and the staged file into its place."""
         if not staged.exists():
-            return
-        destination = self.destination(name)
+            return  # an interrupted run has exchanged this file already
+        destination = self.locate(name)
         for ending in (*COMPANIONS.get(name, ()), ""):
             old = destination.with_name(destination.name + ending)
             if old.exists():
@@ -90,28 +92,35 @@ class Layout:
 
 
 @contextmanager
-def locked(private: Path) -> Iterator[None]:
-    """Hold a storage folder while the context lasts.
+def lock_folder(private: Path) -> Iterator[None]:
+    """Lock a storage folder while the context lasts.
+
+    Args:
+        private: the folder's private part, which contains the lock.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process has locked it.
     """
     lock = FileLock(private / "lock", timeout=0, fallback_to_soft=False)  # the kernel frees it if the process is killed
     try:
         hold = lock.acquire()
     except Timeout as error:
-        raise UsageError(f"{private.parent} is in use by another `magnet serve` or restore") from error
+        raise UsageError(f"{private.parent} is in use by another `magnet serve` or restore; stop it first") from error
     with hold:
         yield
 
 
 def require_stopped(settings: ServiceSettings) -> None:
-    """Refuse while parts of the service are at work.
+    """Refuse to continue while a part of the service runs.
+
+    Args:
+        settings: service settings.
 
     Raises:
-        UsageError: its API answers, or a dispatcher holds the lease.
+        UsageError: the API accepts connections, or a dispatcher holds the lease.
     """
     try:
+        # The API holds no lease; its port is the only sign of it.
         socket.create_connection((settings.host, settings.port), timeout=PATIENCE_S).close()
     except OSError:
         pass
@@ -119,7 +128,8 @@ def require_stopped(settings: ServiceSettings) -> None:
         raise UsageError(f"the API runs on port {settings.port}; stop the service first")
     url = sa.make_url(settings.database_url)
     if url.get_backend_name() == "sqlite":
-        layout = Layout.of(settings)
+        layout = Layout.from_settings(settings)
+        # A database that an interrupted restore left must not be opened; the restore replaces it anyway.
         if not Path(str(url.database)).exists() or (layout is not None and (layout.work / JOURNAL).exists()):
             return
     database = Database(settings.database_url)
@@ -129,20 +139,22 @@ def require_stopped(settings: ServiceSettings) -> None:
     finally:
         database.close()
     if holder is not None:
-        raise UsageError(f"a dispatcher is at work ({holder}); stop it, and wait {settings.lease_s:g} s")
+        raise UsageError(
+            f"a dispatcher is running ({holder}); stop it, and wait {settings.lease_s:g} s until its lease ends"
+        )
 
 
-def switch(settings: ServiceSettings, layout: Layout | None, folder: Path, work: Path) -> Path | None:
-    """Let checked files take their places.
+def exchange_files(settings: ServiceSettings, layout: Layout | None, folder: Path, work: Path) -> Path | None:
+    """Replace the service's files by checked new ones.
 
     Args:
-        settings: of the service.
-        layout: of its storage folder; None: only the queue's rows are replaced.
-        folder: the checked files.
-        work: where the journal is written.
+        settings: service settings.
+        layout: layout of the storage folder; None: only the queue's rows are replaced.
+        folder: folder of the new files.
+        work: working folder, in which the journal is written.
 
     Returns:
-        The folder with what was replaced; None where nothing was.
+        The folder with the replaced files; None: nothing was replaced.
     """
     in_postgres = sa.make_url(settings.database_url).get_backend_name() != "sqlite"
     name = time.strftime("replaced-%Y%m%d-%H%M%S", time.gmtime())
@@ -150,11 +162,12 @@ def switch(settings: ServiceSettings, layout: Layout | None, folder: Path, work:
         _replace_rows(settings.database_url, folder / "queue.db", aside := work.with_name(f"{work.name}-{name}"))
         return aside
     names = [path.name for path in sorted(folder.iterdir()) if not (in_postgres and path.name == "queue.db")]
-    about = {"names": names, "aside": name, "database": settings.database_url if in_postgres else None}
+    plan = {"names": names, "aside": name, "database": settings.database_url if in_postgres else None}
+    # The new files must be on disk before the journal says that they are complete.
     _sync(folder)
     new = work / f".{JOURNAL}"
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(json.dumps(about))
+        file.write(json.dumps(plan))
         file.flush()
         os.fsync(file.fileno())
     new.replace(work / JOURNAL)
@@ -165,12 +178,19 @@ def switch(settings: ServiceSettings, layout: Layout | None, folder: Path, work:
 
 
 def _replace_rows(database_url: str, source: Path, aside: Path) -> None:
-    """In Postgres: keep the rows that are there, then replace them in one transaction."""
+    """Save the queue's rows in Postgres, then replace them in one transaction.
+
+    Args:
+        database_url: URL of the Postgres database.
+        source: SQLite file with the new rows.
+        aside: folder for a snapshot of the old rows.
+    """
     aside.mkdir(mode=0o700, exist_ok=True, parents=True)
+    # After an interruption the snapshot exists, and the database may hold the new rows already.
     if not (kept := aside / "queue.db").exists():
         new = aside / ".queue.db.new"
         new.unlink(missing_ok=True)
-        snapshots.take(database_url, new)
+        snapshots.take_snapshot(database_url, new)
         new.replace(kept)
     snapshots.replace_rows(database_url, source)
 

@@ -1,6 +1,7 @@
-"""Attacks on a service of real processes, each as a user with a token would try it; their outcomes as a table.
+"""Attacks of users with tokens on a service of real processes, and a table of their outcomes.
 
-API, dispatcher and jobs are those of a real service; the cluster is one of plain processes, so a job costs seconds.
+API, dispatcher and jobs are those of a real service; the cluster consists of plain processes, so that a job takes
+seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import httpx2
 import pytest
 import yaml
 
-from service.client.client import Client
+from service.client import Client
 from service.settings.service import service_settings
 from tests.flows.harness import FLOW
 from tests.flows.queue_harness import Queue, queue
@@ -30,7 +31,7 @@ SECRET = "cluster-token-that-nobody-reads"
 
 @dataclass
 class Lab:
-    """A service for ada and bob, who submit, and what only it may read."""
+    """A service with the users ada and bob, who may submit jobs, and files that only the service may read."""
 
     queue: Queue
     folder: Path
@@ -51,12 +52,12 @@ class Lab:
         return httpx2.get(f"{self.queue.client.url}{path}", headers=headers, timeout=30)
 
     def run_check(self, manifest: str) -> tuple[str, str, int | None]:
-        """State, log and exit status of a check that ada submits."""
+        """Submit a check as ada, and return its state, log and exit status."""
         job_id = self.post("/v1/jobs", {"job": {"kind": "check", "manifest": manifest}}).json()["id"]
         job = self.clients["ada"].wait(job_id, timeout_s=120)
         return job.state, "".join(self.clients["ada"].logs(job_id)), job.attempts[-1].exit_code
 
-    def tell(self, attack: str, outcome: str) -> None:
+    def record(self, attack: str, outcome: str) -> None:
         self.outcomes.append((attack, outcome))
 
 
@@ -64,34 +65,34 @@ class Lab:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("attacked")
     outcomes: list[tuple[str, str]] = []
-    with queue(folder) as own, ExitStack() as stack:
-        values = yaml.safe_load(own.config.read_text())
+    with queue(folder) as service_queue, ExitStack() as stack:
+        values = yaml.safe_load(service_queue.config.read_text())
         for name in ("slides", "shared"):
             (folder / name).mkdir()
         values |= {"python": sys.executable, "retry_first_s": 0.1, "max_recurring_per_user": 5}
         values["places"] = [{"prefix": f"{folder}/slides"}, {"prefix": f"{folder}/shared", "write": ["*"]}]
-        own.config.write_text(yaml.safe_dump(values))
-        own.settings = service_settings(str(own.config), [])
-        (Path(own.settings.storage) / "private" / "ray-token").write_text(f"{SECRET}\n")
-        own.start_ray()
-        own.start_api()
-        own.start_dispatcher()
-        tokens = {who: own.client.new_token(who, "submit").secret for who in ("ada", "bob")}
-        clients = {who: stack.enter_context(Client(own.client.url, token)) for who, token in tokens.items()}
-        yield Lab(own, folder, clients, tokens, outcomes)
+        service_queue.config.write_text(yaml.safe_dump(values))
+        service_queue.settings = service_settings(str(service_queue.config), [])
+        (Path(service_queue.settings.storage) / "private" / "ray-token").write_text(f"{SECRET}\n")
+        service_queue.start_ray()
+        service_queue.start_api()
+        service_queue.start_dispatcher()
+        tokens = {who: service_queue.client.new_token(who, "submit").secret for who in ("ada", "bob")}
+        clients = {who: stack.enter_context(Client(service_queue.client.url, token)) for who, token in tokens.items()}
+        yield Lab(service_queue, folder, clients, tokens, outcomes)
     print("\n| attack | outcome |\n| --- | --- |")
     for attack, outcome in outcomes:
         print(f"| {attack} | {outcome} |")
 
 
 @pytest.mark.parametrize("name", ["ray-token", "queue.db"])
-def test_a_manifest_that_is_a_secret_of_the_service(lab: Lab, name: str) -> None:
+def test_a_secret_of_the_service_is_refused_as_a_manifest(lab: Lab, name: str) -> None:
     answer = lab.post("/v1/jobs", {"job": {"kind": "check", "manifest": f"{lab.storage}/private/{name}"}})
-    lab.tell(f"check of private/{name}", f"{answer.status_code}")
+    lab.record(f"check of private/{name}", f"{answer.status_code}")
     assert answer.status_code == 403
 
 
-def test_a_link_to_a_secret_put_in_place_after_the_submission(lab: Lab) -> None:
+def test_a_manifest_replaced_by_a_link_to_a_secret_is_not_read(lab: Lab) -> None:
     lab.queue.kill("dispatch")
     manifest = lab.folder / "shared" / "m.csv"
     manifest.write_text("slide_id,uri\na,a.svs\n")
@@ -101,35 +102,35 @@ def test_a_link_to_a_secret_put_in_place_after_the_submission(lab: Lab) -> None:
     lab.queue.start_dispatcher()
     job = lab.clients["ada"].wait(job_id, timeout_s=120)
     log = "".join(lab.clients["ada"].logs(job_id))
-    lab.tell("manifest exchanged for a link to the token", f"{job.state}, exit status {job.attempts[-1].exit_code}")
+    lab.record("manifest replaced by a link to the token", f"{job.state}, exit status {job.attempts[-1].exit_code}")
     assert (job.state, job.attempt, job.attempts[-1].exit_code) == ("failed", 1, 2)
     assert SECRET not in log
     assert "lies outside the places" in log
 
 
-def test_links_in_a_folder_of_slides(lab: Lab) -> None:
+def test_links_to_secrets_in_a_folder_of_slides_are_not_followed(lab: Lab) -> None:
     folder = lab.folder / "shared" / "links"
     folder.mkdir()
     (folder / "token.svs").symlink_to(lab.storage / "private" / "ray-token")
     (folder / "private").symlink_to(lab.storage / "private")
     state, log, status = lab.run_check(f"{folder}/")
-    lab.tell("folder with links to secrets as manifest", f"{state}, exit status {status}")
+    lab.record("folder with links to secrets as manifest", f"{state}, exit status {status}")
     assert (state, status) == ("failed", 2)
     assert SECRET not in log
     assert "queue.db" not in log
 
 
 @pytest.mark.parametrize("place", ["users/bob/jobs/score-x/scores", "users/ada/jobs", "private", "anything"])
-def test_results_written_into_the_services_own_folders(lab: Lab, place: str) -> None:
+def test_output_folders_in_the_services_own_folder_are_refused(lab: Lab, place: str) -> None:
     out, model = f"{lab.storage}/{place}", "models:/magnet@challenger"
     job = {"kind": "score", "manifest": f"{lab.folder}/slides/", "model": model, "out": out}
     answer = lab.post("/v1/jobs", {"job": job})
-    lab.tell(f"score with out={place}", f"{answer.status_code}")
+    lab.record(f"score with out={place}", f"{answer.status_code}")
     assert answer.status_code == 403
 
 
-def test_results_of_another_user_through_ones_own_job(lab: Lab) -> None:
-    """bob's results lie in a shared folder; ada names it as the place of her own, which waits or fails."""
+def test_results_of_another_user_cannot_be_read_through_an_own_job(lab: Lab) -> None:
+    """The results of bob are in a shared folder; ada names it in a job of hers, which waits or fails."""
     (lab.folder / "slides" / "x.svs").write_bytes(b"no slide")
     out = lab.folder / "shared" / "bob"
     job = {"kind": "score", "manifest": f"{lab.folder}/slides/", "model": "models:/magnet@challenger", "out": str(out)}
@@ -137,24 +138,24 @@ def test_results_of_another_user_through_ones_own_job(lab: Lab) -> None:
     out.mkdir(exist_ok=True)
     (out / "scores.csv").write_text("slide_id\nsecret\n")
     answer = lab.post("/v1/jobs", {"job": job}, "ada")
-    seen = (
+    status = (
         409
         if answer.status_code != 201
         else lab.get(f"/v1/jobs/{answer.json()['id']}/scores?format=csv", "ada").status_code
     )
-    lab.tell("another user's results through a job with the same out", f"{seen}")
-    assert seen in (403, 404, 409)
+    lab.record("another user's results through a job with the same out", f"{status}")
+    assert status in (403, 404, 409)
 
 
 @pytest.mark.parametrize("cron", ["* * * * * 0 2026", "0 0 30 2 *", "* * * * * *", "* * * * *", "@reboot", "H H * * *"])
-def test_a_cron_line_that_fires_never_too_often_or_breaks_the_parser(lab: Lab, cron: str) -> None:
+def test_cron_expressions_that_never_or_too_often_fire_are_refused(lab: Lab, cron: str) -> None:
     job = {"kind": "check", "manifest": f"{lab.folder}/slides/"}
     answer = lab.post("/v1/recurring", {"what": "schedule", "cron": cron, "job": job})
-    lab.tell(f"schedule '{cron}'", f"{answer.status_code}")
+    lab.record(f"schedule '{cron}'", f"{answer.status_code}")
     assert answer.status_code == 422
 
 
-def test_a_file_name_that_is_not_utf_8_in_a_watched_folder(lab: Lab) -> None:
+def test_a_file_name_that_is_not_utf_8_does_not_stop_a_watch(lab: Lab) -> None:
     inbox = lab.folder / "slides" / "inbox"
     inbox.mkdir()
     (Path(os.fsdecode(bytes(inbox) + b"/caf\xe9.svs"))).write_bytes(b"x")
@@ -162,40 +163,40 @@ def test_a_file_name_that_is_not_utf_8_in_a_watched_folder(lab: Lab) -> None:
     body = {"what": "watch", "folder": f"{inbox}/", "model": "models:/magnet@champion", "settle_s": 0}
     assert lab.post("/v1/recurring", body, "bob").status_code == 201
     deadline = time.monotonic() + 60
-    while not (notes := [one.note for one in lab.clients["bob"].recurring() if one.note]):
+    while not (notes := [entry.note for entry in lab.clients["bob"].recurring() if entry.note]):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    lab.tell("latin-1 name in a watched folder", str(notes[0]))
+    lab.record("latin-1 name in a watched folder", str(notes[0]))
     assert "submitted" in str(notes[0])
     assert lab.queue.parts["dispatch"].process.poll() is None
 
 
-def test_more_schedules_than_a_user_may_have(lab: Lab) -> None:
+def test_more_schedules_than_the_limit_are_refused(lab: Lab) -> None:
     job = {"kind": "check", "manifest": f"{lab.folder}/slides/"}
     statuses = [
         lab.post("/v1/recurring", {"what": "schedule", "cron": f"{k} 2 * * *", "job": job}).status_code
         for k in range(8)
     ]
-    lab.tell("eight schedules where five are allowed", f"{statuses}")
+    lab.record("eight schedules where five are allowed", f"{statuses}")
     assert statuses == [201] * 5 + [429] * 3
 
 
 @pytest.mark.parametrize("alias", ["champion", "Champion", "latest"])
-def test_a_training_that_makes_itself_the_champion(lab: Lab, alias: str) -> None:
+def test_a_training_cannot_make_itself_the_champion(lab: Lab, alias: str) -> None:
     job = {"kind": "train", "manifest": f"{lab.folder}/slides/m.csv", "settings": {"alias": alias}}
     (lab.folder / "slides" / "m.csv").write_text("slide_id,uri,label\n")
     answer = lab.post("/v1/jobs", {"job": job})
-    lab.tell(f"training with alias={alias}", f"{answer.status_code}")
+    lab.record(f"training with alias={alias}", f"{answer.status_code}")
     assert answer.status_code in (403, 422)
 
 
 @pytest.mark.parametrize("weights", ["file:///etc/x?../../lab/w.safetensors", "w.PTH", "/etc/w", "hub/w.pt", "..\\w"])
-def test_weights_that_are_read_in_two_ways_or_run_code(lab: Lab, weights: str) -> None:
+def test_weights_with_ambiguous_names_or_code_are_refused(lab: Lab, weights: str) -> None:
     settings = {"model": {"classifier": {"weights": weights}}}
     answer = lab.post(
         "/v1/jobs", {"job": {"kind": "train", "manifest": f"{lab.folder}/slides/m.csv", "settings": settings}}
     )
-    lab.tell(f"weights={weights}", f"{answer.status_code}")
+    lab.record(f"weights={weights}", f"{answer.status_code}")
     assert answer.status_code in (403, 422)
 
 
@@ -203,7 +204,7 @@ def test_weights_that_are_read_in_two_ways_or_run_code(lab: Lab, weights: str) -
     "model",
     ["models:/../x@y", "models:/a/b/../c", "runs:/../../x/model", f"runs:/{'0' * 32}/../../model", "MODELS:/x@y"],
 )
-def test_models_with_path_tricks(lab: Lab, model: str) -> None:
+def test_models_with_path_tricks_are_refused(lab: Lab, model: str) -> None:
     answer = lab.post("/v1/jobs", {"job": {"kind": "score", "manifest": f"{lab.folder}/slides/", "model": model}})
-    lab.tell(f"model={model}", f"{answer.status_code}")
+    lab.record(f"model={model}", f"{answer.status_code}")
     assert answer.status_code in (403, 422)

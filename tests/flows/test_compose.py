@@ -1,6 +1,6 @@
 """The compose file's services as plain processes: its commands, environment, health checks, secrets and settings.
 
-Only names and ports differ, since all share one machine, and S3 is moto's server: SeaweedFS comes in no package.
+Only names and ports differ, since all services share one machine, and moto provides S3: SeaweedFS is in no package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from ray_jobs.cluster.processes import free_port
-from service.client.client import Client
+from service.client import Client
 from service.queue.requests import Check, Train
 from service.settings.train import train_settings
 from tests.flows.harness import FLOW, ROOT, SHELL, Command, answers, running
@@ -36,18 +36,18 @@ PATIENCE_S = 300.0
 
 
 class Machine:
-    """One machine on which the services run beside each other.
+    """A machine on which all services run.
 
     Args:
-        folder: for secrets, settings and logs.
-        database: takes the place of `postgres`.
-        stack: ends the processes.
+        folder: folder for secrets, settings and logs.
+        database: database that replaces the service `postgres`.
+        stack: stack that ends the processes.
     """
 
     def __init__(self, folder: Path, database: Postgres, stack: ExitStack) -> None:
         self.folder, self._stack = folder, stack
         self.ports = {name: free_port() for name in ("s3", "mlflow", "gcs", "dashboard", "agent", "api", "metrics")}
-        self._here = {
+        self._replacements = {
             "http://s3:8333": f"http://127.0.0.1:{self.ports['s3']}",
             "mlflow:5000": f"127.0.0.1:{self.ports['mlflow']}",
             "ray-head:6379": f"127.0.0.1:{self.ports['gcs']}",
@@ -68,17 +68,17 @@ class Machine:
             "/etc/magnet/service.yaml": f"{folder}/service.yaml",
         }
 
-    def here(self, text: str) -> str:
-        """The same with this machine's names and ports."""
-        for there, here in self._here.items():
+    def localise(self, text: str) -> str:
+        """Replace names and ports by those of this machine."""
+        for there, here in self._replacements.items():
             text = text.replace(there, here)
         return text
 
     def environment(self, service: str) -> dict[str, str]:
-        """As the compose file gives it, and where the repository lies, which the image has installed."""
-        own: Mapping[str, object] = SERVICES[service].get("environment", {})
-        given = {name: self.here(str(value)) for name, value in own.items() if not str(value).startswith("${")}
-        return given | {
+        """Return a service's environment in the compose file, and the path of the repository."""
+        variables: Mapping[str, object] = SERVICES[service].get("environment", {})
+        env = {name: self.localise(str(value)) for name, value in variables.items() if not str(value).startswith("${")}
+        return env | {
             "PYTHONPATH": str(ROOT),
             "HOME": str(self.folder),
             "MAGNET_CACHE_DIR": str(self.folder / "cache"),
@@ -86,26 +86,26 @@ class Machine:
 
     def start(self, service: str) -> Command:
         """Run a service's command through the image's entry point, until the test ends."""
-        words = self._words(SERVICES[service]["command"])
+        argv = self._make_argv(SERVICES[service]["command"])
         log = self.folder / f"{service}.log"
-        return self._stack.enter_context(running([*ENTRYPOINT, *words], self.environment(service), log))
+        return self._stack.enter_context(running([*ENTRYPOINT, *argv], self.environment(service), log))
 
-    def run(self, service: str, words: Sequence[str], before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-        """A command in a service's environment, behind such words as ``env A=B``, to its end."""
-        own = os.environ | SHELL | self.environment(service)
-        typed = [*before, *ENTRYPOINT, *self._words(words)]
-        return subprocess.run(typed, env=own, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    def run(self, service: str, argv: Sequence[str], before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """Run a command in a service's environment to its end; `before` is a prefix such as ``env A=B``."""
+        env = os.environ | SHELL | self.environment(service)
+        full_argv = [*before, *ENTRYPOINT, *self._make_argv(argv)]
+        return subprocess.run(full_argv, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
-    def healthy(self, service: str) -> bool:
-        """Whether the service's own health check passes."""
-        how, *words = SERVICES[service]["healthcheck"]["test"]
+    def is_healthy(self, service: str) -> bool:
+        """Return whether the service's health check passes."""
+        how, *argv = SERVICES[service]["healthcheck"]["test"]
         assert how == "CMD"
-        return self.run(service, words).returncode == 0
+        return self.run(service, argv).returncode == 0
 
-    def _words(self, words: Sequence[str]) -> list[str]:
+    def _make_argv(self, argv: Sequence[str]) -> list[str]:
         magnet = ["python", "-c", "from service.cli.main import main; main()"]  # which the image has installed
-        first, *rest = words
-        return [*(magnet if first == "magnet" else [first]), *map(self.here, rest)]
+        program, *rest = argv
+        return [*(magnet if program == "magnet" else [program]), *map(self.localise, rest)]
 
 
 @pytest.fixture
@@ -116,24 +116,24 @@ def machine(cohort: Path, tmp_path: Path) -> Iterator[Machine]:
         with psycopg.connect(database.url.replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute("CREATE DATABASE magnet")
             connection.execute((COMPOSE / "mlflow-database.sql").read_bytes())
-        own = Machine(tmp_path, database, stack)
-        settings = own.here((COMPOSE / "service.yaml").read_text())
-        (tmp_path / "service.yaml").write_text(f"{settings}port: {own.ports['api']}\n")
-        _start_s3(own, stack, cohort)
+        machine = Machine(tmp_path, database, stack)
+        settings = machine.localise((COMPOSE / "service.yaml").read_text())
+        (tmp_path / "service.yaml").write_text(f"{settings}port: {machine.ports['api']}\n")
+        _start_s3(machine, stack, cohort)
         for service in IN_ORDER:
-            process = own.start(service)
-            process.wait_for(partial(own.healthy, service), PATIENCE_S)
-        yield own
+            process = machine.start(service)
+            process.wait_for(partial(machine.is_healthy, service), PATIENCE_S)
+        yield machine
 
 
-def _start_s3(own: Machine, stack: ExitStack, cohort: Path) -> None:
-    words = ["python", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(own.ports["s3"])]
-    server = stack.enter_context(running(words, {}, own.folder / "s3.log"))
-    url = f"http://127.0.0.1:{own.ports['s3']}"
+def _start_s3(machine: Machine, stack: ExitStack, cohort: Path) -> None:
+    argv = ["python", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(machine.ports["s3"])]
+    server = stack.enter_context(running(argv, {}, machine.folder / "s3.log"))
+    url = f"http://127.0.0.1:{machine.ports['s3']}"
     server.wait_for(lambda: answers(f"{url}/moto-api/"), PATIENCE_S)
-    for _ in range(2):  # it is started again after each `up`
-        made = own.run("bucket", SERVICES["bucket"]["command"])
-        assert made.returncode == 0, made.stderr
+    for _ in range(2):  # each `up` runs it again
+        ended = machine.run("bucket", SERVICES["bucket"]["command"])
+        assert ended.returncode == 0, ended.stderr
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     client = boto3.client("s3", endpoint_url=url, **keys)
     for path in [cohort / "manifest.csv", *(cohort / "slides").iterdir()]:
@@ -141,11 +141,11 @@ def _start_s3(own: Machine, stack: ExitStack, cohort: Path) -> None:
 
 
 def test_jobs_run_on_the_services_of_the_compose_file(machine: Machine, config: Path) -> None:
-    """As a user has it after `docker compose up`: a token, slides in the bucket, a check and a training."""
-    made = machine.run("api", ["magnet", "token", "you", "--scope", "admin", "--config", "/etc/magnet/service.yaml"])
-    assert made.returncode == 0, made.stderr
+    """As for a user after `docker compose up`: a token, slides in the bucket, a check and a training."""
+    created = machine.run("api", ["magnet", "token", "you", "--scope", "admin", "--config", "/etc/magnet/service.yaml"])
+    assert created.returncode == 0, created.stderr
     manifest = "s3://magnet/slides/manifest.csv"
-    with Client(f"http://127.0.0.1:{machine.ports['api']}", made.stdout.strip()) as client:
+    with Client(f"http://127.0.0.1:{machine.ports['api']}", created.stdout.strip()) as client:
         checked = client.submit(Check(manifest=manifest, need_labels=True))
         settings = train_settings(str(config), ["recipe.epochs=1"])
         trained = client.submit(Train(manifest=manifest, settings=settings))
@@ -154,7 +154,7 @@ def test_jobs_run_on_the_services_of_the_compose_file(machine: Machine, config: 
             assert (ended.state, ended.attempt) == ("done", 1), "".join(client.logs(job.id))
         assert "all 16 slides open" in "".join(client.logs(checked.id))
         assert "registered as models:/magnet@challenger" in "".join(client.logs(trained.id))
-    to_api = ["env", f"MAGNET_URL={client.url}", f"MAGNET_TOKEN={made.stdout.strip()}"]
+    to_api = ["env", f"MAGNET_URL={client.url}", f"MAGNET_TOKEN={created.stdout.strip()}"]
     doctor = machine.run("dispatcher", ["magnet", "doctor", "--config", "/etc/magnet/service.yaml"], to_api)
     assert doctor.stdout.endswith("all checks passed\n"), doctor.stdout
     assert doctor.returncode == 0

@@ -1,4 +1,4 @@
-"""`magnet serve` as a new user has it: a training to its end, what it trained used, another one cancelled."""
+"""`magnet serve` for a new user: a training runs to its end, its model is used, and another training is cancelled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 
 from ray_jobs.cluster.processes import answers, free_port
 from service.api.answers import JobView
-from service.client.client import Client, ServiceError
+from service.client import Client, ServiceError
 from service.queue.requests import Check, Score, Train, Tune
 from service.settings.train import train_settings
 from service.settings.tune import SearchSettings
@@ -30,20 +30,20 @@ PATIENCE_S = 400.0
 
 @pytest.fixture
 def serve(cohort: Path, tmp_path: Path) -> Iterator[Command]:
-    """A service on this machine, in a home of its own."""
-    own = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    words = [*MAGNET, "serve", "--storage", tmp_path / "service", "--allow", cohort, "--port", str(free_port())]
-    with running([*words, "--set", "retry_first_s=1"], own, tmp_path / "serve.log") as command:
+    """A service on this machine, with a separate home folder."""
+    env = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    argv = [*MAGNET, "serve", "--storage", tmp_path / "service", "--allow", cohort, "--port", str(free_port())]
+    with running([*argv, "--set", "retry_first_s=1"], env, tmp_path / "serve.log") as command:
         command.wait_for("all parts are up", PATIENCE_S)
         yield command
 
 
 @pytest.fixture
 def client(serve: Command, tmp_path: Path) -> Iterator[Client]:
-    """With the token that the first start made."""
-    kept = json.loads((tmp_path / ".config" / "magnet" / "client.json").read_text())
-    with Client(kept["url"], kept["token"]) as own:
-        yield own
+    """A client with the token that the first start created."""
+    stored = json.loads((tmp_path / ".config" / "magnet" / "client.json").read_text())
+    with Client(stored["url"], stored["token"]) as client:
+        yield client
 
 
 def test_a_training_is_followed_to_its_end_and_its_model_used(
@@ -62,7 +62,7 @@ def test_a_training_is_followed_to_its_end_and_its_model_used(
     )
     assert f"epoch {EPOCHS}/{EPOCHS}" in log
     assert "\x1b[" not in log
-    assert the_status(trained, tmp_path) == "FINISHED"
+    assert read_run_status(trained, tmp_path) == "FINISHED"
     assert trained.attempts[0].ray_job.endswith(f"/#/jobs/{trained.id}-1")
 
     scored = client.submit(Score(manifest=manifest, model="models:/magnet@challenger", split="test"))
@@ -82,29 +82,29 @@ def test_a_training_is_followed_to_its_end_and_its_model_used(
         assert time.monotonic() < deadline, "".join(client.logs(endless.id))
         time.sleep(0.5)
     assert job.progress.eta_s is not None
-    began_s = time.monotonic()
+    started_s = time.monotonic()
     client.cancel(endless.id)
     cancelled = client.wait(endless.id, timeout_s=60, look_s=0.2)
-    print(f"\ncancelled after {time.monotonic() - began_s:.1f} s")
+    print(f"\ncancelled after {time.monotonic() - started_s:.1f} s")
     assert (cancelled.state, cancelled.reason) == ("cancelled", "cancelled while it ran")
-    assert the_status(cancelled, tmp_path) == "KILLED"
+    assert read_run_status(cancelled, tmp_path) == "KILLED"
 
 
-def the_status(job: JobView, folder: Path) -> str:
-    """Of the run in MLflow that the job's link leads to."""
-    found = re.fullmatch(r"(http://127.0.0.1:\d+)/#/runs/([0-9a-f]{32})", job.mlflow_run or "")
-    assert found
+def read_run_status(job: JobView, folder: Path) -> str:
+    """Return the status of the MLflow run that the job's link leads to."""
+    match = re.fullmatch(r"(http://127.0.0.1:\d+)/#/runs/([0-9a-f]{32})", job.mlflow_run or "")
+    assert match
     settings = yaml.safe_load((folder / "service" / "service.yaml").read_text())
-    assert found[1] == settings["mlflow"]
+    assert match[1] == settings["mlflow"]
     token = (folder / "service" / "private" / "mlflow-token").read_text()
-    url = f"{found[1]}/api/2.0/mlflow/runs/get"
-    answer = httpx2.get(url, params={"run_id": found[2]}, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+    url = f"{match[1]}/api/2.0/mlflow/runs/get"
+    answer = httpx2.get(url, params={"run_id": match[2]}, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
     status: str = answer.json()["run"]["info"]["status"]
     return status
 
 
-def test_what_it_keeps_for_itself_nobody_else_can_read(serve: Command, client: Client, tmp_path: Path) -> None:
-    """Neither other users of the machine, nor a job. Ray's ports listen on all interfaces: they want the token."""
+def test_nobody_else_can_read_the_services_private_files(serve: Command, client: Client, tmp_path: Path) -> None:
+    """Neither other users of the machine nor jobs can; Ray's ports listen on all interfaces and require the token."""
     private = tmp_path / "service" / "private"
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (private.parent, private)] == [0o700, 0o700]
     secrets = [path for path in private.rglob("*") if path.is_file()]
@@ -114,34 +114,33 @@ def test_what_it_keeps_for_itself_nobody_else_can_read(serve: Command, client: C
         with pytest.raises(ServiceError, match="outside"):
             client.submit(Check(manifest=str(path)))
     ray_folder = Path((private / "ray-folder").read_text())
-    assert list(
-        ray_folder.glob("r/session_*/sockets/*")
-    )  # Ray's own folder is open to everybody, the one around it not
+    # Ray opens its own folder to all users; the folder around it is closed.
+    assert list(ray_folder.glob("r/session_*/sockets/*"))
     assert stat.S_IMODE(ray_folder.stat().st_mode) == 0o700
     settings = yaml.safe_load((tmp_path / "service" / "service.yaml").read_text())
     assert httpx2.get(str(settings["mlflow"]), trust_env=False).status_code == 401
     stranger = {"RAY_AUTH_MODE": "disabled", "RAY_API_SERVER_ADDRESS": settings["ray"], "HOME": str(tmp_path / "other")}
-    words = ["ray", "job", "submit", "--address", settings["ray"], "--", "true"]
-    with running(words, stranger, tmp_path / "stranger.log") as command:
+    argv = ["ray", "job", "submit", "--address", settings["ray"], "--", "true"]
+    with running(argv, stranger, tmp_path / "stranger.log") as command:
         assert command.finish(60).status != 0
     assert "401" in command.output or "uthentication" in command.output
 
 
-def test_jobs_run_on_its_own_cluster_though_another_one_started_later(
+def test_jobs_run_on_the_services_cluster_although_another_one_started_later(
     client: Client, cohort: Path, config: Path, tmp_path: Path
 ) -> None:
-    """A later `ray start --head` overwrites the address in Ray's default folder, by which jobs found their cluster."""
+    """A later `ray start --head` overwrites the address in Ray's default folder, which must not redirect jobs."""
     gcs_port, jobs_port, agent_port, client_port = (free_port() for _ in range(4))
-    words = shlex.split(
+    argv = shlex.split(
         f"ray start --head --block --num-cpus=2 --node-ip-address=127.0.0.1 --port={gcs_port} --disable-usage-stats "
         f"--dashboard-port={jobs_port} --dashboard-agent-listen-port={agent_port} "
         f"--ray-client-server-port={client_port}"
     )
-    with running([*words, "--object-store-memory=100000000"], {}, tmp_path / "other-ray.log") as other:
+    with running([*argv, "--object-store-memory=100000000"], {}, tmp_path / "other-ray.log") as other:
         other.wait_for(lambda: answers(f"http://127.0.0.1:{jobs_port}/api/version"))
         settings = train_settings(str(config), ["recipe.epochs=1"])
         job = client.submit(Train(manifest=str(cohort / "manifest.csv"), settings=settings))
         ended = client.wait(job.id, timeout_s=PATIENCE_S)
         assert (ended.state, ended.attempt) == ("done", 1), "".join(client.logs(job.id))
         jobs = httpx2.get(f"http://127.0.0.1:{jobs_port}/api/jobs/", trust_env=False).json()
-        assert jobs == []  # drivers of the other cluster, submitted or not
+        assert jobs == []  # the other cluster has no drivers

@@ -22,8 +22,8 @@ METRIC = re.compile(r"\b(?:ray|magnet)_[a-z_]+")
 
 
 def exported() -> set[str]:
-    """Names in our health routes, in Ray's reporter (without its prefix) and in Ray's own panels."""
-    ours = re.findall(r'Gauge\(\s*"(magnet_[a-z_]+)"', (ROOT / "service/api/routes/health.py").read_text())
+    """Names in our metrics, in Ray's reporter (without its prefix) and in Ray's own panels."""
+    ours = re.findall(r'Gauge\(\s*"(magnet_[a-z_]+)"', (ROOT / "service/api/metrics.py").read_text())
     modules = files("ray") / "dashboard" / "modules"
     reported = re.findall(r'"((?:node|cluster)_[a-z_]+)"', (modules / "reporter" / "reporter_agent.py").read_text())
     panels = (modules / "metrics" / "dashboards" / "default_dashboard_panels.py").read_text()

@@ -1,4 +1,4 @@
-"""HTTP servers of tests in threads of their own."""
+"""HTTP servers of tests, each in its own thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import ThreadingHTTPServer
 
 @contextmanager
 def running(server: ThreadingHTTPServer) -> Iterator[None]:
-    """Serve while the context lasts."""
+    """Run a server in a thread while the context lasts."""
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

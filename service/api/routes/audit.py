@@ -1,4 +1,4 @@
-"""The route of the audit log, for administrators."""
+"""Route of the audit log."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.answers import AuditPage, AuditRow
-from service.api.callers import Admin
-from service.api.problems import documented
-from service.api.routes.jobs import BIGGEST, store_of
+from service.api.dependencies import MAX_INTEGER, Admin, get_store
+from service.api.problems import describe_problems
 from service.queue import audit
 
 LINES = "application/x-ndjson"
 
-router = APIRouter(prefix="/v1/audit", tags=["audit"], responses=documented())
+router = APIRouter(prefix="/v1/audit", tags=["audit"], responses=describe_problems())
 
 
 @router.get("", response_model=AuditPage, responses={200: {"content": {LINES: {"schema": {"type": "string"}}}}})
-def listed(
+def list_audit_rows(
     request: Request,
     caller: Admin,
-    after: Annotated[int, Query(ge=0, le=BIGGEST, description="`next` of the page before")] = 0,
-    limit: Annotated[int, Query(ge=1, le=audit.PAGE)] = 100,
-    format: Annotated[Literal["json", "jsonl"], Query(description="one object, or a row a line")] = "json",
+    after: Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Value of `next` in the previous page.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=audit.PAGE, description="Maximum number of rows.")] = 100,
+    format: Annotated[
+        Literal["json", "jsonl"], Query(description="json: one object; jsonl: one row per line.")
+    ] = "json",
 ) -> Response | AuditPage:
-    """Rows of the audit log, oldest first. Rows of format `jsonl`, appended to a file, are an export to verify."""
-    rows = audit.page(store_of(request).database, after=after, limit=limit)
+    """Rows of the audit log, oldest first; for administrators.
+
+    Append pages of format `jsonl` to a file to get an export, which `magnet audit --verify` checks.
+    """
+    rows = audit.page(get_store(request).database, after=after, limit=limit)
     if format == "jsonl":
         return Response("".join(f"{row.to_line()}\n" for row in rows), media_type=LINES)
+    # A full page may be the last one; then the next page is empty.
     following = rows[-1].seq if len(rows) == limit else None
     return AuditPage(rows=[AuditRow(**asdict(row)) for row in rows], next=following)

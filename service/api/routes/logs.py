@@ -1,168 +1,106 @@
-"""Routes of what a job prints and of what happens to it: once, or followed until it has ended.
-
-Following is cheap while nothing changes: the jobs table says whether there was a sign of life, and only then the object
-store is asked. A client that must not miss anything asks without `follow` and continues at `X-Log-Next`.
-"""
+"""Routes of a job's log and events: read once, or followed until the job has ended."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from starlette.concurrency import run_in_threadpool
 
-from service.api.callers import Reader
-from service.api.limits import Followed
-from service.api.problems import documented
-from service.api.routes.jobs import BIGGEST, JobId, found, settings_of, store_of
+from service.api.dependencies import MAX_INTEGER, JobId, Reader, find_job, get_settings, get_store, get_streams
+from service.api.log_stream import LOG_BYTES, stream_events, stream_log
+from service.api.problems import describe_problems
 from service.errors import NotFoundError
 from service.queue.attempt_folder import attempt_folder
-from service.queue.job import ENDED, Event, Job
 
-LOOK_S = 0.5
-"""Seconds between two looks at what is followed, after something changed."""
-SLOWEST_LOOK_S = 2.0
-"""The same after some looks at which nothing had changed."""
-READ_ANYWAY_S = 15.0
-"""Seconds after which a log is read though no sign of life came: the dispatcher, which notes them, may be away."""
-LOG_BYTES = 1 << 20
-"""Of a log that are sent in one piece."""
 MEDIA = "text/plain; charset=utf-8"
 
 _HEADERS = {
-    "X-Log-Attempt": {"schema": {"type": "integer"}, "description": "the attempt whose log this is; 0: none began yet"},
-    "X-Log-Next": {"schema": {"type": "integer"}, "description": "byte offset after what was sent; not if followed"},
-    "X-Job-State": {"schema": {"type": "string"}, "description": "of the job, before its log was read"},
+    "X-Log-Attempt": {
+        "schema": {"type": "integer"},
+        "description": "Number of the attempt whose log this is; 0: no attempt has started.",
+    },
+    "X-Log-Next": {
+        "schema": {"type": "integer"},
+        "description": "Byte offset of the next piece of the log; missing from a followed log.",
+    },
+    "X-Job-State": {"schema": {"type": "string"}, "description": "State of the job before its log was read."},
 }
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], responses=documented(404))
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], responses=describe_problems(404))
 
-Follow = Annotated[bool, Query(description="go on until the job has ended")]
-
-
-def _holding_log(request: Request, caller: Reader, follow: Follow = False) -> Iterator[None]:
-    """Hold one of the user's places until the answer has been sent. Raises `TooManyRequestsError`."""
-    yield from _holding(request, caller.owner, follow)
+Follow = Annotated[bool, Query(description="Continue until the job has ended.")]
 
 
-def _holding_events(request: Request, caller: Reader, follow: Follow = True) -> Iterator[None]:
-    """The same; events are followed unless the caller says otherwise."""
-    yield from _holding(request, caller.owner, follow)
+# A dependency, not a block in the route: it ends after the response has been sent, or its client has disconnected.
+def _count_log_stream(request: Request, caller: Reader, follow: Follow = False) -> Iterator[None]:
+    """Count a followed log until the response has been sent. Raises `TooManyRequestsError`."""
+    yield from _count_stream(request, caller.owner, follow)
 
 
-def _holding(request: Request, owner: str, follow: bool) -> Iterator[None]:
-    followed: Followed = request.app.state.followed
+def _count_event_stream(request: Request, caller: Reader, follow: Follow = True) -> Iterator[None]:
+    """Count followed events until the response has been sent. Raises `TooManyRequestsError`."""
+    yield from _count_stream(request, caller.owner, follow)
+
+
+def _count_stream(request: Request, owner: str, follow: bool) -> Iterator[None]:
     if not follow:
         yield
         return
-    with followed.following(owner):
+    with get_streams(request).follow(owner):
         yield
 
 
 @router.get(
     "/logs",
     response_class=Response,
-    dependencies=[Depends(_holding_log)],
+    dependencies=[Depends(_count_log_stream)],
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "headers": _HEADERS}},
 )
-def logs(
+def read_log(
     request: Request,
     caller: Reader,
     job_id: JobId,
-    attempt: Annotated[int | None, Query(ge=1, le=BIGGEST, description="default: the newest")] = None,
-    offset: Annotated[int, Query(ge=0, le=BIGGEST, description="bytes to leave out")] = 0,
+    attempt: Annotated[
+        int | None, Query(ge=1, le=MAX_INTEGER, description="Number of the attempt; omitted: the newest attempt.")
+    ] = None,
+    offset: Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Number of bytes to skip.")] = 0,
     follow: Follow = False,
 ) -> Response:
-    """What a job printed, as kept in the object store.
+    """The log of a job, from the object store.
 
-    Without `follow` at most a mebibyte is sent; ask again at `X-Log-Next` for what comes after. The log is complete
-    once `X-Job-State` is done, failed or cancelled and nothing is sent any more.
+    Without `follow`, the response has at most a mebibyte; continue at the offset `X-Log-Next`. The log is complete
+    once `X-Job-State` is done, failed or cancelled and the response is empty.
     """
-    job = found(request, caller, job_id)
+    job = find_job(request, caller, job_id)
     number = attempt or job.attempt
     if number > job.attempt:
         raise NotFoundError(f"job {job_id} has had {job.attempt} attempt(s), not {number}")
-    known = {"X-Log-Attempt": str(number), "X-Job-State": job.state}
+    headers = {"X-Log-Attempt": str(number), "X-Job-State": job.state}
+    folder = get_settings(request).job_folder(job.owner, job.id)
     if follow:
-        return StreamingResponse(_follow(request, job, number, offset), media_type=MEDIA, headers=known)
-    data = attempt_folder(_folder(request, job), number).log(offset, LOG_BYTES) if number else b""
-    return Response(data, media_type=MEDIA, headers=known | {"X-Log-Next": str(offset + len(data))})
+        stream = stream_log(request, get_store(request), folder, job, number, offset)
+        return StreamingResponse(stream, media_type=MEDIA, headers=headers)
+    data = attempt_folder(folder, number).log(offset, LOG_BYTES) if number else b""
+    return Response(data, media_type=MEDIA, headers=headers | {"X-Log-Next": str(offset + len(data))})
 
 
-async def _follow(request: Request, job: Job, number: int, offset: int) -> AsyncIterator[bytes]:
-    """A log's bytes until the job has ended, those of later attempts too."""
-    store, folder = store_of(request), _folder(request, job)
-    seen: tuple[object, ...] | None = None
-    pause_s, read_s = LOOK_S, 0.0
-    while True:
-        number = number or job.attempt  # no attempt had started
-        look = job.state, job.attempt, job.beat_s
-        data = b""
-        if number and (look != seen or time.monotonic() - read_s > READ_ANYWAY_S):
-            data = await run_in_threadpool(_news, folder, number, offset)
-            read_s = time.monotonic()
-            seen = None if data else look  # there may be more than one piece
-        if data:
-            offset, pause_s = offset + len(data), LOOK_S
-            yield data
-        elif number and job.attempt > number:
-            number, offset, seen = number + 1, 0, None
-            yield f"--- attempt {number} ---\n".encode()
-            continue
-        elif job.state in ENDED or await request.is_disconnected():
-            return
-        else:
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, SLOWEST_LOOK_S)
-        job = await run_in_threadpool(store.job, job.id)
+def _find_job_id(request: Request, caller: Reader, job_id: JobId) -> str:
+    """Return the ID of a job that the caller may see; once the stream has started, a 404 is no longer possible."""
+    return find_job(request, caller, job_id).id
 
 
-def _news(folder: str, number: int, offset: int) -> bytes:
-    """What an attempt has printed since: its sign of life, which is short, says whether there is anything."""
-    attempt = attempt_folder(folder, number)
-    beat = attempt.beat()
-    if beat is not None and beat.log_bytes <= offset:
-        return b""
-    return attempt.log(offset, LOG_BYTES)
-
-
-def _folder(request: Request, job: Job) -> str:
-    return settings_of(request).job_folder(job.owner, job.id)
-
-
-def _followed(request: Request, caller: Reader, job_id: JobId) -> str:
-    """The id of a job that the caller may see, looked for before the stream begins: later is too late for a 404."""
-    return found(request, caller, job_id).id
-
-
-@router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_holding_events)])
-async def events(
+@router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_count_event_stream)])
+async def read_events(
     request: Request,
-    job_id: Annotated[str, Depends(_followed)],
-    last_event_id: Annotated[int | None, Header(ge=0, le=BIGGEST, description="go on after this one")] = None,
+    job_id: Annotated[str, Depends(_find_job_id)],
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=MAX_INTEGER, description="Continue after the event with this number.")
+    ] = None,
     follow: Follow = True,
 ) -> AsyncIterator[ServerSentEvent]:
-    """What happens to a job, as server-sent events."""
-    store, after, pause_s = store_of(request), last_event_id or 0, LOOK_S
-    while True:
-        job = await run_in_threadpool(store.job, job_id)
-        some = await run_in_threadpool(store.events, job_id, after=after)
-        for event in some:
-            after, pause_s = event.seq, LOOK_S
-            yield ServerSentEvent(id=str(event.seq), event=event.state, raw_data=_event_text(event))
-        if some:
-            continue  # there may be more than one page
-        if not follow or job.state in ENDED or await request.is_disconnected():
-            return
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, SLOWEST_LOOK_S)
-
-
-def _event_text(event: Event) -> str:
-    return json.dumps({"job": event.job_id, "at_s": event.at_s, "state": event.state, "text": event.text})
+    """The events of a job, as server-sent events."""
+    async for event in stream_events(request, get_store(request), job_id, last_event_id or 0, follow=follow):
+        yield event

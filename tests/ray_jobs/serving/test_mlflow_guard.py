@@ -1,4 +1,4 @@
-"""MLflow behind the service's tokens: its own server as a process, asked by people, jobs and strangers."""
+"""MLflow behind the service's tokens: a real server as a process, with requests of users, jobs and strangers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlflow.server.assistant import api as assistant
 
 from ray_jobs.cluster.processes import answers, free_port, started
 from ray_jobs.serving.mlflow_rules import SEARCHES, Need, classify, is_query
-from service.api.access import Tokens
+from service.api.tokens import Tokens
 from service.queue.tables import Database
 from service.settings.service import service_settings
 
@@ -30,24 +30,24 @@ SERVICE_TOKEN = "s" * 40
 CREATE, SEARCH = "/api/2.0/mlflow/experiments/create", "/api/2.0/mlflow/experiments/search"
 
 
-def flask_routes() -> set[tuple[str, str]]:
-    """Method and path of each route of MLflow's Flask application."""
+def list_flask_routes() -> set[tuple[str, str]]:
+    """Return method and path of each route of MLflow's Flask application."""
     rules = flask_app.url_map.iter_rules()
     return {(method, rule.rule) for rule in rules for method in rule.methods or ()}
 
 
-def test_of_all_routes_that_change_something_none_counts_as_reading() -> None:
-    """MLflow's own table of routes: what is neither GET nor in the list of searches needs more than a user's token."""
-    changing = {pair for pair in flask_routes() if pair[0] not in ("GET", "HEAD", "OPTIONS")}
+def test_no_route_that_changes_something_counts_as_reading() -> None:
+    """In MLflow's table of routes, a route that is neither GET nor a listed search needs more than a user's token."""
+    changing = {pair for pair in list_flask_routes() if pair[0] not in ("GET", "HEAD", "OPTIONS")}
     assert len(changing) > 150
     reading = {path for method, path in changing if classify(method, path) in (Need.READ, Need.NOTHING)}
     assert reading <= SEARCHES
     assert all(re.search(r"search|[gG]et|metrics|correlation", path.rpartition("/")[2]) for path in reading)
 
 
-def test_every_search_that_is_let_through_exists() -> None:
-    """A renamed route would leave a hole in the user interface, unnoticed."""
-    posts = {path for method, path in flask_routes() if method == "POST"}
+def test_every_allowed_search_exists() -> None:
+    """A renamed route would break the user interface without an error here."""
+    posts = {path for method, path in list_flask_routes() if method == "POST"}
     assert posts >= SEARCHES
 
 
@@ -78,12 +78,12 @@ def test_every_search_that_is_let_through_exists() -> None:
         ("PROPFIND", "/", Need.WRITE),
     ],
 )
-def test_a_route(method: str, path: str, need: Need) -> None:
+def test_a_route_needs_its_access(method: str, path: str, need: Need) -> None:
     assert classify(method, path) is need
 
 
-def test_the_routes_that_fastapi_serves_are_there() -> None:
-    """Those above that start work are MLflow's: a renamed prefix would be let through as reading."""
+def test_the_prefixes_of_mlflows_fastapi_routes_are_known() -> None:
+    """Requests to a renamed prefix would count as reading."""
     routers = (job_api.job_api_router, assistant.assistant_router, gateway_api.gateway_router)
     prefixes = {router.prefix for router in routers}
     assert prefixes == {"/ajax-api/3.0/jobs", "/ajax-api/3.0/mlflow/assistant", "/gateway"}
@@ -103,11 +103,11 @@ def test_the_routes_that_fastapi_serves_are_there() -> None:
         (3, False),
     ],
 )
-def test_graphql(query: object, reads: bool) -> None:
+def test_graphql_queries_read_and_mutations_do_not(query: object, reads: bool) -> None:
     assert is_query(json.dumps({"query": query}).encode()) is reads
 
 
-def test_graphql_that_is_no_json_is_refused() -> None:
+def test_malformed_graphql_is_refused() -> None:
     for body in (b"", b"[]", b"{", b"[" * 100_000, b"\xff"):
         assert not is_query(body)
 
@@ -123,7 +123,7 @@ class Server:
     log: Path
 
     def ask(self, method: str, path: str, token: str | None = None, **options: object) -> httpx2.Response:
-        """With a token as Bearer."""
+        """Send a request with a bearer token."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         headers |= options.pop("headers", {})  # type: ignore[arg-type]
         return httpx2.request(method, f"{self.url}{path}", headers=headers, trust_env=False, timeout=30, **options)
@@ -138,21 +138,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config.write_text(yaml.safe_dump(values))
     database = Database(service_settings(str(config), []).database_url)
     tokens = Tokens(database)
-    (reader, _), (admin, _), (revoked, about) = (
-        tokens.new("ada", "submit"),
-        tokens.new("eve", "admin"),
-        tokens.new("x", "admin"),
+    (reader, _), (admin, _), (revoked, revoked_token) = (
+        tokens.create("ada", "submit"),
+        tokens.create("eve", "admin"),
+        tokens.create("x", "admin"),
     )
-    tokens.revoke(about.id)
+    tokens.revoke(revoked_token.id)
     database.close()
-    words = [sys.executable, "-m", "ray_jobs.serving.mlflow_guard", "--config", str(config), "--port", str(port)]
-    words += [
+    argv = [sys.executable, "-m", "ray_jobs.serving.mlflow_guard", "--config", str(config), "--port", str(port)]
+    argv += [
         "--backend-store-uri",
         f"sqlite:///{folder}/mlflow.db",
         "--artifacts-destination",
         str(folder / "artifacts"),
     ]
-    with started(words, log=folder / "log", env={"PYTHONPATH": str(ROOT)}, cwd=ROOT) as process:
+    with started(argv, log=folder / "log", env={"PYTHONPATH": str(ROOT)}, cwd=ROOT) as process:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 200
         while not answers(f"{url}/health"):
             assert process.poll() is None, (folder / "log").read_text()
@@ -163,7 +163,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.slow
 class TestServer:
-    """Of one server."""
+    """Requests to one server."""
 
     def test_without_a_token_nothing_but_the_liveness_probe_answers(self, server: Server) -> None:
         assert server.ask("GET", "/health").status_code == 200
@@ -190,13 +190,13 @@ class TestServer:
 
     def test_a_user_reads_and_does_not_write(self, server: Server) -> None:
         assert server.ask("POST", SEARCH, server.reader, json={"max_results": 5}).status_code == 200
-        answer = server.ask("POST", CREATE, server.reader, json={"name": "mine"})
+        answer = server.ask("POST", CREATE, server.reader, json={"name": "by-user"})
         assert (answer.status_code, answer.json()["error_code"]) == (403, "PERMISSION_DENIED")
         names = [
-            one["name"]
-            for one in server.ask("POST", SEARCH, server.reader, json={"max_results": 5}).json()["experiments"]
+            experiment["name"]
+            for experiment in server.ask("POST", SEARCH, server.reader, json={"max_results": 5}).json()["experiments"]
         ]
-        assert "mine" not in names
+        assert "by-user" not in names
 
     def test_a_browser_sends_the_token_as_password(self, server: Server) -> None:
         answer = httpx2.get(f"{server.url}/version", auth=("any name", server.reader), trust_env=False)
@@ -206,7 +206,7 @@ class TestServer:
         for name, token in (("by-admin", server.admin), ("by-service", SERVICE_TOKEN)):
             assert server.ask("POST", CREATE, token, json={"name": name}).status_code == 200
 
-    def test_graphql_reads_only(self, server: Server) -> None:
+    def test_graphql_only_reads(self, server: Server) -> None:
         query = {"query": 'query { test(inputString: "a") { output } }'}
         answer = server.ask("POST", "/graphql", server.reader, json=query)
         assert answer.json()["data"] == {"test": {"output": "a"}}
@@ -215,7 +215,7 @@ class TestServer:
         large = {"query": query["query"] + " " * (1 << 20)}
         assert server.ask("POST", "/graphql", server.reader, json=large).status_code == 403
 
-    def test_what_starts_work_on_the_server_is_for_administrators(self, server: Server) -> None:
+    def test_routes_that_start_work_are_for_administrators(self, server: Server) -> None:
         for token in (server.reader, SERVICE_TOKEN):
             assert server.ask("GET", "/gateway/mlflow/v1/models", token).status_code == 403
             assert server.ask("POST", "/ajax-api/3.0/jobs/", token, json={}).status_code == 403
@@ -228,12 +228,12 @@ class TestServer:
         assert "another site" in answer.json()["message"]
 
     def test_another_host_name_is_refused(self, server: Server) -> None:
-        """A page whose name was made to point to this machine (DNS rebinding)."""
+        """As from a page whose name points to this machine (DNS rebinding)."""
         answer = server.ask("GET", "/version", server.reader, headers={"Host": "evil.example"})
         assert answer.status_code == 403
 
     def test_mlflows_own_client_uses_the_token(self, server: Server, tmp_path: Path) -> None:
-        """As a job does: a run with a metric and an artifact, read back."""
+        """As in a job: a run with a metric and an artifact is written and read back."""
         code = (
             "import mlflow, pathlib; pathlib.Path('a.txt').write_text('hello');"
             "run = mlflow.start_run(); mlflow.log_metric('m', 2.0); mlflow.log_artifact('a.txt'); mlflow.end_run();"
@@ -241,9 +241,9 @@ class TestServer:
             "print(text, mlflow.get_run(run.info.run_id).data.metrics)"
         )
         env = os.environ | {"MLFLOW_TRACKING_URI": server.url, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        words = [sys.executable, "-c", code]
+        argv = [sys.executable, "-c", code]
         done = subprocess.run(
-            words,
+            argv,
             env=env | {"MLFLOW_TRACKING_TOKEN": SERVICE_TOKEN},
             cwd=tmp_path,
             capture_output=True,
@@ -252,7 +252,7 @@ class TestServer:
         )
         assert "hello {'m': 2.0}" in done.stdout, done.stderr
         env |= {"MLFLOW_TRACKING_TOKEN": server.reader, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-        refused = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+        refused = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert "PERMISSION_DENIED" in refused.stderr
 
     def test_guessing_is_slowed_and_valid_tokens_still_pass(self, server: Server) -> None:
@@ -261,6 +261,6 @@ class TestServer:
         assert set(codes) == {401, 429}
         assert server.ask("GET", "/version", server.reader).status_code == 200
 
-    def test_no_token_stands_in_the_log(self, server: Server) -> None:
-        said = server.log.read_text()
-        assert not [token for token in (server.reader, server.admin, SERVICE_TOKEN) if token in said]
+    def test_the_log_contains_no_token(self, server: Server) -> None:
+        log = server.log.read_text()
+        assert not [token for token in (server.reader, server.admin, SERVICE_TOKEN) if token in log]

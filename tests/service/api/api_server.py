@@ -1,4 +1,4 @@
-"""The API behind a real server on a loopback port, in a thread of the test's process."""
+"""The API on a real server on a loopback port, in a thread of the test's process."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from service.operations.serving import server_config
+from service.operations.serving import make_server_config
 from tests.service.api.api_app import Api
 
 
 @contextmanager
-def serving(own: Api) -> Iterator[int]:
-    """The port of a server of this API, as `serve_api` makes it."""
-    family = socket.AF_INET6 if ":" in own.settings.host else socket.AF_INET
+def serving(app: Api) -> Iterator[int]:
+    """Serve an API while the context lasts, configured as by `serve_api`; the context's value is the port."""
+    family = socket.AF_INET6 if ":" in app.settings.host else socket.AF_INET
     listening = socket.socket(family)
-    listening.bind((own.settings.host, 0))
-    server = uvicorn.Server(server_config(own.http.app, own.settings))
+    listening.bind((app.settings.host, 0))
+    server = uvicorn.Server(make_server_config(app.http.app, app.settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -34,8 +34,8 @@ def serving(own: Api) -> Iterator[int]:
         listening.close()
 
 
-def until_closed(connection: socket.socket, limit_s: float = 30.0) -> bytes:
-    """What the server sends until it closes the connection. Raises `TimeoutError` if it does not."""
+def read_until_closed(connection: socket.socket, limit_s: float = 30.0) -> bytes:
+    """Return what the server sends until it closes the connection. Raises `TimeoutError` if it does not."""
     connection.settimeout(limit_s)
     received = b""
     try:

@@ -1,4 +1,4 @@
-"""The API against its own OpenAPI: whatever is sent, it answers as documented and never with 500.
+"""The API against its OpenAPI schema: every request gets a documented response, and never a 500.
 
 MAGNET_FUZZ_EXAMPLES=420 pytest -s tests/service/api/test_fuzz.py    sends about 10,000 requests
 """
@@ -24,32 +24,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 load_all_checks()
 
 EXAMPLES = int(os.environ.get("MAGNET_FUZZ_EXAMPLES", "40"))
-"""Requests per route."""
+"""Number of requests per route."""
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Api:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Api:
     oidc = OidcSettings(issuer="http://127.0.0.1:1", client_id="magnet", scope_of_group={"lab": "submit"})
-    many = dict.fromkeys(("requests_per_minute", "wrong_tokens_per_minute", "max_queued_per_user"), 10**6)
-    return api(tmp_path_factory.mktemp("api"), oidc=oidc, **many)
+    limits = dict.fromkeys(("requests_per_minute", "wrong_tokens_per_minute", "max_queued_per_user"), 10**6)
+    return api(tmp_path_factory.mktemp("api"), oidc=oidc, **limits)
 
 
 @pytest.fixture(scope="module")
-def schema(own: Api) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", own.http.app)
+def schema(app: Api) -> Any:
+    return schemathesis.openapi.from_asgi("/openapi.json", app.http.app)
 
 
 @pytest.fixture(scope="module")
 def count() -> Iterator[Counter[int]]:
-    counted = Counter[int]()
-    yield counted
-    print(f"\n{sum(counted.values())} requests, by status: {dict(sorted(counted.items()))}")
+    counter = Counter[int]()
+    yield counter
+    print(f"\n{sum(counter.values())} requests, by status: {dict(sorted(counter.items()))}")
 
 
-def test_no_request_makes_it_fail(own: Api, schema: Any, count: Counter[int]) -> None:
-    job_id = own.submit().json()["id"]
-    Lease(own.store.database, "dispatcher", "a dispatcher", 1000.0).take()
-    own.http.post(f"/v1/jobs/{job_id}/cancel", headers=own.headers["ada"])
+def test_every_response_follows_the_schema_and_none_is_a_server_error(
+    app: Api, schema: Any, count: Counter[int]
+) -> None:
+    job_id = app.submit().json()["id"]
+    Lease(app.store.database, "dispatcher", "a dispatcher", 1000.0).take()
+    app.http.post(f"/v1/jobs/{job_id}/cancel", headers=app.headers["ada"])
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) >= 28
     for operation in operations:
@@ -61,40 +63,42 @@ def test_no_request_makes_it_fail(own: Api, schema: Any, count: Counter[int]) ->
             phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
         )
-        @schemathesis_given(operation)
-        def sent(case: Any) -> None:
+        @given_cases(operation)
+        def send(case: Any) -> None:
             if "job_id" in case.path_parameters and len(str(case.path_parameters["job_id"])) % 2:
                 case.path_parameters["job_id"] = job_id
             if "follow" in (case.query or {}) or case.operation.path.endswith(("/logs", "/events")):
-                case.query = {**(case.query or {}), "follow": "false"}  # a job that waits is followed for ever
-            allow(case.body, own.lab)
-            answer = case.call(headers=headers_for(own, case))
-            count[answer.status_code] += 1
+                case.query = {**(case.query or {}), "follow": "false"}  # following a queued job would never end
+            move_into_places(case.body, app.lab)
+            response = case.call(headers=make_headers(app, case))
+            count[response.status_code] += 1
             case.validate_response(
-                answer, checks=[not_a_server_error, status_code_conformance, response_schema_conformance]
+                response, checks=[not_a_server_error, status_code_conformance, response_schema_conformance]
             )
 
-        sent()
+        send()
 
 
-def headers_for(own: Api, case: Any) -> dict[str, str]:
-    """Root's token; a rotation gets one of its own, which it may end."""
+def make_headers(app: Api, case: Any) -> dict[str, str]:
+    """Return a header with root's token; a rotation gets a separate token, since it ends it."""
     if not case.operation.path.endswith("/rotate"):
-        return own.headers["root"]
-    secret, _ = own.http.app.state.tokens.new("root", "admin")  # type: ignore[attr-defined]  # the app of a TestClient
+        return app.headers["root"]
+    secret, _ = app.http.app.state.tokens.create("root", "admin")  # type: ignore[attr-defined]  # the app of a TestClient
     return {"Authorization": f"Bearer {secret}"}
 
 
-def allow(body: Any, lab: str) -> None:
-    """Put a job's places where they may be: else none would get further."""
+def move_into_places(body: Any, lab: str) -> None:
+    """Move a job's paths into an allowed place: otherwise no request would pass the check of places."""
     job = body.get("job") if isinstance(body, dict) else None
     for name in ("manifest", "out", "outlines"):
         if isinstance(job, dict) and isinstance(job.get(name), str):
-            job[name] = f"{lab}/a.csv" if name == "manifest" else f"{lab}/{job[name]}"  # a missing one is refused
+            job[name] = (
+                f"{lab}/a.csv" if name == "manifest" else f"{lab}/{job[name]}"
+            )  # a missing manifest would be refused
 
 
-def schemathesis_given(operation: Any) -> Any:
-    """Cases of a route, those that its schema allows and those that it does not."""
+def given_cases(operation: Any) -> Any:
+    """Return a decorator with requests of a route, both those that its schema allows and others."""
     from hypothesis import given, strategies  # noqa: PLC0415
 
     valid = operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE)

@@ -1,4 +1,4 @@
-"""Login by OpenID Connect against a provider on a loopback port that signs real tokens, and every forgery of them."""
+"""Login by OpenID Connect: a provider on a loopback port signs real tokens, and forged tokens are refused."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ OTHER = RSAKey.generate_key(2048, {"kid": "first"})
 
 
 class FakeProvider:
-    """An issuer with a discovery document and keys; counts what is fetched."""
+    """An issuer with a discovery document and keys, which records what is fetched."""
 
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = [RSA.as_dict(private=False), EC.as_dict(private=False)]
-        self.about: dict[str, Any] = {}
+        self.changed_metadata: dict[str, Any] = {}
         self.redirect: str | None = None
         self.fetched: list[str] = []
         provider = self
@@ -62,103 +62,105 @@ class FakeProvider:
         self.issuer = f"http://127.0.0.1:{self.server.server_port}"
 
     def discovery(self) -> dict[str, Any]:
-        return {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/keys"} | self.about
+        return {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/keys"} | self.changed_metadata
 
-    def claims(self, **changed: Any) -> dict[str, Any]:
-        """Claims of a good token; None removes one."""
+    def make_claims(self, **changed: Any) -> dict[str, Any]:
+        """Return claims of a valid token, with changes; None removes a claim."""
         now = int(time.time())
         good = {"iss": self.issuer, "aud": CLIENT, "sub": "1", "exp": now + 300, "iat": now, "email": "Ada@lab.example"}
         good |= {"groups": ["readers", "staff"], "email_verified": True, "jti": uuid.uuid4().hex}
         return {name: value for name, value in (good | changed).items() if value is not None}
 
-    def token(self, key: Any = RSA, algorithm: str = "RS256", kid: str | None = None, **changed: Any) -> str:
+    def make_token(self, key: Any = RSA, algorithm: str = "RS256", kid: str | None = None, **changed: Any) -> str:
         header = {"alg": algorithm} | ({"kid": kid or key.kid} if (kid or key.kid) else {})
-        return jwt.encode(header, self.claims(**changed), key, algorithms=[algorithm])
+        return jwt.encode(header, self.make_claims(**changed), key, algorithms=[algorithm])
 
 
 @pytest.fixture
 def provider() -> Iterator[FakeProvider]:
-    own = FakeProvider()
-    with running(own.server):
-        yield own
+    fake = FakeProvider()
+    with running(fake.server):
+        yield fake
 
 
 @pytest.fixture
-def own(tmp_path: Path, provider: FakeProvider) -> Api:
+def app(tmp_path: Path, provider: FakeProvider) -> Api:
     scopes = {"readers": "read", "staff": "submit", "heads": "admin"}
     settings = OidcSettings(issuer=provider.issuer, client_id=CLIENT, scope_of_group=scopes, session_hours=2.0)
     return api(tmp_path, oidc=settings, wrong_tokens_per_minute=10_000)
 
 
-def log_in(own: Api, token: str, **more: Any) -> Any:
-    return own.http.post("/v1/login", json={"id_token": token, **more})
+def log_in(app: Api, token: str, **more: Any) -> Any:
+    """Send an ID token to the API."""
+    return app.http.post("/v1/login", json={"id_token": token, **more})
 
 
 @pytest.mark.parametrize(("key", "algorithm"), [(RSA, "RS256"), (EC, "ES256")])
-def test_a_login_gives_a_token_of_its_user(own: Api, provider: FakeProvider, key: Any, algorithm: str) -> None:
-    assert own.http.get("/v1/login").json() == {"issuer": provider.issuer, "client_id": CLIENT}
-    answer = log_in(own, provider.token(key, algorithm))
+def test_a_login_returns_a_token_of_its_user(app: Api, provider: FakeProvider, key: Any, algorithm: str) -> None:
+    assert app.http.get("/v1/login").json() == {"issuer": provider.issuer, "client_id": CLIENT}
+    answer = log_in(app, provider.make_token(key, algorithm))
     assert answer.status_code == 201
-    made = answer.json()
-    assert (made["owner"], made["scope"]) == ("ada@lab.example", "submit")
-    assert made["expires_s"] - made["created_s"] == pytest.approx(7200)
-    who = own.http.get("/v1/whoami", headers={"Authorization": f"Bearer {made['secret']}"}).json()
-    assert (who["owner"], who["groups"], who["token_id"]) == ("ada@lab.example", ["readers", "staff"], made["id"])
+    token = answer.json()
+    assert (token["owner"], token["scope"]) == ("ada@lab.example", "submit")
+    assert token["expires_s"] - token["created_s"] == pytest.approx(7200)
+    who = app.http.get("/v1/whoami", headers={"Authorization": f"Bearer {token['secret']}"}).json()
+    assert (who["owner"], who["groups"], who["token_id"]) == ("ada@lab.example", ["readers", "staff"], token["id"])
 
 
-def test_an_id_token_is_accepted_once_however_it_is_written(own: Api, provider: FakeProvider) -> None:
-    token = provider.token()
+def test_an_id_token_is_accepted_once_in_any_spelling(app: Api, provider: FakeProvider) -> None:
+    token = provider.make_token()
     head, signature = token[:-1], token[-1]
     digits = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
-    again = head + digits[digits.index(signature) ^ 1]  # of the last character only some bits count
-    assert [log_in(own, one).status_code for one in (token, token, again)] == [201, 401, 401]
-    assert log_in(own, provider.token()).status_code == 201
+    respelled = head + digits[digits.index(signature) ^ 1]  # only some bits of the last character count
+    assert [log_in(app, text).status_code for text in (token, token, respelled)] == [201, 401, 401]
+    assert log_in(app, provider.make_token()).status_code == 201
 
 
 def test_a_service_without_a_provider_has_no_login(tmp_path: Path) -> None:
-    own = api(tmp_path)
-    assert own.http.get("/v1/login").status_code == 404
-    assert log_in(own, "x.y.z").status_code == 404
+    app = api(tmp_path)
+    assert app.http.get("/v1/login").status_code == 404
+    assert log_in(app, "x.y.z").status_code == 404
 
 
-def part(values: Any) -> str:
+def encode_part(values: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(values).encode()).rstrip(b"=").decode()
 
 
-def test_forged_signatures_are_refused(own: Api, provider: FakeProvider) -> None:
-    good = provider.token()
+def test_forged_signatures_are_refused(app: Api, provider: FakeProvider) -> None:
+    good = provider.make_token()
     header, payload, signature = good.split(".")
-    confused = f"{part({'alg': 'HS256', 'kid': 'first'})}.{payload}"  # an HMAC with the public key for a secret
+    confused = f"{encode_part({'alg': 'HS256', 'kid': 'first'})}.{payload}"  # an HMAC whose secret is the public key
     mac = hmac.new(RSA.as_pem(private=False), confused.encode(), "sha256").digest()
     confused += f".{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+    critical = {"alg": "RS256", "kid": "first", "crit": ["x"], "x": 1}
     embedded = {"alg": "RS256", "jwk": OTHER.as_dict(private=False)}
     forged = {
-        "another key": provider.token(OTHER),
-        "another key, embedded": jwt.encode(embedded, provider.claims(), OTHER, ["RS256"]),
-        "none": f"{part({'alg': 'none'})}.{payload}.",
-        "None": f"{part({'alg': 'NONE'})}.{payload}.",
-        "none with a signature": f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.{signature}",
+        "another key": provider.make_token(OTHER),
+        "another key, embedded": jwt.encode(embedded, provider.make_claims(), OTHER, ["RS256"]),
+        "none": f"{encode_part({'alg': 'none'})}.{payload}.",
+        "None": f"{encode_part({'alg': 'NONE'})}.{payload}.",
+        "none with a signature": f"{encode_part({'alg': 'none', 'kid': 'first'})}.{payload}.{signature}",
         "HS256 by the public key": confused,
-        "PS256": provider.token(RSAKey.import_key(RSA.as_dict(private=True) | {"alg": "PS256"}), "PS256", "first"),
-        "no algorithm": f"{part({'kid': 'first'})}.{payload}.{signature}",
-        "other claims": f"{header}.{part(provider.claims(email='root@lab.example'))}.{signature}",
+        "PS256": provider.make_token(RSAKey.import_key(RSA.as_dict(private=True) | {"alg": "PS256"}), "PS256", "first"),
+        "no algorithm": f"{encode_part({'kid': 'first'})}.{payload}.{signature}",
+        "other claims": f"{header}.{encode_part(provider.make_claims(email='root@lab.example'))}.{signature}",
         "no signature": f"{header}.{payload}.",
         "two parts": f"{header}.{payload}",
         "no token": "x",
-        "unknown key": provider.token(kid="unknown"),
-        "key of another type": provider.token(EC, "ES256", "first"),
+        "unknown key": provider.make_token(kid="unknown"),
+        "key of another type": provider.make_token(EC, "ES256", "first"),
         "an access token": jwt.encode(
-            {"alg": "RS256", "kid": "first", "typ": "at+jwt"}, provider.claims(), RSA, ["RS256"]
+            {"alg": "RS256", "kid": "first", "typ": "at+jwt"}, provider.make_claims(), RSA, ["RS256"]
         ),
         "claims are a list": jws.serialize_compact({"alg": "RS256", "kid": "first"}, b"[1]", RSA, ["RS256"]),
         "deep header": f"{base64.urlsafe_b64encode(b'[' * 60_000).decode()}.{payload}.{signature}",
-        "critical extension": f"{part({'alg': 'RS256', 'kid': 'first', 'crit': ['x'], 'x': 1})}.{payload}.{signature}",
+        "critical extension": f"{encode_part(critical)}.{payload}.{signature}",
     }
-    assert log_in(own, good).status_code == 201
-    assert {what: log_in(own, token).status_code for what, token in forged.items()} == dict.fromkeys(forged, 401)
+    assert log_in(app, good).status_code == 201
+    assert {what: log_in(app, token).status_code for what, token in forged.items()} == dict.fromkeys(forged, 401)
 
 
-def test_claims_of_another_time_client_or_issuer_are_refused(own: Api, provider: FakeProvider) -> None:
+def test_claims_of_another_time_client_or_issuer_are_refused(app: Api, provider: FakeProvider) -> None:
     now = int(time.time())
     wrong = {
         "expired": {"exp": now - 61},
@@ -179,16 +181,16 @@ def test_claims_of_another_time_client_or_issuer_are_refused(own: Api, provider:
         "no subject": {"sub": None},
         "a nonce that was not sent": {"nonce": "n"},
     }
-    statuses = {what: log_in(own, provider.token(**changed)).status_code for what, changed in wrong.items()}
+    statuses = {what: log_in(app, provider.make_token(**changed)).status_code for what, changed in wrong.items()}
     assert statuses == dict.fromkeys(wrong, 401)
-    assert log_in(own, provider.token(), nonce="n").status_code == 401
-    assert log_in(own, provider.token(nonce="m"), nonce="n").status_code == 401
-    fine = [{"exp": now - 30}, {"iat": now + 30}, {"aud": [CLIENT]}, {"aud": [CLIENT, "other"], "azp": CLIENT}]
-    assert [log_in(own, provider.token(**changed)).status_code for changed in fine] == [201] * 4
-    assert log_in(own, provider.token(nonce="n"), nonce="n").status_code == 201
+    assert log_in(app, provider.make_token(), nonce="n").status_code == 401
+    assert log_in(app, provider.make_token(nonce="m"), nonce="n").status_code == 401
+    valid = [{"exp": now - 30}, {"iat": now + 30}, {"aud": [CLIENT]}, {"aud": [CLIENT, "other"], "azp": CLIENT}]
+    assert [log_in(app, provider.make_token(**changed)).status_code for changed in valid] == [201] * 4
+    assert log_in(app, provider.make_token(nonce="n"), nonce="n").status_code == 201
 
 
-def test_users_who_may_not_use_the_service_are_refused(own: Api, provider: FakeProvider) -> None:
+def test_users_who_may_not_use_the_service_are_refused(app: Api, provider: FakeProvider) -> None:
     wrong = {
         "no group": {"groups": None},
         "another group": {"groups": ["others"]},
@@ -204,63 +206,63 @@ def test_users_who_may_not_use_the_service_are_refused(own: Api, provider: FakeP
         "not verified": {"email_verified": False},
         "not verified, as text": {"email_verified": "false"},
     }
-    statuses = {what: log_in(own, provider.token(**changed)).status_code for what, changed in wrong.items()}
+    statuses = {what: log_in(app, provider.make_token(**changed)).status_code for what, changed in wrong.items()}
     assert statuses == dict.fromkeys(wrong, 403)
-    assert log_in(own, provider.token(email_verified=None)).status_code == 201
-    widest = log_in(own, provider.token(groups=["heads", "readers"])).json()
-    assert widest["scope"] == "admin"
+    assert log_in(app, provider.make_token(email_verified=None)).status_code == 201
+    token = log_in(app, provider.make_token(groups=["heads", "readers"])).json()
+    assert token["scope"] == "admin"
 
 
-def test_keys_are_kept_and_fetched_again_when_the_provider_replaces_them(
-    own: Api, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+def test_keys_are_cached_and_fetched_again_when_the_provider_replaces_them(
+    app: Api, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):
-        assert log_in(own, provider.token()).status_code == 201
+        assert log_in(app, provider.make_token()).status_code == 201
     assert provider.fetched.count("/keys") == 1
     new = RSAKey.generate_key(2048, {"kid": "second"})
     provider.keys = [new.as_dict(private=False)]
-    for _ in range(3):  # an unknown key makes no flood of fetches
-        assert log_in(own, provider.token(new)).status_code == 401
+    for _ in range(3):  # an unknown key does not cause a fetch each time
+        assert log_in(app, provider.make_token(new)).status_code == 401
     assert provider.fetched.count("/keys") == 1
-    monkeypatch.setattr(oidc, "AGAIN_S", 0.0)
-    assert log_in(own, provider.token(new)).status_code == 201
+    monkeypatch.setattr(oidc, "REFETCH_INTERVAL_S", 0.0)
+    assert log_in(app, provider.make_token(new)).status_code == 201
     assert provider.fetched.count("/keys") == 2
-    assert log_in(own, provider.token()).status_code == 401  # the old key is no longer published
+    assert log_in(app, provider.make_token()).status_code == 401  # the old key is no longer published
 
 
-def test_nothing_is_fetched_from_another_host(own: Api, provider: FakeProvider) -> None:
+def test_nothing_is_fetched_from_another_host(app: Api, provider: FakeProvider) -> None:
     other = FakeProvider()
     with running(other.server):
         places = [f"{other.issuer}/keys", "file:///etc/passwd", "https://127.0.0.1/keys", "", None, 7, "http://[::1"]
         for place in places:
-            provider.about = {"jwks_uri": place}
-            assert log_in(own, provider.token()).status_code == 503, place
-        provider.about = {"issuer": other.issuer}
-        assert log_in(own, provider.token()).status_code == 503
-        provider.about, provider.redirect = {}, f"{other.issuer}/.well-known/openid-configuration"
-        assert log_in(own, provider.token()).status_code == 503
+            provider.changed_metadata = {"jwks_uri": place}
+            assert log_in(app, provider.make_token()).status_code == 503, place
+        provider.changed_metadata = {"issuer": other.issuer}
+        assert log_in(app, provider.make_token()).status_code == 503
+        provider.changed_metadata, provider.redirect = {}, f"{other.issuer}/.well-known/openid-configuration"
+        assert log_in(app, provider.make_token()).status_code == 503
         assert other.fetched == []
 
 
-def test_weak_and_unfit_keys_are_not_used(own: Api, provider: FakeProvider) -> None:
+def test_weak_and_unfit_keys_are_not_used(app: Api, provider: FakeProvider) -> None:
     with pytest.warns(Warning, match="(?i)key"):
         weak = RSAKey.generate_key(1024, {"kid": "weak"})
     unfit = [weak.as_dict(private=False), RSA.as_dict(private=False) | {"use": "enc"}, {"kty": "RSA"}, {"kty": "x"}, 7]
     provider.keys = [*unfit, {"kty": "oct", "k": "c2VjcmV0", "kid": "first"}]  # type: ignore[list-item]  # any JSON
-    assert log_in(own, provider.token()).status_code == 401
-    assert log_in(own, provider.token(weak)).status_code == 401
+    assert log_in(app, provider.make_token()).status_code == 401
+    assert log_in(app, provider.make_token(weak)).status_code == 401
 
 
-def test_a_rotated_login_ends_when_it_would_have(own: Api, provider: FakeProvider) -> None:
-    made = log_in(own, provider.token()).json()
-    header = {"Authorization": f"Bearer {made['secret']}"}
-    again = own.http.post("/v1/tokens/rotate", json={}, headers=header).json()
-    assert again["expires_s"] == pytest.approx(made["expires_s"], abs=1.0)
-    assert again["groups"] == ["readers", "staff"]
+def test_rotation_does_not_extend_a_login(app: Api, provider: FakeProvider) -> None:
+    token = log_in(app, provider.make_token()).json()
+    header = {"Authorization": f"Bearer {token['secret']}"}
+    rotated = app.http.post("/v1/tokens/rotate", json={}, headers=header).json()
+    assert rotated["expires_s"] == pytest.approx(token["expires_s"], abs=1.0)
+    assert rotated["groups"] == ["readers", "staff"]
 
 
 def test_a_login_ends_within_the_services_limit(tmp_path: Path, provider: FakeProvider) -> None:
     settings = OidcSettings(issuer=provider.issuer, client_id=CLIENT, scope_of_group={"staff": "submit"})
-    own = api(tmp_path, oidc=settings, max_token_days=0.25)
-    made = log_in(own, provider.token()).json()
-    assert made["expires_s"] - made["created_s"] == pytest.approx(6 * 3600)
+    app = api(tmp_path, oidc=settings, max_token_days=0.25)
+    token = log_in(app, provider.make_token()).json()
+    assert token["expires_s"] - token["created_s"] == pytest.approx(6 * 3600)

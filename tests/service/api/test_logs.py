@@ -1,4 +1,4 @@
-"""Logs and events: read once with everything to go on exactly, or followed at little cost."""
+"""Logs and events: read in pieces without gaps, or followed at little cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service import storage
-from service.api.routes import logs
+from service.api import log_stream
 from service.progress.record import Progress
 from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Beat, attempt_folder
 from service.queue.store import Limits
@@ -15,107 +15,107 @@ from tests.service.api.api_app import Api, api
 
 pytestmark = pytest.mark.slow
 
-EVERYTHING = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
+NO_LIMITS = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Api:
+def app(tmp_path: Path) -> Api:
     return api(tmp_path)
 
 
-def running_job(own: Api) -> tuple[str, AttemptFolder]:
-    """A job with an attempt, and the attempt's folder."""
-    job_id = own.submit().json()["id"]
-    own.store.admit(EVERYTHING)
-    own.store.running(job_id, 1)
-    return job_id, attempt_folder(own.settings.job_folder("ada", job_id), 1)
+def start_job(app: Api) -> tuple[str, AttemptFolder]:
+    """Submit a job and start an attempt; return the job's ID and the attempt's folder."""
+    job_id = app.submit().json()["id"]
+    app.store.admit(NO_LIMITS)
+    app.store.running(job_id, 1)
+    return job_id, attempt_folder(app.settings.job_folder("ada", job_id), 1)
 
 
-def test_a_log_is_read_on_exactly_where_it_ended(own: Api) -> None:
-    job_id, folder = running_job(own)
-    url, ada = f"/v1/jobs/{job_id}/logs", own.headers["ada"]
+def test_a_log_continues_at_the_byte_where_it_ended(app: Api) -> None:
+    job_id, folder = start_job(app)
+    url, ada = f"/v1/jobs/{job_id}/logs", app.headers["ada"]
     folder.write_log(0, "größer\n".encode())
-    first = own.http.get(url, headers=ada)
+    first = app.http.get(url, headers=ada)
     assert (first.headers["x-log-attempt"], first.headers["x-log-next"]) == ("1", "9")
     assert first.headers["x-job-state"] == "running"
     folder.write_log(0, "größer\nnext\n".encode())
-    own.store.end(job_id, 1, state="done", reason=None, exit_code=0)
-    then = own.http.get(url, params={"attempt": 1, "offset": 9}, headers=ada)
+    app.store.end(job_id, 1, state="done", reason=None, exit_code=0)
+    then = app.http.get(url, params={"attempt": 1, "offset": 9}, headers=ada)
     assert (then.content, then.headers["x-log-next"], then.headers["x-job-state"]) == (b"next\n", "14", "done")
-    last = own.http.get(url, params={"attempt": 1, "offset": 14}, headers=ada)
+    last = app.http.get(url, params={"attempt": 1, "offset": 14}, headers=ada)
     assert (last.content, last.headers["x-log-next"]) == (b"", "14")
 
 
-def test_a_long_log_comes_whole_in_pieces(own: Api) -> None:
-    job_id, folder = running_job(own)
+def test_a_long_log_is_read_completely_in_pieces(app: Api) -> None:
+    job_id, folder = start_job(app)
     text = b"".join(b"%09d\n" % k for k in range(250_000))
     for start in range(0, len(text), PART_BYTES):
         folder.write_log(start // PART_BYTES, text[start : start + PART_BYTES])
     received, offset = b"", 0
     while True:
-        answer = own.http.get(f"/v1/jobs/{job_id}/logs", params={"offset": offset}, headers=own.headers["ada"])
+        answer = app.http.get(f"/v1/jobs/{job_id}/logs", params={"offset": offset}, headers=app.headers["ada"])
         if not answer.content:
             break
         received, offset = received + answer.content, int(answer.headers["x-log-next"])
-        assert len(answer.content) <= logs.LOG_BYTES
+        assert len(answer.content) <= log_stream.LOG_BYTES
     assert received == text
 
 
-def test_a_job_without_an_attempt_has_an_empty_log(own: Api) -> None:
-    job_id = own.submit().json()["id"]
-    answer = own.http.get(f"/v1/jobs/{job_id}/logs", headers=own.headers["ada"])
+def test_a_job_without_an_attempt_has_an_empty_log(app: Api) -> None:
+    job_id = app.submit().json()["id"]
+    answer = app.http.get(f"/v1/jobs/{job_id}/logs", headers=app.headers["ada"])
     assert (answer.content, answer.headers["x-log-attempt"], answer.headers["x-log-next"]) == (b"", "0", "0")
-    assert own.http.get(f"/v1/jobs/{job_id}/logs?attempt=1", headers=own.headers["ada"]).status_code == 404
+    assert app.http.get(f"/v1/jobs/{job_id}/logs?attempt=1", headers=app.headers["ada"]).status_code == 404
 
 
-def test_a_followed_log_holds_all_attempts(own: Api) -> None:
-    job_id, folder = running_job(own)
+def test_a_followed_log_contains_all_attempts(app: Api) -> None:
+    job_id, folder = start_job(app)
     folder.write_log(0, b"one\n")
-    own.store.again(job_id, 1, reason="lost", exit_code=None, wait_s=0.0)
-    own.store.admit(EVERYTHING)
-    attempt_folder(own.settings.job_folder("ada", job_id), 2).write_log(0, b"two\n")
-    own.store.running(job_id, 2)
-    own.store.end(job_id, 2, state="done", reason=None, exit_code=0)
-    text = own.http.get(f"/v1/jobs/{job_id}/logs?follow=true&attempt=1", headers=own.headers["ada"]).text
+    app.store.again(job_id, 1, reason="lost", exit_code=None, wait_s=0.0)
+    app.store.admit(NO_LIMITS)
+    attempt_folder(app.settings.job_folder("ada", job_id), 2).write_log(0, b"two\n")
+    app.store.running(job_id, 2)
+    app.store.end(job_id, 2, state="done", reason=None, exit_code=0)
+    text = app.http.get(f"/v1/jobs/{job_id}/logs?follow=true&attempt=1", headers=app.headers["ada"]).text
     assert text == "one\n--- attempt 2 ---\ntwo\n"
 
 
-def test_a_log_that_does_not_grow_is_not_read_again(own: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id, folder = running_job(own)
+def test_a_log_that_does_not_grow_is_not_read_again(app: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, folder = start_job(app)
     folder.write_log(0, b"one\n")
     folder.write_beat(Beat(count=1, log_bytes=4))
-    own.store.beat(job_id, 1, Progress(activity="a"))
-    read, looks, read_bytes, job = [], [], storage.read_bytes, own.http.app.state.store.job
+    app.store.beat(job_id, 1, Progress(activity="a"))
+    names, looks, read_bytes, get_job = [], [], storage.read_bytes, app.http.app.state.store.job
 
     def counting_read(uri: str, deadline_s: float | None = None) -> bytes:
-        read.append(storage.name(uri))
+        names.append(storage.name(uri))
         return read_bytes(uri, deadline_s)
 
-    def counting_look(asked: str) -> object:
-        looks.append(asked)
-        if len(looks) == 6:  # another sign of life, and the log is as before
+    def counting_get_job(job_id: str) -> object:
+        looks.append(job_id)
+        if len(looks) == 6:  # another heartbeat, with an unchanged log
             folder.write_beat(Beat(count=2, log_bytes=4))
-            own.store.beat(job_id, 1, Progress(activity="b"))
+            app.store.beat(job_id, 1, Progress(activity="b"))
         if len(looks) == 12:
-            own.store.end(job_id, 1, state="done", reason=None, exit_code=0)
-        return job(asked)
+            app.store.end(job_id, 1, state="done", reason=None, exit_code=0)
+        return get_job(job_id)
 
     monkeypatch.setattr(storage, "read_bytes", counting_read)
-    monkeypatch.setattr(own.http.app.state.store, "job", counting_look)
-    monkeypatch.setattr(logs, "LOOK_S", 0.001)
-    text = own.http.get(f"/v1/jobs/{job_id}/logs?follow=true", headers=own.headers["ada"]).text
+    monkeypatch.setattr(app.http.app.state.store, "job", counting_get_job)
+    monkeypatch.setattr(log_stream, "POLL_S", 0.001)
+    text = app.http.get(f"/v1/jobs/{job_id}/logs?follow=true", headers=app.headers["ada"]).text
     assert text == "one\n"
     assert len(looks) >= 12
-    assert read.count("00000.txt") == 1
-    assert read.count("beat.json") == 4  # at first, after what was sent, at the second beat, at the end
+    assert names.count("00000.txt") == 1
+    assert names.count("beat.json") == 4  # at first, after data was sent, at the second heartbeat, at the end
 
 
-def test_events_of_many_pages_come_once_each(own: Api) -> None:
-    job_id = own.submit().json()["id"]
+def test_each_of_many_events_is_sent_once(app: Api) -> None:
+    job_id = app.submit().json()["id"]
     for k in range(600):
-        own.store.set_priority(job_id, k % 5)
-    own.store.cancel(job_id)
-    text = own.http.get(f"/v1/jobs/{job_id}/events", headers=own.headers["ada"]).text
+        app.store.set_priority(job_id, k % 5)
+    app.store.cancel(job_id)
+    text = app.http.get(f"/v1/jobs/{job_id}/events", headers=app.headers["ada"]).text
     ids = [int(line.removeprefix("id: ")) for line in text.splitlines() if line.startswith("id: ")]
     assert len(ids) == len(set(ids)) == 602
     assert ids == sorted(ids)

@@ -1,4 +1,4 @@
-"""Aliases of models: who may set which, and how MLflow is asked."""
+"""Aliases of models: who may set them, and how the API calls MLflow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = "secret-of-mlflow"
 
 
 class FakeMlflow:
-    """The three routes, as MLflow 3 answers them; wants a token."""
+    """The three routes that the API calls, as MLflow 3 implements them, with a token."""
 
     def __init__(self) -> None:
         self.aliases: dict[str, dict[str, str]] = {"magnet": {"challenger": "3", "champion": "1"}}
@@ -41,8 +41,8 @@ class FakeMlflow:
                 self.reply(*mlflow.read(url.path, dict(parse_qsl(url.query))))
 
             def do_POST(self) -> None:
-                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                mlflow.aliases[sent["name"]][sent["alias"]] = sent["version"]
+                values = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                mlflow.aliases[values["name"]][values["alias"]] = values["version"]
                 self.reply(200, {})
 
             def reply(self, status: int, answer: dict[str, Any]) -> None:
@@ -60,15 +60,15 @@ class FakeMlflow:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def read(self, path: str, asked: dict[str, str]) -> tuple[int, dict[str, Any]]:
-        name = asked["name"]
+    def read(self, path: str, params: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        name = params["name"]
         if name not in self.versions:
             return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
         if path.endswith("model-versions/get"):
-            if asked["version"] not in self.versions[name]:
+            if params["version"] not in self.versions[name]:
                 return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
-            return 200, {"model_version": {"version": asked["version"]}}
-        version = self.aliases[name].get(asked["alias"])
+            return 200, {"model_version": {"version": params["version"]}}
+        version = self.aliases[name].get(params["alias"])
         if version is None:
             return 400, {"error_code": "INVALID_PARAMETER_VALUE"}
         return 200, {"model_version": {"version": version}}
@@ -76,28 +76,28 @@ class FakeMlflow:
 
 @pytest.fixture
 def mlflow() -> Iterator[FakeMlflow]:
-    own = FakeMlflow()
-    with running(own.server):
-        yield own
+    fake = FakeMlflow()
+    with running(fake.server):
+        yield fake
 
 
 @pytest.fixture
-def own(tmp_path: Path, mlflow: FakeMlflow) -> Api:
+def app(tmp_path: Path, mlflow: FakeMlflow) -> Api:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     return api(tmp_path, mlflow=mlflow.url, mlflow_token_file=str(tmp_path / "token"))
 
 
-def promote(own: Api, model: str, who: str = "pia", **more: str) -> Any:
-    return own.http.post("/v1/models/promote", json={"model": model, **more}, headers=own.headers[who])
+def promote(app: Api, model: str, who: str = "pia", **more: str) -> Any:
+    return app.http.post("/v1/models/promote", json={"model": model, **more}, headers=app.headers[who])
 
 
-def test_a_model_becomes_the_champion(own: Api, mlflow: FakeMlflow) -> None:
-    answer = promote(own, "models:/magnet@challenger")
+def test_a_model_becomes_the_champion(app: Api, mlflow: FakeMlflow) -> None:
+    answer = promote(app, "models:/magnet@challenger")
     assert answer.json() == {"name": "magnet", "alias": "champion", "version": "3", "earlier": "1"}
     assert mlflow.aliases["magnet"]["champion"] == "3"
-    answer = promote(own, "models:/magnet/2", alias="candidate")
+    answer = promote(app, "models:/magnet/2", alias="candidate")
     assert answer.json() == {"name": "magnet", "alias": "candidate", "version": "2", "earlier": None}
-    outcomes = [(row.actor, row.action, row.outcome) for row in audit.rows(own.store.database)]
+    outcomes = [(row.actor, row.action, row.outcome) for row in audit.rows(app.store.database)]
     assert outcomes == [("pia", "model.promote", "asked"), ("pia", "model.promote", "ok")] * 2
 
 
@@ -115,33 +115,33 @@ def test_a_model_becomes_the_champion(own: Api, mlflow: FakeMlflow) -> None:
         ("models:/magnet/1", {"alias": "a b"}, 422),
     ],
 )
-def test_what_is_no_model_is_refused(
-    own: Api, mlflow: FakeMlflow, model: str, more: dict[str, str], status: int
+def test_a_missing_or_malformed_model_is_refused(
+    app: Api, mlflow: FakeMlflow, model: str, more: dict[str, str], status: int
 ) -> None:
     before = json.dumps(mlflow.aliases)
-    assert promote(own, model, **more).status_code == status
+    assert promote(app, model, **more).status_code == status
     assert json.dumps(mlflow.aliases) == before
 
 
 @pytest.mark.parametrize(("who", "status"), [("eve", 403), ("ada", 403), ("pia", 200), ("root", 200)])
-def test_promotion_needs_its_scope(own: Api, who: str, status: int) -> None:
-    answer = promote(own, "models:/magnet@challenger", who)
+def test_promotion_needs_its_scope(app: Api, who: str, status: int) -> None:
+    answer = promote(app, "models:/magnet@challenger", who)
     assert answer.status_code == status
     if status == 403:
         assert "needs the scope promote" in answer.json()["detail"]
 
 
-def test_an_mlflow_that_is_away_or_refuses_is_503(own: Api, tmp_path: Path) -> None:
+def test_an_unreachable_or_refusing_mlflow_is_reported_with_503(app: Api, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("wrong")
-    assert promote(own, "models:/magnet@challenger").status_code == 503
+    assert promote(app, "models:/magnet@challenger").status_code == 503
     (tmp_path / "token").unlink()
-    assert promote(own, "models:/magnet@challenger").status_code == 503
+    assert promote(app, "models:/magnet@challenger").status_code == 503
     (tmp_path / "other").mkdir()
-    away = api(tmp_path / "other", mlflow="http://127.0.0.1:1")
-    assert promote(away, "models:/magnet@challenger").status_code == 503
+    unreachable = api(tmp_path / "other", mlflow="http://127.0.0.1:1")
+    assert promote(unreachable, "models:/magnet@challenger").status_code == 503
 
 
-def test_a_service_without_mlflow_says_so(tmp_path: Path) -> None:
+def test_promotion_without_an_mlflow_server_is_refused(tmp_path: Path) -> None:
     answer = promote(api(tmp_path), "models:/magnet@challenger")
     assert (answer.status_code, "no MLflow server" in answer.json()["detail"]) == (422, True)
 
@@ -151,13 +151,13 @@ def test_a_service_without_mlflow_says_so(tmp_path: Path) -> None:
     ("alias", "who", "status"), [("champion", "ada", 403), ("challenger", "ada", 201), ("champion", "pia", 201)]
 )
 def test_a_training_names_its_model_challenger_unless_the_token_may_promote(
-    own: Api, kind: str, alias: str, who: str, status: int
+    app: Api, kind: str, alias: str, who: str, status: int
 ) -> None:
-    job = {"kind": kind, "manifest": f"{own.lab}/a.csv", "settings": {"alias": alias}}
-    answer = own.http.post("/v1/jobs", json={"job": job}, headers=own.headers[who])
+    job = {"kind": kind, "manifest": f"{app.lab}/a.csv", "settings": {"alias": alias}}
+    answer = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers[who])
     assert answer.status_code == status
     schedule = {"what": "schedule", "cron": "0 2 * * *", "job": job}
-    assert own.http.post("/v1/recurring", json=schedule, headers=own.headers[who]).status_code == status
+    assert app.http.post("/v1/recurring", json=schedule, headers=app.headers[who]).status_code == status
     if status == 403:
         assert "promote" in answer.json()["detail"]
 
@@ -166,8 +166,8 @@ def test_a_training_names_its_model_challenger_unless_the_token_may_promote(
 def test_a_real_mlflow_server_sets_the_alias(tmp_path: Path) -> None:
     port = free_port()
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]
-    command = [sys.executable, "-m", "mlflow", *words, "--artifacts-destination", str(tmp_path / "artifacts")]
+    argv = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]
+    command = [sys.executable, "-m", "mlflow", *argv, "--artifacts-destination", str(tmp_path / "artifacts")]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
@@ -178,18 +178,18 @@ def test_a_real_mlflow_server_sets_the_alias(tmp_path: Path) -> None:
         with httpx2.Client(base_url=f"{url}/api/2.0/mlflow", timeout=60) as http:
             assert http.post("/registered-models/create", json={"name": "magnet"}).status_code == 200
             for _ in range(2):
-                made = http.post("/model-versions/create", json={"name": "magnet", "source": "s3://bucket/model"})
-                assert made.status_code == 200, made.text
-        own = api(tmp_path, mlflow=url)
-        assert promote(own, "models:/magnet/1").json()["earlier"] is None
-        assert promote(own, "models:/magnet@nobody").status_code == 404
-        assert promote(own, "models:/other/1").status_code == 404
-        assert promote(own, "models:/magnet/9").status_code == 404
-        answer = promote(own, "models:/magnet/2")
+                response = http.post("/model-versions/create", json={"name": "magnet", "source": "s3://bucket/model"})
+                assert response.status_code == 200, response.text
+        app = api(tmp_path, mlflow=url)
+        assert promote(app, "models:/magnet/1").json()["earlier"] is None
+        assert promote(app, "models:/magnet@nobody").status_code == 404
+        assert promote(app, "models:/other/1").status_code == 404
+        assert promote(app, "models:/magnet/9").status_code == 404
+        answer = promote(app, "models:/magnet/2")
         assert answer.json() == {"name": "magnet", "alias": "champion", "version": "2", "earlier": "1"}
-        assert promote(own, "models:/magnet@champion", alias="best").json()["version"] == "2"
+        assert promote(app, "models:/magnet@champion", alias="best").json()["version"] == "2"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # it has workers
+        os.killpg(process.pid, signal.SIGTERM)  # the server has worker processes
         process.wait()
 
 

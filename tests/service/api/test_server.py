@@ -1,4 +1,4 @@
-"""The API's server: slow, many and encrypted connections, and those through a proxy."""
+"""The API's server: slow, many and encrypted connections, and connections through a proxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from service.queue import audit
 from tests.service.api.api_app import Api, api
-from tests.service.api.api_server import serving, until_closed
+from tests.service.api.api_server import read_until_closed, serving
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +27,13 @@ HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Api:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Api:
     return api(tmp_path_factory.mktemp("server"), request_timeout_s=0.5, max_connections=4)
 
 
 @pytest.fixture(scope="module")
-def port(own: Api) -> Iterator[int]:
-    with serving(own) as port:
+def port(app: Api) -> Iterator[int]:
+    with serving(app) as port:
         yield port
 
 
@@ -45,14 +45,14 @@ def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
 def test_a_connection_whose_head_never_ends_is_closed(port: int, sent: bytes) -> None:
     with connect(port) as connection:
         connection.sendall(sent)
-        assert until_closed(connection) == b""
+        assert read_until_closed(connection) == b""
 
 
-def test_a_head_that_arrives_byte_by_byte_is_not_given_more_time(port: int) -> None:
+def test_a_head_that_arrives_byte_by_byte_gets_no_more_time(port: int) -> None:
     with connect(port) as connection:
         ended = threading.Event()
 
-        def drip() -> None:
+        def send_slowly() -> None:
             while not ended.is_set():
                 try:
                     connection.sendall(b"x")
@@ -61,21 +61,21 @@ def test_a_head_that_arrives_byte_by_byte_is_not_given_more_time(port: int) -> N
                 time.sleep(0.02)
 
         connection.sendall(HEAD + b"X: ")
-        thread = threading.Thread(target=drip)
+        thread = threading.Thread(target=send_slowly)
         thread.start()
         try:
-            assert until_closed(connection) == b""
+            assert read_until_closed(connection) == b""
         finally:
             ended.set()
             thread.join()
 
 
-def test_the_second_request_of_a_connection_has_a_time_too(port: int) -> None:
+def test_the_second_request_of_a_connection_has_a_time_limit_too(port: int) -> None:
     with connect(port) as connection:
         connection.sendall(HEAD + b"\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         connection.sendall(HEAD)
-        assert b"HTTP/1.1" not in until_closed(connection)
+        assert b"HTTP/1.1" not in read_until_closed(connection)
 
 
 def test_two_requests_on_one_connection_are_answered(port: int) -> None:
@@ -91,46 +91,46 @@ def test_two_requests_on_one_connection_are_answered(port: int) -> None:
 def test_a_body_that_is_not_read_does_not_hold_the_connection(port: int) -> None:
     with connect(port) as connection:
         connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
-        assert until_closed(connection).startswith(b"HTTP/1.1 401")
+        assert read_until_closed(connection).startswith(b"HTTP/1.1 401")
 
 
-def test_a_body_that_never_ends_is_answered_with_408(own: Api, port: int) -> None:
+def test_a_body_that_never_ends_is_answered_with_408(app: Api, port: int) -> None:
     with connect(port) as connection:
-        token = own.headers["ada"]["Authorization"].encode()
+        token = app.headers["ada"]["Authorization"].encode()
         head = (
             b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: " + token + b"\r\nContent-Length: 99\r\n\r\n"
         )
         connection.sendall(head + b"{")
-        assert until_closed(connection).startswith(b"HTTP/1.1 408")
+        assert read_until_closed(connection).startswith(b"HTTP/1.1 408")
 
 
 def test_a_head_that_is_too_large_is_refused(port: int) -> None:
     with connect(port) as connection:
         connection.sendall(HEAD + b"X: " + b"x" * (40 << 10))
-        assert until_closed(connection).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+        assert read_until_closed(connection).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
 
 
-def test_connections_are_bounded_and_come_back(tmp_path: Path) -> None:
-    own = api(tmp_path, max_connections=2)
-    with serving(own) as port:
-        held = [connect(port) for _ in range(2)]
+def test_connections_are_bounded_and_freed(tmp_path: Path) -> None:
+    app = api(tmp_path, max_connections=2)
+    with serving(app) as port:
+        connections = [connect(port) for _ in range(2)]
         try:
             assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 503
-            held += [connect(port) for _ in range(4)]
-            assert until_closed(held[-1]) == b""  # beyond twice as many nothing is answered
+            connections += [connect(port) for _ in range(4)]
+            assert read_until_closed(connections[-1]) == b""  # beyond twice as many, connections are closed at once
         finally:
-            for connection in held:
+            for connection in connections:
                 connection.close()
         while httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code != 200:
             time.sleep(0.05)
 
 
-def test_a_followed_log_frees_its_place_when_the_client_leaves(tmp_path: Path) -> None:
-    own = api(tmp_path, max_followed_per_user=2)
-    job_id, ada = own.submit().json()["id"], own.headers["ada"]
-    with serving(own) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ada, timeout=30) as http:
+def test_a_followed_log_is_no_longer_counted_after_its_client_disconnects(tmp_path: Path) -> None:
+    app = api(tmp_path, max_followed_per_user=2)
+    job_id, ada = app.submit().json()["id"], app.headers["ada"]
+    with serving(app) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ada, timeout=30) as http:
 
-        def used() -> int:
+        def count_followed() -> int:
             return int(http.get("/v1/whoami").json()["followed"]["used"])
 
         with (
@@ -138,21 +138,21 @@ def test_a_followed_log_frees_its_place_when_the_client_leaves(tmp_path: Path) -
             http.stream("GET", f"/v1/jobs/{job_id}/events") as events,
         ):
             assert (logs.status_code, events.status_code) == (200, 200)
-            assert used() == 2
+            assert count_followed() == 2
             for path in ("logs?follow=true", "events"):
                 answer = http.get(f"/v1/jobs/{job_id}/{path}")
                 assert answer.status_code == 429
                 assert "follows 2 logs or events" in answer.json()["detail"]
             assert http.get(f"/v1/jobs/{job_id}/logs").status_code == 200
-            other = httpx2.Headers(own.headers["root"])
+            other = httpx2.Headers(app.headers["root"])
             with http.stream("GET", f"/v1/jobs/{job_id}/events", headers=other) as answer:
                 assert answer.status_code == 200
-        while used():
+        while count_followed():
             time.sleep(0.05)
 
 
-def certificate(folder: Path) -> tuple[str, str]:
-    """Files of a self-signed certificate for 127.0.0.1, and of its key."""
+def write_certificate(folder: Path) -> tuple[str, str]:
+    """Write a self-signed certificate for 127.0.0.1 and its key, and return the paths of both."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -161,41 +161,41 @@ def certificate(folder: Path) -> tuple[str, str]:
     builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
         now + datetime.timedelta(days=1)
     )
-    made = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    certificate = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
     pem = serialization.Encoding.PEM
-    (folder / "cert.pem").write_bytes(made.public_bytes(pem))
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
     plain = serialization.NoEncryption()
     (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
 def test_the_api_speaks_https_with_its_certificate(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
-    own = api(tmp_path, tls_certificate=cert, tls_key=key, request_timeout_s=0.5)
+    cert, key = write_certificate(tmp_path)
+    app = api(tmp_path, tls_certificate=cert, tls_key=key, request_timeout_s=0.5)
     trusting = ssl.create_default_context(cafile=cert)
-    with serving(own) as port:
+    with serving(app) as port:
         url = f"https://127.0.0.1:{port}/v1/jobs"
-        assert httpx2.get(url, verify=trusting, headers=own.headers["ada"]).status_code == 200
+        assert httpx2.get(url, verify=trusting, headers=app.headers["ada"]).status_code == 200
         with pytest.raises(httpx2.TransportError):
             httpx2.get(url.replace("https", "http"))
         with trusting.wrap_socket(connect(port), server_hostname="127.0.0.1") as slow:
             slow.sendall(HEAD)
-            assert until_closed(slow) == b""
+            assert read_until_closed(slow) == b""
 
 
 def test_an_ipv6_address_is_served(tmp_path: Path) -> None:
-    own = api(tmp_path, host="::1")
-    with serving(own) as port:
-        assert httpx2.get(f"http://[::1]:{port}/v1/jobs", headers=own.headers["ada"]).status_code == 200
+    app = api(tmp_path, host="::1")
+    with serving(app) as port:
+        assert httpx2.get(f"http://[::1]:{port}/v1/jobs", headers=app.headers["ada"]).status_code == 200
 
 
 @pytest.mark.parametrize(("trusted", "address"), [((), "127.0.0.1"), (("127.0.0.1",), "192.0.2.9")])
-def test_a_forwarded_address_is_believed_of_trusted_proxies_only(
+def test_a_forwarded_address_is_accepted_from_trusted_proxies_only(
     tmp_path: Path, trusted: tuple[str, ...], address: str
 ) -> None:
-    own = api(tmp_path, trusted_proxies=trusted)
-    with serving(own) as port:
+    app = api(tmp_path, trusted_proxies=trusted)
+    with serving(app) as port:
         headers = {"X-Forwarded-For": "203.0.113.5, 192.0.2.9"}
         assert httpx2.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers).status_code == 401
-    (row,) = audit.page(own.store.database)
+    (row,) = audit.page(app.store.database)
     assert (row.actor, row.address, row.action, row.object) == ("-", address, "request.denied", "GET /v1/jobs")

@@ -1,4 +1,4 @@
-"""What the tests of the commands share."""
+"""Fixtures of the tests of the commands."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from service.cli import connect
-from service.client.client import Client
+from service.client import Client
 from tests.service.api.api_app import Api, api
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without a client file; no service is named."""
+    """A home folder without a client file, and an environment that names no service."""
     folder = tmp_path / "home"
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("HOME", str(folder))
@@ -24,13 +24,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
-    """An API inside the test's process, which the commands use with ada's token."""
-    made = api(tmp_path)
-    Path(made.lab).mkdir(exist_ok=True)
-    (Path(made.lab) / "m.csv").write_text("slide_id,uri\na,a.tiff\n")
-    secret = made.headers["ada"]["Authorization"].removeprefix("Bearer ")
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
+    """An API in the test's process, which the commands call with the token of ada."""
+    app = api(tmp_path)
+    Path(app.lab).mkdir(exist_ok=True)
+    (Path(app.lab) / "m.csv").write_text("slide_id,uri\na,a.tiff\n")
+    secret = app.headers["ada"]["Authorization"].removeprefix("Bearer ")
     monkeypatch.setattr(
-        connect, "open_client", lambda: Client("http://testserver", secret, transport=made.http._transport)
+        connect, "open_client", lambda: Client("http://testserver", secret, transport=app.http._transport)
     )
-    return made
+    return app

@@ -1,4 +1,4 @@
-"""A real HTTP server whose answers a test writes down, with all requests that came."""
+"""An HTTP server whose responses a test defines, and which records all requests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.service.background import running
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request."""
+class RecordedRequest:
+    """A request that the server got."""
 
     method: str
     path: str
@@ -35,41 +35,41 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer; a body that is no bytes is sent as JSON."""
+    """A response; a body other than bytes is sent as JSON."""
 
     body: Any = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Route = Callable[[Asked], Reply] | Reply
+Route = Callable[[RecordedRequest], Reply] | Reply
 
 
 class HttpServer:
-    """Answers by method and path; 404 elsewhere."""
+    """Routes by method and path, and the requests that came; other paths respond with 404."""
 
     def __init__(self, url: str, routes: dict[str, Route]) -> None:
-        self.url, self.routes, self.asked = url, routes, list[Asked]()
+        self.url, self.routes, self.requests = url, routes, list[RecordedRequest]()
 
-    def calls(self, name: str) -> list[Asked]:
-        """Requests such as "GET /v1/jobs"."""
-        return [asked for asked in self.asked if f"{asked.method} {asked.path}" == name]
+    def calls(self, name: str) -> list[RecordedRequest]:
+        """Return the requests of a route such as "GET /v1/jobs"."""
+        return [request for request in self.requests if f"{request.method} {request.path}" == name]
 
 
 @contextmanager
 def serving(
     routes: dict[str, Route], *, host: str = "127.0.0.1", context: ssl.SSLContext | None = None
 ) -> Iterator[HttpServer]:
-    """A server on a free port."""
+    """Serve routes on a free port while the context lasts."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             parts = urlsplit(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            asked = Asked(self.command, parts.path, dict(parse_qsl(parts.query)), dict(self.headers), body)
-            own.asked.append(asked)
-            route = own.routes.get(f"{asked.method} {asked.path}", Reply({"detail": "no such route"}, 404))
-            reply = route if isinstance(route, Reply) else route(asked)
+            request = RecordedRequest(self.command, parts.path, dict(parse_qsl(parts.query)), dict(self.headers), body)
+            http_server.requests.append(request)
+            route = http_server.routes.get(f"{request.method} {request.path}", Reply({"detail": "no such route"}, 404))
+            reply = route if isinstance(route, Reply) else route(request)
             data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             self.send_response(reply.status)
             for name, value in ({"Content-Length": str(len(data))} | reply.headers).items():
@@ -89,6 +89,6 @@ def serving(
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     shown = f"[{host}]" if ":" in host else host
-    own = HttpServer(f"http{'s' if context else ''}://{shown}:{server.server_address[1]}", routes)
+    http_server = HttpServer(f"http{'s' if context else ''}://{shown}:{server.server_address[1]}", routes)
     with running(server):
-        yield own
+        yield http_server

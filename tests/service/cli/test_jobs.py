@@ -1,4 +1,4 @@
-"""Commands of jobs, against an API inside the test's process."""
+"""Commands of jobs, with an API in the test's process."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 from service.api.answers import AttemptView, JobView, ProgressView
 from service.cli import jobs
 from service.cli.main import run
-from service.cli.tables import duration, job_table
+from service.cli.tables import format_duration, format_jobs
 from service.queue.requests import Score, Train, Tune, from_json
 from tests.service.api.api_app import Api
 
 pytestmark = pytest.mark.slow
 
 
-def submitted(own: Api, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    """The id of a check."""
-    assert run(["submit", "check", "--manifest", f"{own.lab}/m.csv", *more]) == 0
+def submit_check(app: Api, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    """Submit a check, and return its ID."""
+    assert run(["submit", "check", "--manifest", f"{app.lab}/m.csv", *more]) == 0
     return capsys.readouterr().out.strip()
 
 
-def view(**values: Any) -> JobView:
-    """A job as the API answers it."""
+def make_view(**values: Any) -> JobView:
+    """Return a job as the API shows it."""
     known = {"id": "check-20260101-000000-0123abcd", "kind": "check", "owner": "ada", "state": "failed", "reason": None}
     known |= {"priority": 0, "attempt": 1, "max_attempts": 5, "created_s": 1000.0, "started_s": None, "ended_s": None}
     known |= {"due_s": 1000.0, "beat_s": None, "source": None, "request": {"manifest": "m.csv"}, "attempts": []}
@@ -34,35 +34,35 @@ def view(**values: Any) -> JobView:
     return JobView.model_validate(known | values)
 
 
-def test_a_training_is_submitted_with_the_options_of_train_py(own: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["submit", "train", "--manifest", f"{own.lab}/m.csv", "--set", "recipe.epochs=3"]
-    assert run([*words, "--priority", "4"]) == 0
-    job = own.store.job(capsys.readouterr().out.strip())
+def test_a_training_is_submitted_with_the_options_of_train_py(app: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["submit", "train", "--manifest", f"{app.lab}/m.csv", "--set", "recipe.epochs=3"]
+    assert run([*argv, "--priority", "4"]) == 0
+    job = app.store.job(capsys.readouterr().out.strip())
     request = from_json(job.request)
     assert isinstance(request, Train)
     assert (request.settings.recipe.epochs, job.priority) == (3, 4)
 
 
-def test_a_search_is_submitted_with_the_options_of_tune_py(own: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["submit", "tune", "--manifest", f"{own.lab}/m.csv", "--trials", "7"]
-    assert run([*words, "--search-set", "max_patches=18"]) == 0
-    request = from_json(own.store.job(capsys.readouterr().out.strip()).request)
+def test_a_search_is_submitted_with_the_options_of_tune_py(app: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["submit", "tune", "--manifest", f"{app.lab}/m.csv", "--trials", "7"]
+    assert run([*argv, "--search-set", "max_patches=18"]) == 0
+    request = from_json(app.store.job(capsys.readouterr().out.strip()).request)
     assert isinstance(request, Tune)
     assert (request.search.trials, request.search.max_patches) == (7, 18)
 
 
 def test_a_models_folder_is_sent_as_an_absolute_path(
-    own: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    app: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(own.lab)
+    monkeypatch.chdir(app.lab)
     assert run(["submit", "score", "--manifest", "m.csv", "--model", "model"]) == 0
-    request = from_json(own.store.job(capsys.readouterr().out.strip()).request)
+    request = from_json(app.store.job(capsys.readouterr().out.strip()).request)
     assert isinstance(request, Score)
-    assert (request.manifest, request.model) == (f"{own.lab}/m.csv", f"{own.lab}/model")
+    assert (request.manifest, request.model) == (f"{app.lab}/m.csv", f"{app.lab}/model")
 
 
-def test_jobs_are_listed_shown_and_cancelled(own: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    job_id = submitted(own, capsys)
+def test_jobs_are_listed_shown_and_cancelled(app: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    job_id = submit_check(app, capsys)
     assert run(["jobs"]) == 0
     assert job_id in capsys.readouterr().out
     assert run(["show", job_id, "--json"]) == 0
@@ -73,10 +73,10 @@ def test_jobs_are_listed_shown_and_cancelled(own: Api, capsys: pytest.CaptureFix
     assert "cancelled before it began" in capsys.readouterr().out
 
 
-def test_an_empty_list_says_what_to_do(own: Api, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_list_says_what_to_do(app: Api, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["jobs"]) == 0
     assert "magnet submit" in capsys.readouterr().out
-    submitted(own, capsys)
+    submit_check(app, capsys)
     assert run(["jobs", "--state", "failed"]) == 0
     assert capsys.readouterr().out == "no such jobs; magnet jobs lists all\n"
     assert run(["schedules"]) == 0
@@ -84,17 +84,15 @@ def test_an_empty_list_says_what_to_do(own: Api, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("part", ["last 8", "first of last part", "first 24"])
-def test_a_part_of_an_id_that_only_one_job_has_is_enough(
-    own: Api, capsys: pytest.CaptureFixture[str], part: str
-) -> None:
-    job_id = submitted(own, capsys)
-    word = {"last 8": job_id[-8:], "first of last part": job_id[-8:-3], "first 24": job_id[:24]}[part]
-    assert run(["cancel", word]) == 0
+def test_an_unambiguous_part_of_an_id_is_enough(app: Api, capsys: pytest.CaptureFixture[str], part: str) -> None:
+    job_id = submit_check(app, capsys)
+    name = {"last 8": job_id[-8:], "first of last part": job_id[-8:-3], "first 24": job_id[:24]}[part]
+    assert run(["cancel", name]) == 0
     assert capsys.readouterr().out == f"{job_id}: cancelled\n"
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("name", "message"),
     [
         ("check-20260101-000000-00000000", "no job 'check-20260101-000000-00000000'; `magnet jobs` lists them"),
         ("no/such", "no job 'no/such'; `magnet jobs` lists them"),
@@ -102,20 +100,20 @@ def test_a_part_of_an_id_that_only_one_job_has_is_enough(
         ("check", "'check' means 2 jobs"),
     ],
 )
-def test_a_wrong_id_is_answered_with_the_list_not_with_a_pattern(
-    own: Api, capsys: pytest.CaptureFixture[str], word: str, message: str
+def test_an_unknown_or_ambiguous_id_is_explained(
+    app: Api, capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
     for _ in range(2):
-        submitted(own, capsys)
+        submit_check(app, capsys)
     for command in ("show", "logs", "cancel", "retry", "scores"):
-        assert run([command, word]) == 2
+        assert run([command, name]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert "[0-9]" not in error
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "message"),
+    ("argv", "status", "message"),
     [
         (
             ["submit", "train", "--manifest", "s3://lab/m.csv", "--set", "recipe.epoch=3"],
@@ -125,21 +123,21 @@ def test_a_wrong_id_is_answered_with_the_list_not_with_a_pattern(
         (["submit", "score", "--manifest", "s3://lab/m.csv"], 2, "needs --model"),
         (["submit", "check", "--manifest", "/etc/passwd"], 1, "name a place that jobs may use"),
         (["schedule", "often", "check", "--manifest", "s3://lab/m.csv"], 2, "cron"),
-        (["unschedule", "watch-0123456789ab"], 2, "not the id of a schedule"),
+        (["unschedule", "watch-0123456789ab"], 2, "not the ID of a schedule"),
     ],
 )
 def test_errors_say_what_to_do(
-    own: Api, words: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+    app: Api, argv: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words) == status
+    assert run(argv) == status
     assert message in capsys.readouterr().err
 
 
 def test_a_schedule_takes_the_options_of_a_job_and_is_ended_by_its_id(
-    own: Api, capsys: pytest.CaptureFixture[str]
+    app: Api, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["schedule", "0 2 * * *", "train", "--manifest", f"{own.lab}/m.csv", "--set", "recipe.epochs=3"]
-    assert run(words) == 0
+    argv = ["schedule", "0 2 * * *", "train", "--manifest", f"{app.lab}/m.csv", "--set", "recipe.epochs=3"]
+    assert run(argv) == 0
     entry_id = capsys.readouterr().out.strip()
     assert run(["schedules", "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
@@ -147,7 +145,7 @@ def test_a_schedule_takes_the_options_of_a_job_and_is_ended_by_its_id(
     assert run(["watches", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
     assert run(["schedules"]) == 0
-    assert f"0 2 * * *  train {own.lab}/m.csv" in capsys.readouterr().out
+    assert f"0 2 * * *  train {app.lab}/m.csv" in capsys.readouterr().out
     assert run(["unschedule", entry_id]) == 0
     capsys.readouterr()
     assert run(["schedules", "--json"]) == 0
@@ -173,24 +171,24 @@ def test_the_exit_status_is_that_of_the_last_attempt(state: str, exit_codes: lis
         AttemptView(number=k, state="ended", reason=None, exit_code=code, started_s=1.0, ended_s=2.0, ray_job="")
         for k, code in enumerate(exit_codes, start=1)
     ]
-    assert jobs.job_status(view(state=state, attempts=attempts)) == status
+    assert jobs.to_exit_status(make_view(state=state, attempts=attempts)) == status
 
 
-def test_the_list_tells_the_time_since_submission_from_the_running_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_shows_the_time_since_submission_and_the_running_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 10_000.0)
-    ended = view(state="done", created_s=2_800.0, started_s=3_000.0, ended_s=3_065.0)
-    head, row = job_table([ended]).splitlines()
+    ended = make_view(state="done", created_s=2_800.0, started_s=3_000.0, ended_s=3_065.0)
+    head, row = format_jobs([ended]).splitlines()
     assert head.split() == ["JOB", "OWNER", "STATE", "PROGRESS", "SUBMITTED", "TOOK", "REASON"]
     assert row.split() == [ended.id, "ada", "done", "2:00:00", "ago", "1:05"]
-    assert duration(3 * 86400 + 4 * 3600) == "3 d 4 h"
+    assert format_duration(3 * 86400 + 4 * 3600) == "3 d 4 h"
 
 
 def test_control_characters_of_a_reason_do_not_reach_the_terminal() -> None:
-    assert "\x1b" not in job_table([view(reason="\x1b]0;owned\x07")])
+    assert "\x1b" not in format_jobs([make_view(reason="\x1b]0;owned\x07")])
 
 
-def test_events_are_printed(own: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    job_id = submitted(own, capsys)
+def test_events_are_printed(app: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    job_id = submit_check(app, capsys)
     run(["cancel", job_id])
     capsys.readouterr()
     assert run(["events", job_id, "-f"]) == 0
@@ -199,10 +197,10 @@ def test_events_are_printed(own: Api, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_deletion_without_a_terminal_needs_yes(
-    own: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    app: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = submitted(own, capsys)
+    job_id = submit_check(app, capsys)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     assert run(["delete", job_id]) == 2
     assert "--yes" in capsys.readouterr().err
-    assert own.store.job(job_id).delete_requested == 0
+    assert app.store.job(job_id).delete_requested == 0

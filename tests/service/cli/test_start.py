@@ -1,4 +1,4 @@
-"""What a command loads before it does anything."""
+"""Modules that a command loads."""
 
 from __future__ import annotations
 
@@ -40,40 +40,48 @@ print("LOADED", *{name.partition(".")[0] for name in sys.modules})
 """
 
 
-def loaded_by(*words: str, home: Path) -> set[str]:
-    """Top-level modules that a command has loaded when it ends."""
+def list_loaded(*argv: str, home: Path) -> set[str]:
+    """Run a command, and return the top-level modules that it has loaded."""
     env = {"PYTHONPATH": str(ROOT), "HOME": str(home), "MAGNET_URL": "http://127.0.0.1:1", "PATH": "/usr/bin:/bin"}
     code = (
         RUN.replace("run(sys", "import service.client.connection as c; c.PATIENCE_S = 0\n    run(sys")
-        if words[0] != "-h"
+        if argv[0] != "-h"
         else RUN
     )
-    ended = subprocess.run([sys.executable, "-c", code, *words], env=env, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", code, *argv], env=env, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return set(ended.stdout.rpartition("LOADED")[2].split())
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [["jobs"], ["logs", "last"], ["show", "last"], ["scores", "last"], ["cancel", "last"], ["watches"]],
     ids=" ".join,
 )
-def test_commands_that_only_ask_the_api_load_neither_tables_nor_databases(words: list[str], tmp_path: Path) -> None:
-    loaded = loaded_by(*words, home=tmp_path)
+def test_commands_that_only_call_the_api_load_neither_tables_nor_databases(argv: list[str], tmp_path: Path) -> None:
+    loaded = list_loaded(*argv, home=tmp_path)
     assert "httpx2" in loaded
     assert not loaded & HEAVY
 
 
 def test_help_loads_no_client(tmp_path: Path) -> None:
-    assert not loaded_by("-h", home=tmp_path) & (HEAVY | NETWORK)
+    assert not list_loaded("-h", home=tmp_path) & (HEAVY | NETWORK)
+
+
+def test_importing_the_client_loads_neither_databases_nor_settings_of_jobs(tmp_path: Path) -> None:
+    code = "import sys\nfrom service.client import Client\nprint(*{name.partition('.')[0] for name in sys.modules})"
+    env = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert not set(ended.stdout.split()) & HEAVY
 
 
 def test_every_command_names_a_function_that_exists() -> None:
     names = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr,index,call-overload]
     code = "import importlib, sys\n"
-    for name, own in names.items():
-        if runs := own.get_default("runs"):
-            module, _, function = runs.partition(":")
+    for name, command in names.items():
+        if target := command.get_default("target"):
+            module, _, function = target.partition(":")
             code += f"assert callable(importlib.import_module('service.cli.{module}').{function}), {name!r}\n"
     ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True)
     assert ended.returncode == 0, ended.stderr.decode()

@@ -1,4 +1,4 @@
-"""Commands of tokens and logins, against real HTTP servers."""
+"""Commands of tokens and logins, with HTTP servers in the test's process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.api.access import Tokens
+from service.api.tokens import Tokens
 from service.cli.main import run
 from service.client import device_login
 from service.environment import client_settings, keep_client
@@ -20,15 +20,15 @@ from service.errors import UsageError
 from service.queue import audit
 from service.queue.tables import Database
 from service.settings.service import service_settings
-from tests.service.cli.http_server import Asked, HttpServer, Reply, Route, serving
+from tests.service.cli.http_server import HttpServer, RecordedRequest, Reply, Route, serving
 
 USAGE = {"used": 1, "limit": 20}
-ME = {"owner": "ada", "scope": "submit", "groups": ["lab"], "token_id": "0123456789ab", "expires_s": 2e9}
-ME |= dict.fromkeys(("queued", "running", "recurring", "followed"), USAGE)
+CALLER = {"owner": "ada", "scope": "submit", "groups": ["lab"], "token_id": "0123456789ab", "expires_s": 2e9}
+CALLER |= dict.fromkeys(("queued", "running", "recurring", "followed"), USAGE)
 
 
-def token(secret: str | None = None, **values: Any) -> dict[str, Any]:
-    """A token as the API answers it."""
+def make_token(secret: str | None = None, **values: Any) -> dict[str, Any]:
+    """Return a token as the API shows it."""
     known = {"id": "ba9876543210", "owner": "ada", "scope": "submit", "created_s": 1e9, "expires_s": 2e9}
     return known | {"revoked_s": None} | ({} if secret is None else {"secret": secret}) | values
 
@@ -36,7 +36,7 @@ def token(secret: str | None = None, **values: Any) -> dict[str, Any]:
 @pytest.fixture
 def service(home: Path) -> Iterator[HttpServer]:
     """A service to which this machine is logged in."""
-    routes: dict[str, Route] = {"GET /v1/whoami": Reply(ME)}
+    routes: dict[str, Route] = {"GET /v1/whoami": Reply(CALLER)}
     with serving(routes) as server:
         keep_client(server.url, "magnet_old")
         yield server
@@ -46,7 +46,7 @@ def client_file(home: Path) -> Path:
     return home / ".config" / "magnet" / "client.json"
 
 
-def test_the_client_file_is_for_its_user_only_from_the_start(home: Path) -> None:
+def test_only_its_user_can_ever_read_the_client_file(home: Path) -> None:
     keep_client("https://lab", "magnet_x")
     file = client_file(home)
     assert json.loads(file.read_text()) == {"url": "https://lab", "token": "magnet_x"}
@@ -77,15 +77,15 @@ def test_whoami_shows_owner_end_and_limits(service: HttpServer, capsys: pytest.C
     assert f"ada at {service.url}" in out
     assert "2033-05-18" in out
     assert "1 of 20" in out
-    assert service.asked[0].headers["Authorization"] == "Bearer magnet_old"
+    assert service.requests[0].headers["Authorization"] == "Bearer magnet_old"
 
 
 def test_rotation_stores_the_new_secret(service: HttpServer, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    service.routes["POST /v1/tokens/rotate"] = Reply(token("magnet_new"), 201)
+    service.routes["POST /v1/tokens/rotate"] = Reply(make_token("magnet_new"), 201)
     assert run(["rotate", "--grace-s", "5"]) == 0
     assert json.loads(client_file(home).read_text()) == {"url": service.url, "token": "magnet_new"}
     assert stat.S_IMODE(client_file(home).stat().st_mode) == 0o600
-    assert service.asked[-1].json == {"grace_s": 5}
+    assert service.requests[-1].json == {"grace_s": 5}
     assert "magnet_new" not in "".join(capsys.readouterr())
 
 
@@ -93,7 +93,7 @@ def test_rotation_of_a_token_of_the_environment_prints_the_new_secret(
     service: HttpServer, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAGNET_TOKEN", "magnet_env")
-    service.routes["POST /v1/tokens/rotate"] = Reply(token("magnet_new"), 201)
+    service.routes["POST /v1/tokens/rotate"] = Reply(make_token("magnet_new"), 201)
     assert run(["rotate"]) == 0
     assert capsys.readouterr().out == "magnet_new\n"
     assert json.loads(client_file(home).read_text())["token"] == "magnet_old"
@@ -101,18 +101,18 @@ def test_rotation_of_a_token_of_the_environment_prints_the_new_secret(
 
 def test_tokens_are_made_listed_and_revoked(service: HttpServer, capsys: pytest.CaptureFixture[str]) -> None:
     service.routes |= {
-        "POST /v1/tokens": Reply(token("magnet_made"), 201),
-        "GET /v1/tokens": Reply([token(note="laptop"), token(revoked_s=1.5e9)]),
+        "POST /v1/tokens": Reply(make_token("magnet_made"), 201),
+        "GET /v1/tokens": Reply([make_token(note="laptop"), make_token(revoked_s=1.5e9)]),
         "DELETE /v1/tokens/ba9876543210": Reply(status=204),
     }
-    for words, body in (
+    for options, body in (
         ([], {"owner": "bob", "scope": "submit"}),
         (["--days", "1", "--scope", "admin"], {"owner": "bob", "scope": "admin", "days": 1}),
         (["--days", "never"], {"owner": "bob", "scope": "submit", "days": None}),
     ):
-        assert run(["token", "bob", *words]) == 0
+        assert run(["token", "bob", *options]) == 0
         assert capsys.readouterr().out == "magnet_made\n"
-        assert service.asked[-1].json == body
+        assert service.requests[-1].json == body
     assert run(["tokens"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert ("valid" in rows[1], "laptop" in rows[1], "revoked" in rows[2]) == (True, True, True)
@@ -123,24 +123,26 @@ def test_tokens_are_made_listed_and_revoked(service: HttpServer, capsys: pytest.
 def test_the_first_token_expires_as_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "service.yaml"
     config.write_text(yaml.safe_dump({"storage": str(tmp_path / "storage"), "token_days": 7.0, "max_token_days": 30.0}))
-    for words, days in ((["--days", "1"], 1), ([], 7)):
-        assert run(["token", "ada", "--scope", "admin", "--config", str(config), *words]) == 0
+    for options, days in ((["--days", "1"], 1), ([], 7)):
+        assert run(["token", "ada", "--scope", "admin", "--config", str(config), *options]) == 0
         capsys.readouterr()
         database = Database(service_settings(str(config), []).database_url)
-        newest = Tokens(database).all()[-1]
+        newest = Tokens(database).list_tokens()[-1]
         database.close()
         assert (newest.owner, newest.scope) == ("ada", "admin")
         assert newest.expires_s == pytest.approx(newest.created_s + days * 86400, abs=1)
-    for words in (["--days", "31"], ["--days", "never"], ["--days", "0"]):
-        assert run(["token", "ada", "--scope", "admin", "--config", str(config), *words]) == 2
+    for options in (["--days", "31"], ["--days", "never"], ["--days", "0"]):
+        assert run(["token", "ada", "--scope", "admin", "--config", str(config), *options]) == 2
         assert "at most 30" in capsys.readouterr().err
 
 
-def test_promotion_names_version_and_the_one_before(service: HttpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_promotion_prints_the_new_and_the_earlier_version(
+    service: HttpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     promoted = {"name": "magnet", "alias": "champion", "version": "4", "earlier": "3"}
     service.routes["POST /v1/models/promote"] = Reply(promoted)
     assert run(["promote", "models:/magnet@challenger"]) == 0
-    assert service.asked[-1].json == {"model": "models:/magnet@challenger", "alias": "champion"}
+    assert service.requests[-1].json == {"model": "models:/magnet@challenger", "alias": "champion"}
     assert capsys.readouterr().out == "models:/magnet@champion is version 4; earlier version 3\n"
 
 
@@ -165,11 +167,11 @@ def test_best_and_report_are_fetched(
 def test_last_is_the_newest_job_of_the_caller_not_of_all(service: HttpServer) -> None:
     service.routes["GET /v1/jobs"] = Reply({"jobs": [], "next": None})
     assert run(["show", "last"]) == 2
-    assert service.asked[-1].query == {"owner": "ada", "limit": "1"}
+    assert service.requests[-1].query == {"owner": "ada", "limit": "1"}
 
 
 class Provider:
-    """An OpenID Connect provider with the device grant; the user confirms after some questions."""
+    """An OpenID Connect provider with the device grant; `answers` are its responses to the polls."""
 
     def __init__(self, *answers: Reply) -> None:
         self.answers = list(answers)
@@ -194,8 +196,8 @@ class Provider:
             "POST /token": self.token,
         }
 
-    def token(self, asked: Asked) -> Reply:
-        assert asked.form == {"grant_type": device_login.GRANT, "device_code": "D", "client_id": "magnet"}
+    def token(self, request: RecordedRequest) -> Reply:
+        assert request.form == {"grant_type": device_login.GRANT, "device_code": "D", "client_id": "magnet"}
         return self.answers.pop(0)
 
 
@@ -203,14 +205,14 @@ PENDING, SLOWER = Reply({"error": "authorization_pending"}, 400), Reply({"error"
 
 
 def log_in(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> tuple[int, HttpServer, list[float]]:
-    """Run `magnet login`: its status, the service, and the pauses."""
+    """Run `magnet login`, and return its status, the service, and the pauses."""
     pauses: list[float] = []
     monkeypatch.setattr("service.client.device_login.time.sleep", pauses.append)
     with serving(provider.routes) as issuer:
         provider.url = issuer.url
         routes: dict[str, Route] = {
             "GET /v1/login": Reply({"issuer": issuer.url, "client_id": "magnet"}),
-            "POST /v1/login": Reply(token("magnet_login"), 201),
+            "POST /v1/login": Reply(make_token("magnet_login"), 201),
         }
         with serving(routes) as service:
             return run(["login", service.url]), service, pauses
@@ -225,28 +227,28 @@ def test_a_login_waits_for_the_browser_and_stores_the_token(
     assert service.calls("POST /v1/login")[0].json == {"id_token": "e.y.J"}
     assert json.loads(client_file(home).read_text()) == {"url": service.url, "token": "magnet_login"}
     assert stat.S_IMODE(client_file(home).stat().st_mode) == 0o600
-    assert pauses == [2, 2, 7, 7]  # slow_down adds five seconds for good
+    assert pauses == [2, 2, 7, 7]  # slow_down adds five seconds to all later pauses
     shown = capsys.readouterr()
     assert f"{provider.url}/activate" in shown.err
     assert "WDJB-MJHT" in shown.err
     assert "magnet_login" not in shown.out + shown.err
 
 
-def test_a_login_ends_the_stored_token_that_it_replaces(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_revokes_the_stored_token_that_it_replaces(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.client.device_login.time.sleep", lambda _: None)
     provider = Provider(Reply({"id_token": "e.y.J", "access_token": "a"}))
     with serving(provider.routes) as issuer:
         provider.url = issuer.url
         routes: dict[str, Route] = {
             "GET /v1/login": Reply({"issuer": issuer.url, "client_id": "magnet"}),
-            "POST /v1/login": Reply(token("magnet_new"), 201),
-            "GET /v1/whoami": Reply(ME),
-            f"DELETE /v1/tokens/{ME['token_id']}": Reply(status=204),
+            "POST /v1/login": Reply(make_token("magnet_new"), 201),
+            "GET /v1/whoami": Reply(CALLER),
+            f"DELETE /v1/tokens/{CALLER['token_id']}": Reply(status=204),
         }
         with serving(routes) as service:
             keep_client(service.url, "magnet_old")
             assert run(["login", service.url]) == 0
-            [revoked] = service.calls(f"DELETE /v1/tokens/{ME['token_id']}")
+            [revoked] = service.calls(f"DELETE /v1/tokens/{CALLER['token_id']}")
     assert revoked.headers["Authorization"] == "Bearer magnet_old"
     assert json.loads(client_file(home).read_text())["token"] == "magnet_new"
 
@@ -258,7 +260,7 @@ def test_a_login_ends_the_stored_token_that_it_replaces(home: Path, monkeypatch:
         (Reply({"error": "expired_token"}, 400), "has expired"),
         (Reply({"error": "invalid_client", "error_description": "no such client"}, 401), "no such client"),
         (Reply({"access_token": "a"}), "no ID token"),
-        (Reply(b"<html>", 502), "answered 502"),
+        (Reply(b"<html>", 502), "status 502"),
     ],
 )
 def test_a_login_that_fails_says_why_and_stores_nothing(
@@ -279,7 +281,7 @@ def test_a_login_that_fails_says_why_and_stores_nothing(
         ("device_authorization_endpoint", None, "offers no login by device code"),
     ],
 )
-def test_a_provider_that_is_not_what_the_service_trusts_gets_no_login(
+def test_a_login_at_another_provider_than_the_services_is_refused(
     home: Path,
     name: str,
     value: str | None,
@@ -288,14 +290,14 @@ def test_a_provider_that_is_not_what_the_service_trusts_gets_no_login(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     provider = Provider()
-    ours = provider.routes["GET /.well-known/openid-configuration"]
-    assert callable(ours)
+    get_metadata = provider.routes["GET /.well-known/openid-configuration"]
+    assert callable(get_metadata)
 
-    def changed(asked: Asked) -> Reply:
-        body = ours(asked).body | {name: value}
-        return Reply({key: found for key, found in body.items() if found is not None})
+    def change_metadata(request: RecordedRequest) -> Reply:
+        body = get_metadata(request).body | {name: value}
+        return Reply({key: part for key, part in body.items() if part is not None})
 
-    provider.routes["GET /.well-known/openid-configuration"] = changed
+    provider.routes["GET /.well-known/openid-configuration"] = change_metadata
     assert log_in(provider, monkeypatch)[0] != 0
     assert message in capsys.readouterr().err
     assert not client_file(home).exists()
@@ -309,7 +311,7 @@ def test_logout_revokes_the_stored_token_and_removes_it(service: HttpServer, hom
     assert run(["logout"]) == 2
 
 
-def audit_rows() -> list[dict[str, Any]]:
+def make_audit_rows() -> list[dict[str, Any]]:
     rows, before = [], audit.FIRST
     for seq in range(1, 4):
         row = {"at_s": time.time(), "actor": "ada", "token_id": None, "address": "::1", "action": "job.submit"}
@@ -322,10 +324,10 @@ def audit_rows() -> list[dict[str, Any]]:
 def test_the_audit_log_is_exported_page_by_page_and_an_export_is_verified(
     service: HttpServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = audit_rows()
+    rows = make_audit_rows()
 
-    def page(asked: Asked) -> Reply:
-        later = [row for row in rows if row["seq"] > int(asked.query["after"])][:2]
+    def page(request: RecordedRequest) -> Reply:
+        later = [row for row in rows if row["seq"] > int(request.query["after"])][:2]
         return Reply("".join(json.dumps(row) + "\n" for row in later).encode())
 
     service.routes["GET /v1/audit"] = page

@@ -1,4 +1,4 @@
-"""Logs that are followed while the API dies and comes back."""
+"""Logs that are followed while the API is killed and started again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.client.client import Client, ServiceError
+from service.client import Client, ServiceError
 from service.operations.serving import admin_token
 from service.queue.attempt_folder import attempt_folder
 from service.queue.requests import Check
@@ -28,7 +28,7 @@ PARTS = [f"line {k}: Gewebe fünf µm, Größe {k} 🔬\n".encode() for k in ran
 
 
 class ApiProcess:
-    """`magnet api` as a process."""
+    """A process of `magnet api`."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
@@ -42,9 +42,9 @@ class ApiProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        words = [sys.executable, "-c", START, "api", "--config", str(self.config)]
+        argv = [sys.executable, "-c", START, "api", "--config", str(self.config)]
         with open(self.folder / "api.log", "ab") as log:
-            self.process = subprocess.Popen(words, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=log, stderr=log)
+            self.process = subprocess.Popen(argv, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=log, stderr=log)
         with Client(self.url, None, patience_s=60) as client:
             client.alive()
 
@@ -56,20 +56,20 @@ class ApiProcess:
 
 @pytest.fixture
 def api_process(tmp_path: Path) -> Iterator[ApiProcess]:
-    own = ApiProcess(tmp_path)
-    own.start()
-    yield own
-    own.kill()
+    api_process = ApiProcess(tmp_path)
+    api_process.start()
+    yield api_process
+    api_process.kill()
 
 
 class RunningJob:
-    """A job whose attempts the test plays: it writes their logs where the witness does."""
+    """A job whose attempts the test simulates: it writes their logs as the supervisor does."""
 
-    def __init__(self, own: ApiProcess) -> None:
-        self._database = Database(own.settings.database_url)
+    def __init__(self, api_process: ApiProcess) -> None:
+        self._database = Database(api_process.settings.database_url)
         self.store = JobStore(self._database)
         job, _ = self.store.add(Check(manifest="/m.csv"), "ada")
-        self.id, self._folder, self._written = job.id, own.settings.job_folder("ada", job.id), b""
+        self.id, self._folder, self._written = job.id, api_process.settings.job_folder("ada", job.id), b""
 
     def set(self, **values: object) -> None:
         with self._database.writing() as connection:
@@ -81,23 +81,23 @@ class RunningJob:
 
     def write(self, data: bytes) -> None:
         self._written += data
-        self._log.write_log(0, self._written)  # the whole part, as the witness does
+        self._log.write_log(0, self._written)  # the whole part, as the supervisor writes it
 
 
 class Follower(threading.Thread):
-    """Follows a log, and keeps what came."""
+    """Thread that follows a log and keeps its text."""
 
-    def __init__(self, own: ApiProcess, job_id: str) -> None:
+    def __init__(self, api_process: ApiProcess, job_id: str) -> None:
         super().__init__(daemon=True)
         self.text, self.reports, self.error = "", list[str](), list[Exception]()
-        self._own, self._job_id = own, job_id
+        self._api_process, self._job_id = api_process, job_id
 
     def run(self) -> None:
         try:
-            with Client(self._own.url, self._own.token, report=self.reports.append) as client:
+            with Client(self._api_process.url, self._api_process.token, report=self.reports.append) as client:
                 for text in client.logs(self._job_id, follow=True):
                     self.text += text
-        except Exception as error:  # noqa: BLE001  (the test fails with it)
+        except Exception as error:  # noqa: BLE001  (the test reports it)
             self.error.append(error)
 
     def wait_for(self, text: str) -> None:
@@ -108,13 +108,13 @@ class Follower(threading.Thread):
             time.sleep(0.02)
 
 
-def halves(data: bytes) -> tuple[bytes, bytes]:
-    """Cut inside the last character, which has four bytes."""
+def split_in_character(data: bytes) -> tuple[bytes, bytes]:
+    """Cut data inside its last character, which has four bytes."""
     return data[:-3], data[-3:]
 
 
 @pytest.mark.slow
-def test_no_byte_is_lost_or_doubled_while_the_api_is_killed_and_restarted(api_process: ApiProcess) -> None:
+def test_no_byte_is_lost_or_repeated_while_the_api_is_killed_and_restarted(api_process: ApiProcess) -> None:
     job = RunningJob(api_process)
     follower = Follower(api_process, job.id)
     follower.start()
@@ -123,7 +123,7 @@ def test_no_byte_is_lost_or_doubled_while_the_api_is_killed_and_restarted(api_pr
             job.start(attempt)
             for k in range(0, 40, 10):
                 whole = b"".join(PARTS[k : k + 10])
-                first, second = halves(whole)
+                first, second = split_in_character(whole)
                 job.write(first)
                 if k in (10, 20):
                     api_process.kill()
@@ -131,6 +131,8 @@ def test_no_byte_is_lost_or_doubled_while_the_api_is_killed_and_restarted(api_pr
                     api_process.start()
                 else:
                     job.write(second)
+                if attempt == 1 and k == 0:
+                    follower.wait_for("line 9")  # only after its first response does a client wait for any time
             if attempt == 1:
                 follower.wait_for("line 39")
         job.set(state="done", ended_s=time.time())
@@ -141,12 +143,12 @@ def test_no_byte_is_lost_or_doubled_while_the_api_is_killed_and_restarted(api_pr
     whole = b"".join(PARTS).decode()
     assert follower.text == f"{whole}--- attempt 2 ---\n{whole}"
     assert follower.reports
-    assert all("no answer" in report for report in follower.reports)
+    assert all("no response" in report for report in follower.reports)
 
 
-def test_a_wrong_address_is_an_error_at_once_also_when_following(tmp_path: Path) -> None:
+def test_following_a_log_at_a_wrong_address_fails_at_once(tmp_path: Path) -> None:
     with (
         Client("http://127.0.0.1:1", "magnet_x", patience_s=0) as client,
-        pytest.raises(ServiceError, match="no answer"),
+        pytest.raises(ServiceError, match="no response"),
     ):
         list(client.logs("check-20260101-000000-00000000", follow=True))

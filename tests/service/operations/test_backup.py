@@ -1,4 +1,4 @@
-"""Backup and restore: whole, private, refused when damaged, and completed after a kill at any point."""
+"""Backup and restore: complete, private, refused if corrupt, and completed after a kill at any point."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from service.api.access import NoTokenError, Tokens
+from service.api.errors import NoTokenError
+from service.api.tokens import Tokens
 from service.errors import UsageError
-from service.operations import backup as module
-from service.operations.backup import backup, restore
-from service.operations.restore import Layout, locked
+from service.operations.backup import TOKENS, backup, restore, unpack
+from service.operations.restore import Layout, lock_folder
 from service.queue.lease import Lease
 from service.queue.requests import Check
 from service.queue.store import JobStore
@@ -37,11 +37,11 @@ from tests.postgres import postgres
 pytestmark = pytest.mark.slow
 
 WATCHED = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "open", "sqlite3.connect")
-"""Operations before which a process is killed."""
+"""Audit events before which a process is killed."""
 
 
-class Own:
-    """A service's folder, with a state that has a name."""
+class ServiceFolder:
+    """A service's folder, all parts of which have a named state."""
 
     def __init__(self, storage: Path, **more: object) -> None:
         self.storage, self.private = storage, storage / "private"
@@ -54,7 +54,7 @@ class Own:
         self.settings: ServiceSettings = service_settings(str(storage / "service.yaml"), [])
 
     def write(self, state: str) -> None:
-        """Bring all parts to a state."""
+        """Set the state of all parts."""
         database = Database(self.settings.database_url)
         JobStore(database).add(Check(manifest=f"/{state}.csv"), state, max_attempts=1)
         database.close()
@@ -68,40 +68,40 @@ class Own:
         (self.storage / "service.yaml").write_text(yaml.safe_dump(values))
 
     def read(self) -> set[str]:
-        """The newest state of each part: one name, unless parts are of different states."""
+        """Return the newest state of each part: a single name, unless parts are in different states."""
         database = Database(self.settings.database_url)
         with database.reading() as connection:
             owner = connection.scalar(sa.select(jobs_table.c.owner).order_by(jobs_table.c.seq.desc()).limit(1))
         database.close()
         with closing(sqlite3.connect(self.private / "mlflow.db")) as connection:
             run = connection.execute("SELECT name FROM runs ORDER BY rowid DESC LIMIT 1").fetchone()[0]
-        tokens = {(self.private / name).read_text().split()[1] for name in module.TOKENS}
+        tokens = {(self.private / name).read_text().split()[1] for name in TOKENS}
         groups = yaml.safe_load((self.storage / "service.yaml").read_text())["groups"]
         return {str(owner), str(run), *tokens, *groups}
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Own:
-    return Own(tmp_path / "service")
+def service(tmp_path: Path) -> ServiceFolder:
+    return ServiceFolder(tmp_path / "service")
 
 
-def test_what_was_backed_up_comes_back_and_what_was_there_is_kept(own: Own, tmp_path: Path) -> None:
-    own.write("first")
-    manifest = backup(own.settings, tmp_path / "a.tar")
+def test_a_restore_brings_back_the_archive_and_keeps_the_replaced_files(service: ServiceFolder, tmp_path: Path) -> None:
+    service.write("first")
+    manifest = backup(service.settings, tmp_path / "a.tar")
     assert manifest["rows"]["jobs"] == 1
-    own.write("second")
-    replaced = restore(own.settings, tmp_path / "a.tar")
-    assert own.read() == {"first"}
+    service.write("second")
+    replaced = restore(service.settings, tmp_path / "a.tar")
+    assert service.read() == {"first"}
     assert replaced is not None
     assert (replaced / "ray-token").read_text() == "ray-token second"
-    assert not (own.private / "restore").exists()
+    assert not (service.private / "restore").exists()
 
 
-def test_into_an_empty_folder(own: Own, tmp_path: Path) -> None:
+def test_a_restore_into_an_empty_folder_creates_the_service(service: ServiceFolder, tmp_path: Path) -> None:
     """As on a new machine."""
-    own.write("first")
-    backup(own.settings, tmp_path / "a.tar")
-    new = ServiceSettings(storage=str(tmp_path / "new"), port=own.settings.port)
+    service.write("first")
+    backup(service.settings, tmp_path / "a.tar")
+    new = ServiceSettings(storage=str(tmp_path / "new"), port=service.settings.port)
     assert restore(new, tmp_path / "a.tar") is None
     private = tmp_path / "new" / "private"
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
@@ -109,37 +109,37 @@ def test_into_an_empty_folder(own: Own, tmp_path: Path) -> None:
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in private.glob("*-token"))
 
 
-def test_an_archive_is_private_and_replaced_whole(own: Own, tmp_path: Path) -> None:
-    own.write("first")
+def test_an_archive_is_private_and_replaced_atomically(service: ServiceFolder, tmp_path: Path) -> None:
+    service.write("first")
     target = tmp_path / "a.tar"
     target.write_text("old")
     target.chmod(0o644)
-    backup(own.settings, target)
+    backup(service.settings, target)
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "service"]
 
 
-def test_tokens_of_users_come_back(own: Own, tmp_path: Path) -> None:
-    own.write("first")
-    database = Database(own.settings.database_url)
-    token, _ = Tokens(database).new("ada", "submit")
+def test_a_restore_brings_back_the_users_tokens(service: ServiceFolder, tmp_path: Path) -> None:
+    service.write("first")
+    database = Database(service.settings.database_url)
+    token, _ = Tokens(database).create("ada", "submit")
     database.close()
-    backup(own.settings, tmp_path / "a.tar")
-    database = Database(own.settings.database_url)
-    later, _ = Tokens(database).new("ada", "submit")
+    backup(service.settings, tmp_path / "a.tar")
+    database = Database(service.settings.database_url)
+    later, _ = Tokens(database).create("ada", "submit")
     database.close()
-    restore(own.settings, tmp_path / "a.tar")
-    database = Database(own.settings.database_url)
-    assert Tokens(database).caller(token).owner == "ada"
+    restore(service.settings, tmp_path / "a.tar")
+    database = Database(service.settings.database_url)
+    assert Tokens(database).identify(token).owner == "ada"
     with pytest.raises(NoTokenError):
-        Tokens(database).caller(later)
+        Tokens(database).identify(later)
     database.close()
 
 
-def test_a_backup_while_others_write_is_of_one_moment(own: Own, tmp_path: Path) -> None:
-    """A writer adds two jobs in each transaction: no archive has an odd number."""
-    own.write("first")
-    stopped, database = threading.Event(), Database(own.settings.database_url)
+def test_a_backup_during_writes_is_of_one_moment(service: ServiceFolder, tmp_path: Path) -> None:
+    """A writer adds jobs in pairs, each in one transaction, so that no archive contains an odd number of them."""
+    service.write("first")
+    stopped, database = threading.Event(), Database(service.settings.database_url)
 
     def write() -> None:
         store, k = JobStore(database), 0
@@ -158,7 +158,7 @@ def test_a_backup_while_others_write_is_of_one_moment(own: Own, tmp_path: Path) 
     writer.start()
     try:
         for k in range(5):
-            backup(own.settings, tmp_path / f"{k}.tar")
+            backup(service.settings, tmp_path / f"{k}.tar")
     finally:
         stopped.set()
         writer.join()
@@ -166,50 +166,50 @@ def test_a_backup_while_others_write_is_of_one_moment(own: Own, tmp_path: Path) 
     for k in range(5):
         folder = tmp_path / f"out-{k}"
         folder.mkdir()
-        module.unpack(tmp_path / f"{k}.tar", folder)
+        unpack(tmp_path / f"{k}.tar", folder)
         with closing(sqlite3.connect(folder / "queue.db")) as connection:
             assert connection.execute("SELECT count(*) FROM jobs WHERE owner = 'pair'").fetchone()[0] % 2 == 0
 
 
-def test_restore_refuses_while_the_service_runs(own: Own, tmp_path: Path) -> None:
-    own.write("first")
-    backup(own.settings, tmp_path / "a.tar")
+def test_restore_refuses_while_the_service_runs(service: ServiceFolder, tmp_path: Path) -> None:
+    service.write("first")
+    backup(service.settings, tmp_path / "a.tar")
     with socket.socket() as api:
         api.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        api.bind(("127.0.0.1", own.settings.port))
+        api.bind(("127.0.0.1", service.settings.port))
         api.listen()
         with pytest.raises(UsageError, match="the API runs"):
-            restore(own.settings, tmp_path / "a.tar")
-    with locked(own.private), pytest.raises(UsageError, match="in use"):
-        restore(own.settings, tmp_path / "a.tar")
-    database = Database(own.settings.database_url)
+            restore(service.settings, tmp_path / "a.tar")
+    with lock_folder(service.private), pytest.raises(UsageError, match="in use"):
+        restore(service.settings, tmp_path / "a.tar")
+    database = Database(service.settings.database_url)
     lease = Lease(database, "dispatcher", "machine-1", 60)
     assert lease.take()
-    with pytest.raises(UsageError, match="dispatcher is at work"):
-        restore(own.settings, tmp_path / "a.tar")
+    with pytest.raises(UsageError, match="dispatcher is running"):
+        restore(service.settings, tmp_path / "a.tar")
     lease.give_back()
     database.close()
-    restore(own.settings, tmp_path / "a.tar")
+    restore(service.settings, tmp_path / "a.tar")
 
 
-def test_the_lease_in_an_archive_does_not_hold_the_restored_service(own: Own, tmp_path: Path) -> None:
-    own.write("first")
-    database = Database(own.settings.database_url)
+def test_the_lease_in_an_archive_does_not_hold_the_restored_service(service: ServiceFolder, tmp_path: Path) -> None:
+    service.write("first")
+    database = Database(service.settings.database_url)
     lease = Lease(database, "dispatcher", "machine-1", 3600)
     assert lease.take()
-    backup(own.settings, tmp_path / "a.tar")
+    backup(service.settings, tmp_path / "a.tar")
     lease.give_back()
     database.close()
-    restore(own.settings, tmp_path / "a.tar")
-    database = Database(own.settings.database_url)
+    restore(service.settings, tmp_path / "a.tar")
+    database = Database(service.settings.database_url)
     assert Lease(database, "dispatcher", "machine-2", 60).take()
     database.close()
 
 
-def repacked(source: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
-    """An archive with its members changed."""
+def repack(source: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """Copy an archive with changed members, and return the copy."""
     with tarfile.open(source) as archive:
-        members = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+        members = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
     change(members)
     with tarfile.open(target, "w") as archive:
         for name, data in members.items():
@@ -219,19 +219,19 @@ def repacked(source: Path, target: Path, change: Callable[[dict[str, bytes]], No
     return target
 
 
-def flip(members: dict[str, bytes]) -> None:
+def flip_bit(members: dict[str, bytes]) -> None:
     data = bytearray(members["queue.db"])
     data[len(data) // 2] ^= 1
     members["queue.db"] = bytes(data)
 
 
-def outside(members: dict[str, bytes]) -> None:
+def add_outside_member(members: dict[str, bytes]) -> None:
     manifest = json.loads(members["manifest.json"])
     manifest["members"]["../../evil"] = manifest["members"]["ray-token"]
     members["manifest.json"], members["../../evil"] = json.dumps(manifest).encode(), members["ray-token"]
 
 
-def newer(members: dict[str, bytes]) -> None:
+def raise_format(members: dict[str, bytes]) -> None:
     manifest = json.loads(members["manifest.json"])
     members["manifest.json"] = json.dumps(manifest | {"format": 99}).encode()
 
@@ -239,56 +239,60 @@ def newer(members: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (flip, "queue.db is damaged"),
-        (outside, "unknown members ../../evil"),
-        (newer, "format 99"),
+        (flip_bit, "queue.db is corrupt"),
+        (add_outside_member, "unknown members ../../evil"),
+        (raise_format, "format 99"),
         (lambda members: members.pop("ray-token"), "ray-token"),
         (lambda members: members.pop("manifest.json"), "first member"),
         (lambda members: members.update({"queue.db": members["queue.db"][:-1]}), "its manifest says"),
     ],
 )
 def test_a_changed_archive_is_refused_and_nothing_changes(
-    own: Own, tmp_path: Path, change: Callable[[dict[str, bytes]], None], message: str
+    service: ServiceFolder, tmp_path: Path, change: Callable[[dict[str, bytes]], None], message: str
 ) -> None:
-    own.write("first")
-    backup(own.settings, tmp_path / "a.tar")
-    own.write("second")
+    service.write("first")
+    backup(service.settings, tmp_path / "a.tar")
+    service.write("second")
     with pytest.raises(UsageError, match=message):
-        restore(own.settings, repacked(tmp_path / "a.tar", tmp_path / "b.tar", change))
-    assert own.read() == {"second"}
+        restore(service.settings, repack(tmp_path / "a.tar", tmp_path / "b.tar", change))
+    assert service.read() == {"second"}
 
 
 @pytest.mark.parametrize("data", [b"", b"hello" * 1000, b"\0" * 10240])
-def test_another_file_is_refused(own: Own, tmp_path: Path, data: bytes) -> None:
-    own.write("first")
+def test_another_file_is_refused(service: ServiceFolder, tmp_path: Path, data: bytes) -> None:
+    service.write("first")
     (tmp_path / "b.tar").write_bytes(data)
     with pytest.raises(UsageError, match="not a readable archive"):
-        restore(own.settings, tmp_path / "b.tar")
+        restore(service.settings, tmp_path / "b.tar")
 
 
-def test_tables_of_a_newer_program_are_refused(own: Own, tmp_path: Path) -> None:
-    own.write("first")
-    with closing(sqlite3.connect(own.private / "queue.db")) as connection:
+def test_tables_of_a_newer_program_are_refused(service: ServiceFolder, tmp_path: Path) -> None:
+    service.write("first")
+    with closing(sqlite3.connect(service.private / "queue.db")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.commit()
-    backup(own.settings, tmp_path / "a.tar")
-    (own.private / "queue.db").unlink()
+    backup(service.settings, tmp_path / "a.tar")
+    (service.private / "queue.db").unlink()
     with pytest.raises(UsageError, match="9999"):
-        restore(own.settings, tmp_path / "a.tar")
+        restore(service.settings, tmp_path / "a.tar")
 
 
-def test_without_a_database_there_is_nothing_to_back_up(own: Own, tmp_path: Path) -> None:
+def test_without_a_database_there_is_nothing_to_back_up(service: ServiceFolder, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no database"):
-        backup(own.settings, tmp_path / "a.tar")
+        backup(service.settings, tmp_path / "a.tar")
     assert not (tmp_path / "a.tar").exists()
-    assert not (own.private / "queue.db").exists()
+    assert not (service.private / "queue.db").exists()
 
 
-def in_child(action: Callable[[], object], die_at: int) -> tuple[int, int]:
+def run_in_child(action: Callable[[], object], die_at: int) -> tuple[int, int]:
     """Run an action in a forked process that is killed before its Nth operation on files.
 
+    Args:
+        action: the action.
+        die_at: number of the operation, from 1; 0: the process is not killed.
+
     Returns:
-        Exit status or, negative, signal; and how many operations it came to.
+        The exit status or, negative, the signal; and the number of operations that were started.
     """
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
@@ -311,97 +315,99 @@ def in_child(action: Callable[[], object], die_at: int) -> tuple[int, int]:
             os.write(writing, str(count).encode())
             os._exit(status)
     os.close(writing)
-    _, how = os.waitpid(pid, 0)
+    _, wait_status = os.waitpid(pid, 0)
     with open(reading, "rb") as pipe:
-        said = pipe.read()
-    return os.waitstatus_to_exitcode(how), int(said or 0)
+        count_text = pipe.read()
+    return os.waitstatus_to_exitcode(wait_status), int(count_text or 0)
 
 
-def points(total: int, num: int) -> list[int]:
-    """Operations at which to kill, the first and last among them."""
+def choose_points(total: int, num: int) -> list[int]:
+    """Return operations before which to kill a process, among them the first and the last."""
     assert total > 10
     return sorted({1, 2, total, *random.Random(1).sample(range(1, total + 1), num)})
 
 
 @pytest.mark.slow
-def test_a_backup_that_is_killed_leaves_the_old_archive_or_the_new_one(own: Own, tmp_path: Path) -> None:
-    own.write("first")
+def test_a_backup_that_is_killed_leaves_the_old_archive_or_the_new_one(service: ServiceFolder, tmp_path: Path) -> None:
+    service.write("first")
     target = tmp_path / "a.tar"
-    backup(own.settings, target)
-    own.write("second")
-    status, total = in_child(lambda: backup(own.settings, tmp_path / "other.tar"), 0)
+    backup(service.settings, target)
+    service.write("second")
+    status, total = run_in_child(lambda: backup(service.settings, tmp_path / "other.tar"), 0)
     assert status == 0
-    for k in points(total, 15):
-        status, _ = in_child(lambda: backup(own.settings, target), k)
+    for k in choose_points(total, 15):
+        status, _ = run_in_child(lambda: backup(service.settings, target), k)
         assert status == -signal.SIGKILL
         folder = tmp_path / "out"
         folder.mkdir()
-        module.unpack(target, folder)
+        unpack(target, folder)
         assert (folder / "ray-token").read_text().split()[1] in ("first", "second")
         shutil.rmtree(folder)
-        assert own.read() == {"second"}
-    backup(own.settings, target)
+        assert service.read() == {"second"}
+    backup(service.settings, target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "other.tar", "service"]
 
 
 @pytest.mark.slow
-def test_a_restore_that_is_killed_is_completed_by_the_same_command(own: Own, tmp_path: Path) -> None:
-    own.write("first")
-    backup(own.settings, tmp_path / "a.tar")
-    own.write("second")
-    backup(own.settings, tmp_path / "b.tar")
-    status, total = in_child(lambda: restore(own.settings, tmp_path / "b.tar"), 0)
+def test_a_restore_that_is_killed_is_completed_by_the_same_command(service: ServiceFolder, tmp_path: Path) -> None:
+    service.write("first")
+    backup(service.settings, tmp_path / "a.tar")
+    service.write("second")
+    backup(service.settings, tmp_path / "b.tar")
+    status, total = run_in_child(lambda: restore(service.settings, tmp_path / "b.tar"), 0)
     assert status == 0
-    for k in points(total, 20):
-        assert own.read() == {"second"}
-        status, _ = in_child(lambda: restore(own.settings, tmp_path / "a.tar"), k)
+    for k in choose_points(total, 20):
+        assert service.read() == {"second"}
+        status, _ = run_in_child(lambda: restore(service.settings, tmp_path / "a.tar"), k)
         assert status == -signal.SIGKILL
-        restore(own.settings, tmp_path / "a.tar")
-        assert own.read() == {"first"}
-        assert not (own.private / "restore").exists()
-        restore(own.settings, tmp_path / "b.tar")
+        restore(service.settings, tmp_path / "a.tar")
+        assert service.read() == {"first"}
+        assert not (service.private / "restore").exists()
+        restore(service.settings, tmp_path / "b.tar")
 
 
 @pytest.mark.slow
-def test_after_a_killed_restore_the_service_has_all_of_the_old_state_or_of_the_new(own: Own, tmp_path: Path) -> None:
-    """Also where nobody repeats the command: the start completes it, and no part opens a database of both."""
-    own.write("first")
-    backup(own.settings, tmp_path / "a.tar")
-    own.write("second")
-    backup(own.settings, tmp_path / "b.tar")
-    _, total = in_child(lambda: restore(own.settings, tmp_path / "b.tar"), 0)
-    seen = set()
-    for k in points(total, 20):
-        in_child(lambda: restore(own.settings, tmp_path / "a.tar"), k)
-        if (own.private / "restore" / "journal.json").exists():
+def test_after_a_killed_restore_the_service_has_all_of_the_old_state_or_of_the_new(
+    service: ServiceFolder, tmp_path: Path
+) -> None:
+    """Even if nobody repeats the command: the next start completes it, and no part opens a mixed database."""
+    service.write("first")
+    backup(service.settings, tmp_path / "a.tar")
+    service.write("second")
+    backup(service.settings, tmp_path / "b.tar")
+    _, total = run_in_child(lambda: restore(service.settings, tmp_path / "b.tar"), 0)
+    states = set()
+    for k in choose_points(total, 20):
+        run_in_child(lambda: restore(service.settings, tmp_path / "a.tar"), k)
+        if (service.private / "restore" / "journal.json").exists():
             with pytest.raises(UsageError, match="interrupted"):
-                Database(own.settings.database_url)
-            assert Layout(own.storage).finish_interrupted()
-        [state] = own.read()
-        seen.add(state)
-        restore(own.settings, tmp_path / "b.tar")
-    assert seen == {"first", "second"}
+                Database(service.settings.database_url)
+            assert Layout(service.storage).finish_interrupted()
+        [state] = service.read()
+        states.add(state)
+        restore(service.settings, tmp_path / "b.tar")
+    assert states == {"first", "second"}
 
 
 @pytest.mark.slow
-def test_postgres(tmp_path: Path) -> None:
-    """Rows go into the same kind of archive, and back in one transaction; new rows follow the restored ones."""
+def test_a_backup_of_postgres_is_restored(tmp_path: Path) -> None:
+    """Rows are written to the same kind of archive, and restored in one transaction; later rows get higher numbers."""
     with postgres() as server:
-        own = Own(tmp_path / "service", database=server.url)
-        own.write("first")
+        service = ServiceFolder(tmp_path / "service", database=server.url)
+        service.write("first")
         database = Database(server.url)
         with database.writing() as connection:
             values = "(1, 'ada', 'x', 'ok', 'd')"
             connection.execute(sa.text(f"INSERT INTO audit (at_s, actor, action, outcome, digest) VALUES {values}"))
-        backup(own.settings, tmp_path / "a.tar")
-        own.write("second")
-        replaced = restore(own.settings, tmp_path / "a.tar")
-        assert own.read() == {"first"}
+        backup(service.settings, tmp_path / "a.tar")
+        service.write("second")
+        replaced = restore(service.settings, tmp_path / "a.tar")
+        assert service.read() == {"first"}
         assert replaced is not None
         with closing(sqlite3.connect(replaced / "queue.db")) as connection:
             assert connection.execute("SELECT count(*) FROM jobs").fetchone()[0] == 2
-        own.write("third")
-        assert own.read() == {"third"}
+        service.write("third")
+        assert service.read() == {"third"}
         with pytest.raises(sa.exc.DBAPIError, match="append-only"), database.engine.begin() as connection:
             connection.execute(sa.text("DELETE FROM audit"))
         database.close()

@@ -1,7 +1,7 @@
-"""Connections of the API's server: each request must arrive in a stated time, and their number is bounded.
+"""Connections of the API's server: each request must arrive within a time limit, and their number is bounded.
 
-Uvicorn closes idle connections between requests, and waits without end for a request that has started. h11 is the
-parser, not httptools: it bounds the size of a request's head, and does constant work for each byte of it.
+Uvicorn closes idle connections between requests, but waits without limit for a request that has started. The parser is
+h11, not httptools: it bounds the size of a request's head, and does constant work for each byte of it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 IDLE_S = 5
-"""Seconds that a connection stays open between two requests."""
+"""Seconds for which a connection stays open between two requests."""
 HEAD_BYTES = 32 << 10
-"""Of a request's head."""
+"""Maximum size of a request's head in bytes."""
 BODY_MARGIN_S = 2.0
-"""Seconds by which the server waits longer for a body than the gate, whose answer is kinder."""
+"""Seconds by which the server waits longer for a body than the gate, so that the client gets the gate's response."""
 
 
-def bounded_protocol(timeout_s: float, max_connections: int) -> type[H11Protocol]:
-    """A protocol class for `uvicorn.Config(http=...)`.
+def make_bounded_protocol(timeout_s: float, max_connections: int) -> type[H11Protocol]:
+    """Return a protocol class for `uvicorn.Config(http=...)`.
 
     Args:
         timeout_s: seconds for a request's head, and then for its body.
-        max_connections: beyond twice as many, new ones are closed at once. Requests beyond `max_connections` itself
-            are answered with 503 by uvicorn's `limit_concurrency`.
+        max_connections: beyond twice as many, new connections are closed at once. Uvicorn's `limit_concurrency`
+            responds to requests beyond `max_connections` itself with 503.
     """
 
     class BoundedProtocol(H11Protocol):
-        """HTTP/1.1 whose requests arrive in time or not at all."""
+        """HTTP/1.1 that closes a connection whose request does not arrive in time."""
 
         _deadline: asyncio.TimerHandle | None = None
         _waits_for: object = None
@@ -50,14 +50,14 @@ def bounded_protocol(timeout_s: float, max_connections: int) -> type[H11Protocol
             super().on_response_complete()
             self._set_deadline()
             if self.timeout_keep_alive_task is not None and self._waits_for is h11.IDLE:
-                self._cancel()  # nothing of the next request is here: the keep-alive time counts
+                self._cancel()  # no byte of the next request has arrived: uvicorn's keep-alive limit applies
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel()
             super().connection_lost(exc)
 
         def _set_deadline(self) -> None:
-            """Start the time of what the client sends next; it is not prolonged by single bytes."""
+            """Start the time limit of the part that the client sends next; single bytes do not extend it."""
             state = self.conn.their_state
             if state is self._waits_for:
                 return
@@ -74,6 +74,6 @@ def bounded_protocol(timeout_s: float, max_connections: int) -> type[H11Protocol
 
         def _close(self) -> None:
             self._cancel()
-            self.transport.abort()  # a close would wait for what the client does not read
+            self.transport.abort()  # close() would wait until the client reads what is buffered for it
 
     return BoundedProtocol

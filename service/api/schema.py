@@ -1,0 +1,69 @@
+"""Descriptions in the OpenAPI schema, taken from the docstrings below the fields in the code.
+
+Pydantic's `use_attribute_docstrings` does the same when a class is created. That would slow down every command of
+`magnet`, which loads the response bodies too; here it costs time only when the schema is first requested.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from itertools import pairwise
+from typing import Any
+
+from fastapi import FastAPI
+
+from magnet import config
+from service.api import answers, request_bodies
+from service.queue import arrivals, requests
+from service.settings import score, train, tune
+
+MODULES = (request_bodies, answers, requests, arrivals, train, score, tune, config)
+"""Modules whose classes, and imported classes, are described."""
+
+
+def describe_schema(app: FastAPI) -> None:
+    """Add descriptions to the application's OpenAPI schema."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        is_new = app.openapi_schema is None
+        schema = generate()
+        if is_new:
+            _add_descriptions(schema["components"]["schemas"])
+        return schema
+
+    # FastAPI documents this assignment as the way to change the schema.
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_descriptions(schemas: dict[str, Any]) -> None:
+    classes = {value.__name__: value for module in MODULES for value in vars(module).values() if inspect.isclass(value)}
+    for name, schema in schemas.items():
+        if name not in classes:
+            continue
+        for base in reversed(classes[name].__mro__):
+            for field, text in _read_field_docstrings(base).items():
+                if field in schema.get("properties", {}):
+                    schema["properties"][field].setdefault("description", text)
+
+
+def _read_field_docstrings(described: type) -> dict[str, str]:
+    """Return the docstring below each field of a class."""
+    if not getattr(sys.modules[described.__module__], "__file__", None):
+        return {}  # builtins have no source
+    if not described.__module__.startswith(("service.", "magnet.")):
+        return {}
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(described))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        statement.target.id: inspect.cleandoc(following.value.value)
+        for statement, following in pairwise(definition.body)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and isinstance(following, ast.Expr)
+        and isinstance(following.value, ast.Constant)
+        and isinstance(following.value.value, str)
+    }
