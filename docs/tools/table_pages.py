@@ -1,0 +1,88 @@
+"""Reference pages of the manifest, the score table, exit statuses and environment variables."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pyarrow as pa
+
+from docs.tools.markdown import prose, table
+from docs.tools.settings_pages import field_docstrings
+from service.cohort import manifest
+from service.results import scores
+
+MANIFEST_USES = {
+    "slide_id": ("all", "Name of the slide's row and pictures. Unique in the manifest."),
+    "uri": (
+        "all",
+        "`s3://`, `gs://`, `az://`, `https://`, `file://` or a path. Relative ones start at the manifest's folder.",
+    ),
+    "patient_id": ("", "The slides of a patient stay in one split. Default: the slide is a patient by itself."),
+    "center": ("", "Where the slide comes from. Kept in the tables."),
+    "label": ("training", "1 positive, 0 negative."),
+    "stratum": ("", "Metrics are also reported for each stratum."),
+    "split": ("", "Where the column is missing, splits are made by patient: 60 % train, 20 % val, 20 % test, seeded."),
+}
+"""Who needs a column and what it means: the one table of the reference that no docstring of the code holds."""
+
+
+def manifest_page() -> str:
+    """Return the page of the manifest's columns."""
+    values = {"stratum": manifest.STRATA, "split": manifest.SPLITS, "label": ("0", "1")}
+    rows = []
+    for column in manifest.COLUMNS:
+        needed, meaning = MANIFEST_USES[column]
+        rows.append((f"`{column}`", needed, meaning, ", ".join(f"`{value}`" for value in values.get(column, ()))))
+    lines = [
+        "# Manifest",
+        "",
+        "A CSV file (UTF-8, separated by commas) or a Parquet file, on disk or in an object store, with one row for "
+        "each slide. Other columns are allowed and kept. [Your own slides](../how-to/slides.md) shows how to write and "
+        "check one.",
+        "",
+        *table(("column", "needed for", "meaning", "values"), rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def scores_page() -> str:
+    """Return the page of the score table, from its schema."""
+    schema: pa.Schema = scores.SCHEMA
+    regions: pa.StructType = schema.field("regions").type.value_type
+    lines = [
+        "# Score table",
+        "",
+        "`scores.parquet` holds one row for each slide of the manifest. `scores.csv` holds the same without `regions`. "
+        f"This is version {scores.VERSION} of the schema (`magnet_scores_version` in the file's metadata).",
+        "",
+        *table(("column", "type", "meaning"), [_column(field) for field in schema]),
+        "",
+        "## Each of `regions`",
+        "",
+        *table(("field", "type", "meaning"), [_column(field) for field in regions]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def module_docstring_page(title: str, module: str, more: str = "") -> str:
+    """Return a page that is a module's docstring.
+
+    Args:
+        title: Heading of the page.
+        module: Dotted name of the module.
+        more: Markdown after the docstring.
+    """
+    text = inspect.getdoc(importlib.import_module(module)) or ""
+    return f"# {title}\n\n{text.replace('``', '`')}\n\n{more}\n"
+
+
+def undocumented_settings(kind: type) -> list[str]:
+    """Return the fields of a dataclass that have no docstring."""
+    known = field_docstrings(kind)
+    return [name for name in kind.__dataclass_fields__ if name not in known]
+
+
+def _column(field: pa.Field) -> tuple[str, str, str]:
+    kind = "list of regions" if field.name == "regions" else str(field.type).replace("element: ", "")
+    return f"`{field.name}`", kind.replace("<", "&lt;"), prose((field.metadata or {}).get(b"what", b"").decode())
