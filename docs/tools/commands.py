@@ -13,6 +13,7 @@ import io
 import runpy
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -42,7 +43,12 @@ def module_parser(module: str) -> argparse.ArgumentParser:
     Raises:
         ValueError: The module parses no arguments.
     """
-    return _capture(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True), module)
+    with warnings.catch_warnings():
+        # That another program has imported the module already does no harm: it runs up to its parser only.
+        warnings.filterwarnings(
+            "ignore", message=".*found in sys.modules after import of package", category=RuntimeWarning
+        )
+        return _capture(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True), module)
 
 
 def file_parser(path: Path) -> argparse.ArgumentParser:

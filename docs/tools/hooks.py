@@ -19,18 +19,6 @@ from docs.tools import command_pages, http_api_page, links, python_pages, settin
 
 _EXTERNAL = re.compile(r"<(?:script|img|iframe|link(?=[^>]*rel=.?stylesheet))\b[^>]*?\b(?:src|href)=[\"']?(https?:)?//")
 
-ENVIRONMENT_OF_LIBRARIES = """## Variables of the commands and of the libraries
-
-| variable | meaning |
-| --- | --- |
-| MLFLOW_TRACKING_URI | the MLflow tracking server; without it, an SQLite file in the storage folder |
-| MLFLOW_TRACKING_TOKEN | the token of a tracking server that requires one |
-| MAGNET_STORAGE | the storage folder if `--storage` is not given (default `~/magnet-runs`) |
-| RAY_ADDRESS | the Ray cluster of a script that is started without `ray job submit` |
-| RAY_API_SERVER_ADDRESS | the cluster to which `ray job submit` sends a job |
-| RAY_AUTH_MODE | `token` or `disabled`; set it explicitly, to the same value on all machines |
-"""
-
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages of the Python packages into the navigation: they follow from the folders."""
@@ -72,9 +60,7 @@ def generated_pages() -> dict[str, str]:
         "reference/manifest.md": table_pages.manifest_page(),
         "reference/scores.md": table_pages.scores_page(),
         "reference/exit-statuses.md": table_pages.module_docstring_page("Exit statuses", "service.exit_status"),
-        "reference/environment.md": table_pages.module_docstring_page(
-            "Environment variables", "service.environment", ENVIRONMENT_OF_LIBRARIES
-        ),
+        "reference/environment.md": table_pages.environment_page(),
         "reference/magnet.md": command_pages.magnet_page(),
         "reference/scripts.md": command_pages.scripts_page(),
         "reference/http-api.md": http_api_page.http_api_page(),

@@ -8,7 +8,6 @@ import inspect
 import pyarrow as pa
 
 from docs.tools.markdown import prose, table
-from docs.tools.settings_pages import field_docstrings
 from service.cohort import manifest
 from service.results import scores
 
@@ -25,6 +24,21 @@ MANIFEST_USES = {
     "split": ("", "Where the column is missing, splits are made by patient: 60 % train, 20 % val, 20 % test, seeded."),
 }
 """Who needs a column and what it means: the one table of the reference that no docstring of the code holds."""
+
+
+ENVIRONMENT_OF_LIBRARIES = """## Variables of the commands and of the libraries
+
+| variable | meaning |
+| --- | --- |
+| MLFLOW_TRACKING_URI | the MLflow tracking server; without it, an SQLite file in the storage folder |
+| MLFLOW_TRACKING_TOKEN | the token of a tracking server that requires one |
+| MAGNET_STORAGE | the storage folder if `--storage` is not given (default `~/magnet-runs`) |
+| MAGNET_GIT_COMMIT | the commit that a run records if git cannot tell it, as in an image |
+| RAY_ADDRESS | the Ray cluster of a script that is started without `ray job submit` |
+| RAY_API_SERVER_ADDRESS | the cluster to which `ray job submit` sends a job |
+| RAY_AUTH_MODE | `token` or `disabled`; set it explicitly, to the same value on all machines |
+"""
+"""Variables that `service.environment` does not read."""
 
 
 def manifest_page() -> str:
@@ -65,6 +79,11 @@ def scores_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def environment_page() -> str:
+    """Return the page of the environment variables."""
+    return module_docstring_page("Environment variables", "service.environment", ENVIRONMENT_OF_LIBRARIES)
+
+
 def module_docstring_page(title: str, module: str, more: str = "") -> str:
     """Return a page that is a module's docstring.
 
@@ -75,12 +94,6 @@ def module_docstring_page(title: str, module: str, more: str = "") -> str:
     """
     text = inspect.getdoc(importlib.import_module(module)) or ""
     return f"# {title}\n\n{text.replace('``', '`')}\n\n{more}\n"
-
-
-def undocumented_settings(kind: type) -> list[str]:
-    """Return the fields of a dataclass that have no docstring."""
-    known = field_docstrings(kind)
-    return [name for name in kind.__dataclass_fields__ if name not in known]
 
 
 def _column(field: pa.Field) -> tuple[str, str, str]:
