@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.tools.markdown import escape, prose, table
-from docs.tools.settings_pages import PAGES, groups
+from docs.tools.settings_pages import PAGES, field_docstrings, groups
 from service.api.app import application
 from service.queue.tables import Database
 from service.settings.service import ServiceSettings
@@ -44,7 +45,7 @@ def http_api_page() -> str:
     settings = _settings_links()
     for name, kind in sorted(schema["components"]["schemas"].items()):
         lines += ["", f"### {name}", "", prose(kind.get("description", "")), ""]
-        lines += [settings[name]] if name in settings else _properties(kind)
+        lines += [settings[name]] if name in settings else _properties(kind, _field_docstrings(name))
     return "\n".join(lines) + "\n"
 
 
@@ -95,7 +96,17 @@ def _settings_links() -> dict[str, str]:
     }
 
 
-def _properties(kind: Schema) -> list[str]:
+def _field_docstrings(name: str) -> dict[str, str]:
+    """Return the docstrings of a type's fields: the schema has the descriptions of few."""
+    modules = [module for key, module in sorted(sys.modules.items()) if key.startswith("service.")]
+    for module in modules:
+        kind = getattr(module, name, None)
+        if isinstance(kind, type) and kind.__module__ == module.__name__:
+            return field_docstrings(kind)
+    return {}
+
+
+def _properties(kind: Schema, docstrings: Mapping[str, str]) -> list[str]:
     if "enum" in kind:
         return [f"One of {', '.join(f'`{value}`' for value in kind['enum'])}."]
     required = kind.get("required", [])
@@ -104,7 +115,7 @@ def _properties(kind: Schema) -> list[str]:
             f"`{name}`",
             _type(schema),
             "required" if name in required else _default(schema),
-            prose(schema.get("description", "")),
+            prose(schema.get("description") or docstrings.get(name, "")),
         )
         for name, schema in kind.get("properties", {}).items()
     ]

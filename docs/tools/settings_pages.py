@@ -117,10 +117,10 @@ def own_settings(kind: type, key: str) -> list[Setting]:
 
 
 def field_docstrings(kind: type) -> dict[str, str]:
-    """Return the string under each field of a dataclass and of its bases, by the field's name."""
+    """Return the string under each field of a class and of its bases, by the field's name."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(owner):
+        if not owner.__module__.startswith(("magnet", "service", "ray_jobs")):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
         for field, below in itertools.pairwise(body):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 
 import pyarrow as pa
 
 from docs.tools.markdown import prose, table
 from service.cohort import manifest
 from service.results import scores
+
+_VARIABLES = re.compile(r"^\| ([A-Z][A-Z0-9_*]{3,}(?:, [A-Z0-9_*.]+)*) \|", re.MULTILINE)
 
 MANIFEST_USES = {
     "slide_id": ("all", "Name of the slide's row and pictures. Unique in the manifest."),
@@ -93,7 +96,9 @@ def module_docstring_page(title: str, module: str, more: str = "") -> str:
         more: Markdown after the docstring.
     """
     text = inspect.getdoc(importlib.import_module(module)) or ""
-    return f"# {title}\n\n{text.replace('``', '`')}\n\n{more}\n"
+    # Names of variables become code: an asterisk or underscore in one is no emphasis.
+    page = _VARIABLES.sub(r"| `\1` |", f"{text}\n\n{more}").replace("``", "`")
+    return f"# {title}\n\n{page}\n"
 
 
 def _column(field: pa.Field) -> tuple[str, str, str]:
