@@ -71,7 +71,7 @@ def _draw_views(figure: Figure, canvas: Axes, dots: NDArray[np.float64]) -> None
 
 
 def _draw_words(canvas: Axes) -> None:
-    """Write what happens beside the drawing, and the network's parts at the right."""
+    """Write the text of the figure, and draw the box of the network's last parts."""
     text = canvas.text
     text(1.7, 5.28, "The slide, in object storage", ha="center", weight="bold", color=INK)
     text(1.7, 1.98, "gigapixels; only windows of the\nregions below are read", ha="center", va="top", color=MUTED)

@@ -81,7 +81,7 @@ def _capture(run: Callable[[], object], name: str) -> argparse.ArgumentParser:
     def stop(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         raise _CapturedParser(parser)
 
-    # Some scripts print their help and end when they get no arguments; they never see this one.
+    # Some scripts print their help and end when they get no arguments; they never see this argument.
     arguments = mock.patch.object(sys, "argv", [name, "--captured"])
     with _quiet(), arguments, mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
         try:

@@ -48,8 +48,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:
     """Refuse a page that loads something from another server: hospital networks often have no way out."""
-    if found := _EXTERNAL.search(output):
-        raise PluginError(f"{page.file.src_uri} loads something from another server: {found[0]}")
+    if external := _EXTERNAL.search(output):
+        raise PluginError(f"{page.file.src_uri} loads something from another server: {external[0]}")
     return output
 
 

@@ -1,4 +1,4 @@
-"""Links between pages that lie in different folders of the repository.
+"""Links between pages in different folders of the repository.
 
 Some pages of the site are files outside ``docs/``, and pages link to files that are no pages. In the repository a link
 is relative to the file that holds it; the site needs it relative to the page that the file became.

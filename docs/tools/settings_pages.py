@@ -43,7 +43,7 @@ PAGES: dict[str, tuple[str, type, str]] = {
         "Service settings",
         ServiceSettings,
         "Keys of `service.yaml`, which `magnet serve` keeps in its storage folder and `magnet api` and `magnet "
-        "dispatch` take with `--config`; `--set KEY=VALUE` changes one.",
+        "dispatch` take with `--config`; `--set KEY=VALUE` changes a setting.",
     ),
 }
 """Title, root dataclass and introduction of each page, by the page's name."""
@@ -58,7 +58,7 @@ class Setting:
     kind: str
     """Type, in the words of YAML."""
     default: Any
-    """Default value; `dataclasses.MISSING` where one must be given."""
+    """Default value; `dataclasses.MISSING` where a value is required."""
     meaning: str
     """Docstring of the field."""
 
@@ -118,7 +118,7 @@ def own_settings(kind: type, key: str) -> list[Setting]:
 
 def field_docstrings(kind: type) -> dict[str, str]:
     """Return the string under each field of a class and of its bases, by the field's name."""
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if not owner.__module__.startswith(("magnet", "service", "ray_jobs")):
             continue
@@ -126,8 +126,8 @@ def field_docstrings(kind: type) -> dict[str, str]:
         for field, below in itertools.pairwise(body):
             is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and is_text:
-                found[field.target.id] = inspect.cleandoc(below.value.value)  # type: ignore[union-attr]
-    return found
+                docstrings[field.target.id] = inspect.cleandoc(below.value.value)  # type: ignore[union-attr]
+    return docstrings
 
 
 def _dataclasses_in(hint: Any) -> Iterator[tuple[type, str]]:

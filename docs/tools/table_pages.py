@@ -26,7 +26,7 @@ MANIFEST_USES = {
     "stratum": ("", "Metrics are also reported for each stratum."),
     "split": ("", "Where the column is missing, splits are made by patient: 60 % train, 20 % val, 20 % test, seeded."),
 }
-"""Who needs a column and what it means: the one table of the reference that no docstring of the code holds."""
+"""Who needs a column and what it means: the only table of the reference that no docstring of the code holds."""
 
 
 ENVIRONMENT_OF_LIBRARIES = """## Variables of the commands and of the libraries

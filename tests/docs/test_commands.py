@@ -48,16 +48,16 @@ def programs(line: str) -> list[tuple[str, list[str]]]:
     tokens = shlex.shlex(line, posix=True, punctuation_chars=True)
     tokens.whitespace_split = True
     words = list(tokens)
-    found = []
+    calls = []
     for n, word in enumerate(words):
         end = next((k for k in range(n, len(words)) if words[k] in ENDS), len(words))
         if word == "python" and words[n + 1 : n + 2] == ["-m"]:
-            found.append((words[n + 2], words[n + 3 : end]))
+            calls.append((words[n + 2], words[n + 3 : end]))
         elif word == "python" and n + 1 < len(words) and words[n + 1].endswith(".py"):
-            found.append((words[n + 1], words[n + 2 : end]))
+            calls.append((words[n + 1], words[n + 2 : end]))
         elif word in ("magnet", "make") and (n == 0 or words[n - 1] in ENDS):
-            found.append((word, words[n + 1 : end]))
-    return found
+            calls.append((word, words[n + 1 : end]))
+    return calls
 
 
 def check(program: str, arguments: list[str], *, whole: bool) -> None:
