@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from docs.tools.markdown import prose, table
 from service.cohort import manifest
+from service.cohort.splits import SPLITS
 from service.results import scores
 
 _VARIABLES = re.compile(r"^\| ([A-Z][A-Z0-9_*]{3,}(?:, [A-Z0-9_*.]+)*) \|", re.MULTILINE)
@@ -46,7 +47,7 @@ ENVIRONMENT_OF_LIBRARIES = """## Variables of the commands and of the libraries
 
 def manifest_page() -> str:
     """Return the page of the manifest's columns."""
-    values = {"stratum": manifest.STRATA, "split": manifest.SPLITS, "label": ("0", "1")}
+    values = {"stratum": manifest.STRATA, "split": SPLITS, "label": ("0", "1")}
     rows = []
     for column in manifest.COLUMNS:
         needed, meaning = MANIFEST_USES[column]
@@ -102,5 +103,6 @@ def module_docstring_page(title: str, module: str, more: str = "") -> str:
 
 
 def _column(field: pa.Field) -> tuple[str, str, str]:
+    (meaning,) = [value.decode() for value in field.metadata.values()]
     kind = "list of regions" if field.name == "regions" else str(field.type).replace("element: ", "")
-    return f"`{field.name}`", kind.replace("<", "&lt;"), prose((field.metadata or {}).get(b"what", b"").decode())
+    return f"`{field.name}`", kind.replace("<", "&lt;"), prose(meaning)
