@@ -9,7 +9,7 @@ import re
 import pyarrow as pa
 
 from docs.tools.markdown import prose, table
-from service.cohort import manifest
+from service.cohort.camelyon import COLUMNS, STRATA
 from service.cohort.splits import SPLITS
 from service.results import scores
 
@@ -47,9 +47,9 @@ ENVIRONMENT_OF_LIBRARIES = """## Variables of the commands and of the libraries
 
 def manifest_page() -> str:
     """Return the page of the manifest's columns."""
-    values = {"stratum": manifest.STRATA, "split": SPLITS, "label": ("0", "1")}
+    values = {"stratum": STRATA, "split": SPLITS, "label": ("0", "1")}
     rows = []
-    for column in manifest.COLUMNS:
+    for column in COLUMNS:
         needed, meaning = MANIFEST_USES[column]
         rows.append((f"`{column}`", needed, meaning, ", ".join(f"`{value}`" for value in values.get(column, ()))))
     lines = [
