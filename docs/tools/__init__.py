@@ -1,0 +1,1 @@
+"""The documentation site's own tools: generated reference pages, checked links, checked commands."""
