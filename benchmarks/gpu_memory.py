@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from magnet.fake_slide import formula_fetch, waves
-from magnet.plan import Cut
+from magnet.plan import BatchSplit
 from magnet.zoom import MagNet
 from ray_jobs.training.fit import list_batch_cuts, predict_memory
 from ray_jobs.training.learner import Learner, TooLargeError
 from ray_jobs.training.micro_batch import StepInput
-from service.settings.train import TrainSettings, train_settings
+from service.settings.train import TrainSettings, read_train_settings
 
 SIDE_PX = 110_000
 SLIDE = waves([(3.0, 5.0), (7.0, 2.0), (11.0, 13.0)])
@@ -35,7 +35,7 @@ TOLERANCE = 0.15
 """Largest relative error of a prediction that meets the target."""
 
 
-def take_last_steps(settings: TrainSettings, cut: Cut, device: torch.device) -> None:
+def take_last_steps(settings: TrainSettings, cut: BatchSplit, device: torch.device) -> None:
     """Take two steps: the state of Adam exists from the second one on."""
     size = cut.micro_batch
     label_B = torch.arange(size) % 2.0
@@ -50,7 +50,7 @@ def take_last_steps(settings: TrainSettings, cut: Cut, device: torch.device) -> 
             learner.step(step, inputs, pool)
 
 
-def compare(settings: TrainSettings, cut: Cut, device: torch.device) -> dict[str, Any]:
+def compare(settings: TrainSettings, cut: BatchSplit, device: torch.device) -> dict[str, Any]:
     """Return the row of a micro-batch; running out of memory is a result too."""
     guess = predict_memory(settings, cut).peak_bytes
     row = {"micro_batch": cut.micro_batch, "predicted_gb": round(guess / 1e9, 3)}
@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("magnet").setLevel(logging.ERROR)  # it warns of random weights, which are meant here
     schedule = [f"model.zoom.schedule=[{args.schedule}]"] if args.schedule else []
-    settings = train_settings(args.config, [*args.set, *schedule])
+    settings = read_train_settings(args.config, [*args.set, *schedule])
     about: dict[str, Any] = {"schedule": list(settings.model.zoom.schedule), "precision": settings.recipe.precision}
     if not torch.cuda.is_available():
         reason = "this machine has no CUDA GPU: nothing is measured"

@@ -27,7 +27,7 @@ import torch
 from model_cost import Clock, Parts, Step, settings_of
 
 from magnet.config import ModelConfig, RecipeConfig
-from magnet.memory import step_memory
+from magnet.memory import predict_step_memory
 from magnet.zoom import MagNet
 
 SCHEDULES = ((3, 2, 3), (3, 2, 3, 2), (3, 2, 3, 3))
@@ -75,7 +75,7 @@ def measure_case(
         torch.cuda.reset_peak_memory_stats()
     fastest = min(measure_s(device, take_step) for _ in range(args.steps))
     result = {"slides_per_s": round(args.batch / fastest, 3), "step_s": round(fastest, 4)}
-    predicted = step_memory(config, recipe, args.batch, in_flight=1, accumulated=False).peak_bytes / 1e9
+    predicted = predict_step_memory(config, recipe, args.batch, in_flight=1, accumulated=False).peak_bytes / 1e9
     result |= {"peak_gb": None, "predicted_gb": round(predicted, 3), "predicted_to_peak": None}
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 1e9

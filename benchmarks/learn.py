@@ -51,7 +51,7 @@ from tiling import tiling_arm
 from zoom_pictures import draw_zooms
 
 from magnet.zoom import MagNet
-from service.settings.train import TrainSettings, train_settings
+from service.settings.train import TrainSettings, read_train_settings
 from service.slides.reader import RegionReader
 
 ARMS = ("magnet", "random_tissue", "thumbnail", "tiling")
@@ -63,7 +63,7 @@ TILE_CACHE_BYTES = 256 << 20
 def make_settings(args: argparse.Namespace, seed: int) -> TrainSettings:
     """Return the preset, made small, with the changes of --schedule and --set."""
     overrides = [*SMALL, f"preset={args.preset}", f"model.zoom.schedule=[{args.schedule}]", f"recipe.seed={seed}"]
-    return train_settings(None, [*overrides, *args.set])
+    return read_train_settings(None, [*overrides, *args.set])
 
 
 def run_seed(args: argparse.Namespace, world: World, seed: int, earlier: dict[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from magnet.regions import to_level0
 from magnet.views import tissue_mask
 from magnet.zoom import MagNet
 from ray_jobs.training.bare_loop import train_bare
-from ray_jobs.training.evaluate import zooms_of
+from ray_jobs.training.evaluate import zoom_slides
 from service.cohort.manifest import Slide, load_manifest
-from service.cohort.outlines import HIT, Outlines, covered, read_outlines
+from service.cohort.outlines import MIN_HIT_COVERAGE, Outlines, measure_coverage, read_outlines
 from service.settings.train import TrainSettings
 from service.slides.reader import RegionReader
 from service.synthetic.cohort import make_cohort
@@ -44,7 +44,7 @@ class World:
 
 
 @dataclass
-class Judged:
+class ArmResult:
     """The results of an arm on the held-out slides; lists are by slide."""
 
     labels: list[int] = field(default_factory=list)
@@ -137,7 +137,7 @@ def steps_within(minutes: float, settings: TrainSettings, world: World, make: Ca
 
 def magnet_arm(
     settings: TrainSettings, world: World, steps: int, after_step: Callable[[int, MagNet], None] | None = None
-) -> tuple[MagNet, Judged]:
+) -> tuple[MagNet, ArmResult]:
     """Train the MagNet and evaluate it."""
     model = _make_seeded(settings, lambda: MagNet(settings.model))
     watch = None if after_step is None else (lambda done, _: after_step(done, model))
@@ -149,7 +149,7 @@ def magnet_arm(
     return model, result
 
 
-def random_arm(settings: TrainSettings, world: World, magnet: Judged) -> Judged:
+def random_arm(settings: TrainSettings, world: World, magnet: ArmResult) -> ArmResult:
     """Train and evaluate random boxes on tissue: as many as the MagNet's, with their mean sizes, for the same time."""
     sizes = np.mean([sides[-1] for sides in magnet.half_sides], axis=0).tolist()
     settings = _without_value_loss(settings)
@@ -164,7 +164,7 @@ def random_arm(settings: TrainSettings, world: World, magnet: Judged) -> Judged:
     return result
 
 
-def thumbnail_arm(settings: TrainSettings, world: World, steps: int) -> Judged:
+def thumbnail_arm(settings: TrainSettings, world: World, steps: int) -> ArmResult:
     """Train and evaluate the encoder on the thumbnail alone, for as many steps as the MagNet."""
     settings = _without_value_loss(settings)
     model = _make_seeded(settings, lambda: Thumbnail(settings.model))
@@ -177,7 +177,7 @@ def thumbnail_arm(settings: TrainSettings, world: World, steps: int) -> Judged:
     return result
 
 
-def evaluate_model(model: MagNet, world: World, seed: int | None = None) -> Judged:
+def evaluate_model(model: MagNet, world: World, seed: int | None = None) -> ArmResult:
     """Score the held-out slides, and compare the last boxes with the outlines.
 
     Args:
@@ -185,9 +185,9 @@ def evaluate_model(model: MagNet, world: World, seed: int | None = None) -> Judg
         world: the cohort.
         seed: seed of random boxes; None: the model has none.
     """
-    result, patches = Judged(), []
+    result, patches = ArmResult(), []
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    for slide, batch, zoomed in zooms_of(model, world.test, world.reader, "fp32", generator=generator):
+    for slide, batch, zoomed in zoom_slides(model, world.test, world.reader, "fp32", generator=generator):
         regions = [layer[0] for layer in zoomed.trace.regions]
         boxes = to_level0(regions[-1], batch.info[0].size_px)
         lesion, decoy = world.lesions.get(slide.slide_id), world.decoys.get(slide.slide_id)
@@ -195,7 +195,7 @@ def evaluate_model(model: MagNet, world: World, seed: int | None = None) -> Judg
         result.labels.append(int(slide.label or 0))
         result.strata.append(slide.stratum or "")
         result.scores.append(float(zoomed.logit_B[0]))
-        result.hits.append(bool((covered(boxes, lesion) >= HIT).any()))
+        result.hits.append(bool((measure_coverage(boxes, lesion) >= MIN_HIT_COVERAGE).any()))
         result.on_candidates.append(_share(boxes, shapely.union_all(candidates) if candidates else None))
         result.half_sides.append([region[:, 0] for region in regions[1:]])
         patches.append(len(regions[-1]))
@@ -219,7 +219,9 @@ def chance_on_candidates(world: World) -> float:
     return float(np.mean(shares))
 
 
-def difference(ours: Sequence[Judged], others: Sequence[Judged], draws: int = 2000) -> dict[str, dict[str, float]]:
+def difference(
+    ours: Sequence[ArmResult], others: Sequence[ArmResult], draws: int = 2000
+) -> dict[str, dict[str, float]]:
     """Return the difference of AUROC of two arms, mean over seeds, with a 95 % interval over slides.
 
     By group: all slides, and the positive slides of each stratum against all negative ones. The interval comes from a
@@ -272,4 +274,4 @@ def _without_value_loss(settings: TrainSettings) -> TrainSettings:
 def _share(boxes: Floats, outline: shapely.Geometry | None) -> float:
     """Return the share of the area of boxes that an outline covers, 0 to 1."""
     area = boxes[:, 2] ** 2
-    return float((covered(boxes, outline) * area).sum() / area.sum())
+    return float((measure_coverage(boxes, outline) * area).sum() / area.sum())

@@ -24,11 +24,11 @@ import psutil
 import yaml
 
 from ray_jobs.cluster.processes import free_port
-from service.operations.serving import admin_token
+from service.operations.serving import create_admin_token
 from service.queue.requests import Check
 from service.queue.store import JobStore
 from service.queue.tables import Database
-from service.settings.service import service_settings
+from service.settings.service import read_service_settings
 
 PAGE_JOBS = 50
 """Number of jobs in a list."""
@@ -50,9 +50,10 @@ def main() -> None:
 def run(folder: Path, options: argparse.Namespace) -> None:
     """Start the API, put load on it, and print the figures."""
     config, port = write_settings(folder)
-    settings = service_settings(str(config), [])
+    settings = read_service_settings(str(config), [])
     tokens = [
-        admin_token(settings, f"user{k}") for k in range(max(options.clients, options.followed // STREAMS_PER_USER))
+        create_admin_token(settings, f"user{k}")
+        for k in range(max(options.clients, options.followed // STREAMS_PER_USER))
     ]
     magnet = "from service.cli.main import main; main()"
     process = subprocess.Popen([sys.executable, "-c", magnet, "api", "--config", str(config)], env=os.environ)

@@ -35,7 +35,7 @@ from magnet.presets import PRESETS
 from magnet.stacks import Locator
 from magnet.views import area_pool, tissue_mask
 from magnet.windows import Fetch, WindowRequest, Windows, drive
-from magnet.zoom import MagNet, Zoomed, ZoomOptions
+from magnet.zoom import MagNet, ZoomOptions, ZoomResult
 
 SIDE_PX = 110_000
 SLIDE = waves([(3.0, 5.0), (7.0, 2.0), (11.0, 13.0)])
@@ -134,7 +134,7 @@ class Step:
         with torch.no_grad():
             self.zoom(paint)
 
-    def zoom(self, fetch: Fetch) -> Zoomed:
+    def zoom(self, fetch: Fetch) -> ZoomResult:
         """The zoom of the step."""
         options = ZoomOptions(
             exploration=self.recipe.exploration(0.0),
@@ -151,7 +151,7 @@ class Step:
         """Compute zoom and losses."""
         return [self.losses(self.zoom(self.answer))]
 
-    def losses(self, zoomed: Zoomed) -> Tensor:
+    def losses(self, zoomed: ZoomResult) -> Tensor:
         """Return the loss of the step, with the value loss, which needs a threshold from negative slides."""
         return objective(zoomed, self.label_B, self.recipe, self.model.config.zoom, threshold=0.0)[0].mean()
 
@@ -243,7 +243,7 @@ class Parts:
         return tissue_mask(small_BNCHW.detach().flatten(0, 1)).unflatten(0, small_BNCHW.shape[:2])
 
 
-def logits_of(zoomed: Zoomed) -> Leaves:
+def logits_of(zoomed: ZoomResult) -> Leaves:
     """Return the tensors that the losses are computed from."""
     outputs = [zoomed.logit_B, zoomed.patch_BN, zoomed.early_B, zoomed.late_B, *zoomed.value_BN]
     return [tensor for tensor in outputs if tensor is not None]

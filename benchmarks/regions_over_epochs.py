@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from magnet.regions import to_level0
 from magnet.zoom import MagNet
-from ray_jobs.training.evaluate import zooms_of
+from ray_jobs.training.evaluate import zoom_slides
 from service.cohort.manifest import Slide
 from service.results.pictures import LAYER_COLOURS
 
@@ -42,7 +42,7 @@ class RegionHistory:
         if step * NUM_SNAPSHOTS // self.num_steps == (step - 1) * NUM_SNAPSHOTS // self.num_steps and step != 1:
             return
         boxes_by_slide = []
-        for _, batch, zoomed in zooms_of(model, self.slides, self.world.reader, "fp32"):
+        for _, batch, zoomed in zoom_slides(model, self.slides, self.world.reader, "fp32"):
             boxes_by_slide.append([to_level0(layer[0], batch.info[0].size_px) for layer in zoomed.trace.regions])
         model.train()  # the zooms put it into evaluation mode
         self.snapshots.append((step, boxes_by_slide))

@@ -39,11 +39,11 @@ from tiling import GatedAttention, tissue_tiles
 from magnet.sampler import sample
 from magnet.windows import WindowRequest, Windows
 from magnet.zoom import MagNet
-from ray_jobs.cluster.processes import free_port, started
-from ray_jobs.cluster.reader_actors import RemoteReader, started_readers
+from ray_jobs.cluster.processes import free_port, run_process
+from ray_jobs.cluster.reader_actors import RemoteReader, start_readers
 from ray_jobs.scoring.rows import score_slides
 from service.cohort.manifest import Slide
-from service.settings.train import ComputeSettings, train_settings
+from service.settings.train import ComputeSettings, read_train_settings
 from service.slides.reader import RegionReader
 from service.slides.reader_protocol import Reader
 from service.synthetic.cohort import make_cohort
@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     overrides = ["model.classifier.encoder=resnet18", "model.classifier.weights=null", *options.set]
-    model = MagNet(train_settings(options.config, overrides).model, to_be_loaded=True).eval()
+    model = MagNet(read_train_settings(options.config, overrides).model, to_be_loaded=True).eval()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         sizes = sorted({options.side_px, *options.sizes})
@@ -113,7 +113,7 @@ def _score_with_readers(model: MagNet, slides: Sequence[Slide], num: int) -> dic
     """Return the cost per slide with reader actors; the CPU time is that of this process alone."""
     ray.init(address="local", num_cpus=num, object_store_memory=1 << 30, log_to_driver=False)
     try:
-        reader = RemoteReader(started_readers(ComputeSettings(readers=num), 30), patience_s=60)
+        reader = RemoteReader(start_readers(ComputeSettings(readers=num), 30), patience_s=60)
         reader.info(slides[0].uri)  # waits until they have started
         return _score_by(reader, model, slides)
     finally:
@@ -212,7 +212,7 @@ def _store(folder: Path, latency_ms: float) -> Iterator[None]:
     """Serve a folder as `s3://bucket/` from a separate process, with a delay, while the context lasts."""
     port = free_port()
     argv = [sys.executable, "-m", "service.testing.fake_store", str(folder), "--latency-ms", str(latency_ms)]
-    with started([*argv, "--port", str(port)], log=None, cwd=Path(__file__).parents[1]) as process:
+    with run_process([*argv, "--port", str(port)], log=None, cwd=Path(__file__).parents[1]) as process:
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()

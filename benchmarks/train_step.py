@@ -34,9 +34,9 @@ import torch
 from numpy.typing import NDArray
 
 from magnet.windows import WindowRequest, Windows
-from magnet.zoom import MagNet, Zoomed, ZoomOptions
+from magnet.zoom import MagNet, ZoomOptions, ZoomResult
 from ray_jobs.cluster import connection as cluster
-from ray_jobs.cluster.processes import free_port, started
+from ray_jobs.cluster.processes import free_port, run_process
 from ray_jobs.models import checkpoints
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.tracking import mlflow_run
@@ -46,7 +46,7 @@ from ray_jobs.training.task import Task
 from ray_jobs.training.worker import run_worker
 from service import storage
 from service.cohort.manifest import Manifest, load_manifest
-from service.settings.train import TrainSettings, train_settings
+from service.settings.train import TrainSettings, read_train_settings
 from service.slides.reader import RegionReader
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
@@ -76,7 +76,7 @@ def make_paced_network(ms_per_slide: float) -> type[MagNet]:
 
         def zoom(
             self, side_px_B: NDArray[np.float64], options: ZoomOptions | None = None
-        ) -> Generator[WindowRequest, Windows, Zoomed]:
+        ) -> Generator[WindowRequest, Windows, ZoomResult]:
             """See `MagNet.zoom`."""
             zoomed = yield from super().zoom(side_px_B, options)
             time.sleep(len(side_px_B) * ms_per_slide / 1e3)
@@ -118,7 +118,7 @@ def measure_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
     last = store.published()[-1]
     with tempfile.TemporaryDirectory() as place:
         store.fetch(last, Path(place), [checkpoints.SETTINGS_FILE])
-        return checkpoints.describe(Path(place)).metrics
+        return checkpoints.read_info(Path(place)).metrics
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def object_store(folder: Path, latency_ms: float) -> Iterator[str]:
     port = free_port()
     argv = ["python", "-m", "service.testing.fake_store", str(folder)]
     argv += ["--port", str(port), "--latency-ms", str(latency_ms)]
-    with started(argv, log=None):
+    with run_process(argv, log=None):
         time.sleep(2)  # until it listens
         yield f"http://127.0.0.1:{port}/bucket"
 
@@ -136,7 +136,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Measure all cases."""
     make_cohort(folder / "cohort", CohortSettings(num_slides=args.num_slides, side_px=args.side_px, seed=1))
     batch = f"recipe={{epochs: {args.epochs}, batch: {args.batch}, micro_batch: {args.micro_batch}, seed: 1}}"
-    settings = train_settings(None, [*SETTINGS, batch])
+    settings = read_train_settings(None, [*SETTINGS, batch])
     cases = []
     for latency_ms in args.latency_ms:
         with object_store(folder / "cohort", latency_ms) as uri:

@@ -12,8 +12,8 @@ from magnet.zoom import MagNet
 from ray_jobs.scoring.evidence import to_layers
 from ray_jobs.scoring.rows import score_slides
 from service.cohort.manifest import Slide
-from service.cohort.outlines import HIT, covered
-from service.results.zoom_tree import zoom_tree_picture
+from service.cohort.outlines import MIN_HIT_COVERAGE, measure_coverage
+from service.results.zoom_tree import draw_zoom_tree
 from service.settings.score import ZoomSettings
 
 
@@ -36,9 +36,9 @@ def draw_zooms(model: MagNet, world: World, judged: Judged, folder: Path) -> lis
         assert scored.opened.batch is not None
         trace, info = scored.zoomed.trace, scored.opened.batch.info[0]
         mpp = None if info.mpp_xy is None else float(np.mean(info.mpp_xy))
-        share = covered(to_level0(trace.regions[-1][0], info.size_px), world.lesions.get(slide.slide_id))
-        hits = [str(n + 1) for n in np.flatnonzero(share >= HIT)]
-        picture = zoom_tree_picture(
+        share = measure_coverage(to_level0(trace.regions[-1][0], info.size_px), world.lesions.get(slide.slide_id))
+        hits = [str(n + 1) for n in np.flatnonzero(share >= MIN_HIT_COVERAGE)]
+        picture = draw_zoom_tree(
             to_layers(trace, info, mpp),
             scored.row["running"],
             model.config.zoom.schedule,

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 MAX_PATCHES = 4096
 """Largest number of last patches of a schedule: no GPU can hold more."""
 
-CLOSED = {"extra": "forbid"}
+FORBID_EXTRA = {"extra": "forbid"}
 """Configuration for pydantic, which reads these classes from YAML, command lines and HTTP: unknown keys are errors."""
 
 
@@ -23,7 +23,7 @@ CLOSED = {"extra": "forbid"}
 class ZoomConfig:
     """Settings of the zoom tree: the number of regions, and their size in pixels."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     schedule: tuple[int, ...] = (3, 2, 3)
     """P_l, regions per parent at layer l = 1..L (the order is open in the paper)."""
@@ -86,7 +86,7 @@ class ZoomConfig:
 class LocatorConfig:
     """Settings of the locator: from a node's view to its children's regions."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     share_stacks: Literal["node", "slot", "layer"] = "node"
     """Sharing of the conv stacks: one per tree node (paper), one per child slot of a layer, or one per layer."""
@@ -141,7 +141,7 @@ class LocatorConfig:
 class ClassifierConfig:
     """Settings of the classifier: from the last patches to the slide's logit."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     encoder: str = "inception_v3"
     """Name of a timm model."""
@@ -176,7 +176,7 @@ class AuxiliaryConfig:
     Source: the paper, section 3.3.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     encoder: str | None = "resnet18"
     """Name of a timm model; null: no auxiliary classifiers."""
@@ -194,7 +194,7 @@ class AuxiliaryConfig:
 class ModelConfig:
     """Settings of a MagNet."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     zoom: ZoomConfig = field(default_factory=ZoomConfig)
     """Settings of the zoom tree."""
@@ -223,7 +223,7 @@ class ModelConfig:
 class RecipeConfig:
     """Settings of the training of a MagNet."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     epochs: int = 200
     """Number of passes over the training slides."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from magnet.affine import limit_centre
 from magnet.config import ModelConfig
 from magnet.windows import WindowRequest, Windows
-from magnet.zoom import MagNet, Zoomed, ZoomOptions, clamp_to_native, find_tissue, make_result, make_roots, shrink
+from magnet.zoom import MagNet, ZoomOptions, ZoomResult, clamp_to_native, find_tissue, make_result, make_roots, shrink
 
 
 class RandomTissue(MagNet):
@@ -46,7 +46,7 @@ class RandomTissue(MagNet):
 
     def zoom(
         self, side_px_B: NDArray[np.float64], options: ZoomOptions | None = None
-    ) -> Generator[WindowRequest, Windows, Zoomed]:
+    ) -> Generator[WindowRequest, Windows, ZoomResult]:
         """Look at the root and at random boxes, drawn by the generator of the options; see `MagNet.zoom`.
 
         Exploration and the stop criterion have no effect.
@@ -83,7 +83,7 @@ class Thumbnail(MagNet):
 
     def zoom(
         self, side_px_B: NDArray[np.float64], options: ZoomOptions | None = None
-    ) -> Generator[WindowRequest, Windows, Zoomed]:
+    ) -> Generator[WindowRequest, Windows, ZoomResult]:
         """Look at the root alone; see `MagNet.zoom`. Exploration and the stop criterion have no effect."""
         root = yield from self.look(0, make_roots(len(side_px_B), self.device), options or ZoomOptions())
         record = root.make_record(find_tissue(root.view_BNCHW))

@@ -23,7 +23,7 @@ MAX_OVERLAP, MAX_EMPTY, MIN_SPREAD = 0.7, 0.7, 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ViewedRegions:
     """The regions of a zoom into one slide."""
 
     regions: tuple[Floats, ...]
@@ -32,7 +32,7 @@ class Looked:
     """Per layer 0 to L, (N,): share of each view that is tissue, 0 to 1."""
 
 
-def health(looked: Sequence[Looked], schedule: Sequence[int], scale_min: float) -> dict[str, float]:
+def measure_health(looked: Sequence[ViewedRegions], schedule: Sequence[int], scale_min: float) -> dict[str, float]:
     """Compute statistics of each layer over all slides.
 
     * overlap: area that siblings share, divided by the area of the smaller one, mean over pairs (absent if P_l = 1);
@@ -70,7 +70,7 @@ def health(looked: Sequence[Looked], schedule: Sequence[int], scale_min: float) 
     return result
 
 
-def movement(before: Mapping[str, Looked], after: Mapping[str, Looked]) -> dict[str, float]:
+def measure_movement(before: Mapping[str, ViewedRegions], after: Mapping[str, ViewedRegions]) -> dict[str, float]:
     """Compute how far regions moved between two epochs, over the slides that both have.
 
     Args:
@@ -92,11 +92,11 @@ def movement(before: Mapping[str, Looked], after: Mapping[str, Looked]) -> dict[
     return {f"layer{layer}_moved": float(np.mean(values)) for layer, values in moved.items()}
 
 
-def complaints(figures: Mapping[str, float], schedule: Sequence[int]) -> list[str]:
+def describe_collapses(figures: Mapping[str, float], schedule: Sequence[int]) -> list[str]:
     """Describe the layers that have collapsed.
 
     Args:
-        figures: result of `health`.
+        figures: result of `measure_health`.
         schedule: regions per parent at layers 1 to L.
 
     Returns:

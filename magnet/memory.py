@@ -46,7 +46,7 @@ SIDE_PX = 100_000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class StepMemory:
     """Memory of a training step at its peak."""
 
     micro_batch: int
@@ -60,9 +60,9 @@ class Memory:
         return sum(self.parts.values())
 
 
-def step_memory(
+def predict_step_memory(
     config: ModelConfig, recipe: RecipeConfig, micro_batch: int, *, in_flight: int, accumulated: bool
-) -> Memory:
+) -> StepMemory:
     """Predict the peak memory of a training step.
 
     Args:
@@ -91,10 +91,10 @@ def step_memory(
             with counter.attribute_to(BACKWARD):
                 loss_B.sum().backward()
         parts = permanent | counter.peak
-    return Memory(micro_batch, {name: parts.get(name, 0) for name in PARTS})
+    return StepMemory(micro_batch, {name: parts.get(name, 0) for name in PARTS})
 
 
-def num_parameters(config: ModelConfig) -> dict[str, int]:
+def count_parameters(config: ModelConfig) -> dict[str, int]:
     """Count the parameters by part: encoder, head, conv stacks, auxiliary."""
     with torch.device("meta"):
         model = MagNet(config, to_be_loaded=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 from magnet.config import RecipeConfig, ZoomConfig
 from magnet.evidence import value_loss, value_targets
 from magnet.losses import cross_entropy, paradoxical
-from magnet.zoom import FROZEN_LAYER, Zoomed
+from magnet.zoom import FROZEN_LAYER, ZoomResult
 
 
 def objective(
-    zoomed: Zoomed, label_B: Tensor, recipe: RecipeConfig, zoom: ZoomConfig, threshold: float | None
+    zoomed: ZoomResult, label_B: Tensor, recipe: RecipeConfig, zoom: ZoomConfig, threshold: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss of each slide and its parts.
 
@@ -50,7 +50,7 @@ def objective(
 
 
 def _value_loss(
-    zoomed: Zoomed, patch_BN: Tensor, label_B: Tensor, recipe: RecipeConfig, zoom: ZoomConfig, threshold: float
+    zoomed: ZoomResult, patch_BN: Tensor, label_B: Tensor, recipe: RecipeConfig, zoom: ZoomConfig, threshold: float
 ) -> Tensor:
     """Return the value loss (B,), a mean over layers: how far the maps are from what was found below them."""
     targets = value_targets(patch_BN.detach(), label_B, zoom.schedule, threshold)

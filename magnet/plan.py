@@ -21,7 +21,7 @@ MANY_PATCHES = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TileGuess:
+class TileAssumptions:
     """Assumptions about the slides' tiles, for the expected bytes and requests."""
 
     side_px: int = 256
@@ -48,7 +48,7 @@ class Reads:
     """Size of the pixels that are copied to the GPU, in bytes."""
 
 
-def expected_reads(zoom: ZoomConfig, guess: TileGuess | None = None) -> Reads:
+def estimate_reads(zoom: ZoomConfig, guess: TileAssumptions | None = None) -> Reads:
     """Estimate windows, tiles, requests and bytes per slide.
 
     A pyramid whose levels halve is read at 1 to 2 level pixels per output pixel; if all scales are equally likely on a
@@ -59,7 +59,7 @@ def expected_reads(zoom: ZoomConfig, guess: TileGuess | None = None) -> Reads:
         zoom: settings of the tree.
         guess: assumptions about the tiles; None: the defaults.
     """
-    guess = guess or TileGuess()
+    guess = guess or TileAssumptions()
     windows, tiles, requests, window_bytes = 0, 0.0, float(guess.opening_requests), 0
     for layer, nodes in enumerate(zoom.num_nodes):
         out_px = zoom.out_px(layer)
@@ -74,7 +74,7 @@ def expected_reads(zoom: ZoomConfig, guess: TileGuess | None = None) -> Reads:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class BatchSplit:
     """A split of a step's batch into equal micro-batches."""
 
     micro_batch: int
@@ -83,7 +83,7 @@ class Cut:
     """Number of micro-batches per step of the worker that has most."""
 
 
-def cuts(batch: int, num_workers: int) -> list[Cut]:
+def list_batch_splits(batch: int, num_workers: int) -> list[BatchSplit]:
     """List all splits of a batch into equal micro-batches that give every worker at least one, the largest first.
 
     Args:
@@ -91,17 +91,17 @@ def cuts(batch: int, num_workers: int) -> list[Cut]:
         num_workers: workers that share them.
     """
     sizes = [size for size in range(batch // num_workers, 0, -1) if batch % size == 0]
-    return [Cut(size, math.ceil(batch // size / num_workers)) for size in sizes]
+    return [BatchSplit(size, math.ceil(batch // size / num_workers)) for size in sizes]
 
 
-def largest_that_fits(options: list[Cut], fits: Callable[[Cut], bool]) -> Cut | None:
+def find_largest_split(options: list[BatchSplit], fits: Callable[[BatchSplit], bool]) -> BatchSplit | None:
     """Find the largest micro-batch that fits and lets zooms overlap.
 
     A worker with a single micro-batch per step computes nothing while it waits for pixels. Such a split is used only
     if the batch is too small for any other.
 
     Args:
-        options: result of `cuts`.
+        options: result of `list_batch_splits`.
         fits: returns whether a split fits; called for one split after the other, until the first that does.
 
     Returns:
@@ -112,7 +112,7 @@ def largest_that_fits(options: list[Cut], fits: Callable[[Cut], bool]) -> Cut | 
     return next((cut for cut in overlapping or options if fits(cut)), None)
 
 
-def warnings(zoom: ZoomConfig) -> list[str]:
+def list_schedule_warnings(zoom: ZoomConfig) -> list[str]:
     """List what a user should know before training a schedule, as sentences for the screen."""
     if zoom.num_patches <= MANY_PATCHES:
         return []
@@ -124,7 +124,7 @@ def warnings(zoom: ZoomConfig) -> list[str]:
     ]
 
 
-def smaller(micro_batch: int) -> int | None:
+def next_smaller_micro_batch(micro_batch: int) -> int | None:
     """Return the size to try after a micro-batch that ran out of memory: half, or the nearest divisor below.
 
     Returns:

@@ -41,7 +41,7 @@ MAX_BLUR = 0.7
 _DARKEST = 1 / 256  # light that a black pixel is assumed to transmit, so that its density is finite
 
 
-def patch_scales(config: ModelConfig, side_px: float) -> tuple[float, float]:
+def patch_scale_range(config: ModelConfig, side_px: float) -> tuple[float, float]:
     """Return the range of half-sides that the last patches of a zoom can have.
 
     Args:
@@ -143,8 +143,8 @@ def make_projection(num_features: int) -> nn.Sequential:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
-    """Result of `contrast`."""
+class ContrastiveResult:
+    """Result of `contrastive_loss`."""
 
     loss: Tensor
     """Mean cross-entropy, a scalar; log(2 N - 1) for features without information."""
@@ -152,7 +152,7 @@ class Contrast:
     """Share of the views, 0 to 1, that are most similar to their partner; 1 / (2 N - 1) by chance."""
 
 
-def contrast(first_ND: Tensor, second_ND: Tensor, temperature: float = TEMPERATURE) -> Contrast:
+def contrastive_loss(first_ND: Tensor, second_ND: Tensor, temperature: float = TEMPERATURE) -> ContrastiveResult:
     """Compute the contrastive loss: each view is compared with all others, of which one shows the same region.
 
     Args:
@@ -167,4 +167,4 @@ def contrast(first_ND: Tensor, second_ND: Tensor, temperature: float = TEMPERATU
     similarity = (unit @ unit.T / temperature).masked_fill(is_itself, -torch.inf)
     partner = torch.arange(len(unit), device=unit.device).roll(len(first_ND))
     accuracy = (similarity.detach().argmax(dim=1) == partner).float().mean()
-    return Contrast(F.cross_entropy(similarity, partner), accuracy)
+    return ContrastiveResult(F.cross_entropy(similarity, partner), accuracy)

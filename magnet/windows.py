@@ -190,7 +190,7 @@ class _ActiveZoom(Generic[Key, Result]):
         self.answer = pool.submit(self.fetch, request)
 
 
-def in_frames(fetch: Fetch, frames: NDArray[np.int64]) -> Fetch:
+def wrap_in_frames(fetch: Fetch, frames: NDArray[np.int64]) -> Fetch:
     """Return a `Fetch` for a model that sees each slide in a mirrored or rotated frame.
 
     Source: the paper, section 4.2 (mirroring and rotation).

@@ -65,7 +65,7 @@ class ZoomOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Zoomed:
+class ZoomResult:
     """The result of a zoom."""
 
     logit_B: Tensor
@@ -167,7 +167,7 @@ class MagNet(nn.Module):
 
     def zoom(
         self, side_px_B: NDArray[np.float64], options: ZoomOptions | None = None
-    ) -> Generator[WindowRequest, Windows, Zoomed]:
+    ) -> Generator[WindowRequest, Windows, ZoomResult]:
         """Zoom into B slides at once.
 
         Args:
@@ -285,7 +285,7 @@ class MagNet(nn.Module):
         value_BN: Tensor,
         records: Sequence[LayerRecord],
         options: ZoomOptions,
-    ) -> Generator[WindowRequest, Windows, Zoomed]:
+    ) -> Generator[WindowRequest, Windows, ZoomResult]:
         """Read and classify the last patches a few at a time, until the criterion is met or all are read."""
         parts, features = [], []
         chunks = zip(region_BN3.split(PATCHES_PER_READ, 1), value_BN.split(PATCHES_PER_READ, 1), strict=True)
@@ -344,11 +344,11 @@ def make_result(
     values: Sequence[Tensor] = (),
     patch_values: Sequence[Tensor] = (),
     auxiliary: dict[str, Tensor] | None = None,
-) -> Zoomed:
+) -> ZoomResult:
     """Make the result of a zoom from the logits of its patches and the records of its layers."""
     running_BN = logits.running_BN
     probability_BN = running_BN.detach().double().sigmoid().cpu().numpy()
-    return Zoomed(
+    return ZoomResult(
         running_BN[:, -1],
         running_BN,
         logits.patch_BN,

@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_jobs.cluster.processes import answers, free_port, kill_tree, started
+from ray_jobs.cluster.processes import answers, free_port, kill_tree, run_process
 from ray_jobs.command_line import command
 from ray_jobs.command_line.arguments import make_job_name, make_parser
-from ray_jobs.models.registry import ui_command
+from ray_jobs.models.registry import format_ui_command
 from service import exit_status
 from service.errors import UsageError
-from service.supervisor.job_lines import own_lines
+from service.supervisor.job_lines import strip_ray_lines
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     print(f"  report     {scores}/report.html")
     print(f"  pictures   {scores}/pictures/")
     print(f"  table      {scores}/scores.csv")
-    print(f"  runs       {ui_command(f'sqlite:///{runs}/mlflow.db')}")
+    print(f"  runs       {format_ui_command(f'sqlite:///{runs}/mlflow.db')}")
     return 0
 
 
@@ -113,7 +113,7 @@ def _object_store(folder: Path) -> Iterator[str]:
     """Serve a folder as an S3 bucket on the loopback interface while the context lasts; yields the server's URL."""
     port = free_port()
     argv = [sys.executable, "-m", "service.testing.fake_store", str(folder), "--bucket", BUCKET, "--port", str(port)]
-    with started(argv, log=None, cwd=ROOT) as process:
+    with run_process(argv, log=None, cwd=ROOT) as process:
         url = f"http://127.0.0.1:{port}"
         _wait(f"{url}/{BUCKET}/cohort/manifest.csv", process, seconds=60)
         yield url
@@ -160,7 +160,7 @@ def _cluster(folder: Path) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         # Ray asks the cluster that RAY_API_SERVER_ADDRESS names about its actors: this must be the cluster itself.
         environment = {"RAY_AUTH_MODE": "disabled", "RAY_API_SERVER_ADDRESS": url}
-        with started(argv, log=folder / "ray.log", env=environment, cwd=ROOT) as process:
+        with run_process(argv, log=folder / "ray.log", env=environment, cwd=ROOT) as process:
             _wait(f"{url}/api/version", process, seconds=120)
             # The agent accepts jobs; on a busy machine it starts long after the dashboard.
             _wait(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", process, seconds=120)
@@ -194,7 +194,7 @@ def _submit(address: str, endpoint: str, script: str, *options: str) -> None:
     )
     try:
         assert process.stdout is not None
-        for line in own_lines(process.stdout):
+        for line in strip_ray_lines(process.stdout):
             print(line, end="", flush=True)
         status = process.wait()
     except BaseException:

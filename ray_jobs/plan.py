@@ -14,13 +14,13 @@ from ray_jobs.command_line import arguments, command
 from ray_jobs.training.fit import get_first_gpu_bytes
 from ray_jobs.training.plan_report import print_plan
 from service.errors import UsageError
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit status."""
     options = arguments.parse(_make_parser(), argv)
-    settings = train_settings(options.config, arguments.to_overrides(options, "schedule"))
+    settings = read_train_settings(options.config, arguments.to_overrides(options, "schedule"))
     if options.slides_per_second is not None and not options.slides_per_second > 0:
         raise UsageError(f"--slides-per-second {options.slides_per_second}: must be above 0")
     given = options.gpu_memory

@@ -14,13 +14,13 @@ import argparse
 
 from ray_jobs.command_line import arguments, command, manifests, paths
 from service.errors import UsageError
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit status."""
     options = arguments.parse(_make_parser(), argv)
-    settings = train_settings(options.config, arguments.to_overrides(options, "seed"))
+    settings = read_train_settings(options.config, arguments.to_overrides(options, "seed"))
     _require_valid(options)
     manifest = manifests.load_for_pretraining(options.manifest, settings.recipe.seed)
     # Importing torch takes seconds; wrong input is reported before.

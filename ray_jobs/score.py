@@ -18,13 +18,13 @@ import argparse
 
 from ray_jobs.command_line import arguments, command, manifests, paths
 from service.cohort.outlines import read_outlines
-from service.settings.score import score_settings
+from service.settings.score import read_score_settings
 
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit status."""
     options = arguments.parse(_make_parser(), argv)
-    settings = score_settings(options.config, _to_overrides(options))
+    settings = read_score_settings(options.config, _to_overrides(options))
     slides = manifests.load_for_scoring(options.manifest, options.split)
     outlines = read_outlines(options.outlines) if options.outlines else None
     # Importing torch and Ray takes seconds; wrong input is reported before.

@@ -13,7 +13,7 @@ import argparse
 
 from ray_jobs.command_line import arguments, command, manifests, paths
 from service.errors import UsageError
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         return _rerun(options, overrides, name, storage)
     if not options.manifest:
         parser.error("--manifest is required, unless --rerun repeats a run")
-    settings = train_settings(options.config, overrides)
+    settings = read_train_settings(options.config, overrides)
     manifest = manifests.load_for_training(options.manifest, settings)
     # Importing torch and Ray takes seconds; wrong input is reported before.
     from ray_jobs.training.driver import run_training  # noqa: PLC0415

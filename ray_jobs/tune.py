@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 from ray_jobs.command_line import arguments, command, manifests, paths
-from service.settings.train import train_settings
-from service.settings.tune import search_settings
+from service.settings.train import read_train_settings
+from service.settings.tune import read_search_settings
 
 
 def main(argv: list[str]) -> int:
@@ -25,8 +25,8 @@ def main(argv: list[str]) -> int:
     search_overrides += [
         f"{key}={getattr(options, key)}" for key in ("trials", "method", "seed") if getattr(options, key) is not None
     ]
-    search = search_settings(options.search, search_overrides)
-    base = train_settings(options.config, arguments.to_overrides(options, "epochs", "gpu_memory"))
+    search = read_search_settings(options.search, search_overrides)
+    base = read_train_settings(options.config, arguments.to_overrides(options, "epochs", "gpu_memory"))
     manifest = manifests.load_for_search(options.manifest, base)
     # Importing torch and Ray takes seconds; wrong input is reported before.
     from ray_jobs.tuning.driver import tune_schedules  # noqa: PLC0415

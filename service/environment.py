@@ -61,7 +61,7 @@ class CacheSettings:
     """Size limit of the compressed tiles and headers; 0 keeps none."""
 
 
-def s3_settings() -> S3Settings:
+def read_s3_settings() -> S3Settings:
     """Read the S3 settings from the environment and, where it has none, from the AWS profile."""
     import botocore.session  # noqa: PLC0415  (takes half a second; commands without object storage do without it)
 
@@ -87,17 +87,17 @@ def s3_settings() -> S3Settings:
     )
 
 
-def s3_fingerprint() -> tuple[str | None, ...]:
-    """Return the variables that `s3_settings` depends on; equal values give equal settings unless AWS files change."""
+def read_s3_fingerprint() -> tuple[str | None, ...]:
+    """Return the variables that `read_s3_settings` depends on; equal values give equal settings unless AWS files change."""
     return tuple(os.environ.get(name) for name in _S3_VARIABLES)
 
 
-def storage_deadline_s() -> float:
+def read_storage_deadline_s() -> float:
     """Read the time limit of a failing read in seconds, including retries."""
     return _read_number("MAGNET_STORAGE_DEADLINE_S", 30.0)
 
 
-def cache_settings() -> CacheSettings:
+def read_cache_settings() -> CacheSettings:
     """Read the folder and the limits of the node's disk cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "magnet"
     folder = Path(os.environ.get("MAGNET_CACHE_DIR") or default)
@@ -108,7 +108,7 @@ def cache_settings() -> CacheSettings:
     )
 
 
-def cluster_most() -> dict[str, float]:
+def read_cluster_limit() -> dict[str, float]:
     """Read the resources of an autoscaling cluster at full size; empty without autoscaling.
 
     Raises:
@@ -121,17 +121,17 @@ def cluster_most() -> dict[str, float]:
         raise UsageError(f'environment variable MAGNET_CLUSTER_MOST is {text!r}; write "CPU=192,GPU=8"') from error
 
 
-def node_wait_s() -> float:
+def read_node_wait_s() -> float:
     """Read the time in seconds that a job waits for new nodes of an autoscaling cluster."""
     return _read_number("MAGNET_NODE_WAIT_S", 1800.0)
 
 
-def rights_text() -> str | None:
+def read_rights_text() -> str | None:
     """Read the rights of this process, to be parsed by `service.storage.rights`; None permits everything."""
     return os.environ.get("MAGNET_RIGHTS")
 
 
-def service_job() -> str | None:
+def read_service_job() -> str | None:
     """Read the id of the service's job that this process runs; None if it was started by hand."""
     return os.environ.get("MAGNET_JOB") or None
 
@@ -163,7 +163,7 @@ DEFAULT_URL = "http://127.0.0.1:8290"
 """Default address of `magnet serve` on the same machine."""
 
 
-def client_settings() -> ClientSettings:
+def read_client_settings() -> ClientSettings:
     """Read MAGNET_URL and MAGNET_TOKEN or else the client file.
 
     Raises:
@@ -177,7 +177,7 @@ def client_settings() -> ClientSettings:
     return ClientSettings(url=url, token=token or stored_token, from_file=not token and stored_token is not None)
 
 
-def keep_client(url: str, token: str | None) -> None:
+def write_client_file(url: str, token: str | None) -> None:
     """Write the client file completely or not at all, readable by its user only.
 
     Args:

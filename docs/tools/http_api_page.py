@@ -11,7 +11,7 @@ from typing import Any
 
 from docs.tools.markdown import escape, prose, table
 from docs.tools.settings_pages import PAGES, field_docstrings, groups
-from service.api.app import application
+from service.api.app import create_app
 from service.queue.tables import Database
 from service.settings.service import ServiceSettings
 
@@ -54,7 +54,7 @@ def openapi_schema() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         database = Database(f"sqlite:///{Path(folder) / 'queue.db'}")
         try:
-            return application(ServiceSettings(storage=folder), database).openapi()
+            return create_app(ServiceSettings(storage=folder), database).openapi()
         finally:
             database.engine.dispose()
 

@@ -9,7 +9,7 @@ import re
 import pyarrow as pa
 
 from docs.tools.markdown import prose, table
-from service.cohort.camelyon import COLUMNS, STRATA
+from service.cohort.manifest_table import COLUMNS, STRATA
 from service.cohort.splits import SPLITS
 from service.results import scores
 

@@ -108,7 +108,7 @@ def _find_local_cluster() -> str | None:
     return address
 
 
-def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSettings:
+def fit_to_cluster(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSettings:
     """Fit the settings to this cluster, and wait for nodes if it is autoscaling.
 
     A job that the cluster can never hold is refused: Ray would let it wait forever.
@@ -125,7 +125,7 @@ def fitted(compute: ComputeSettings, *, extra_cpus: int, why: str) -> ComputeSet
         ClusterTooSmallError: the cluster is too small and cannot grow enough.
         NodesMissingError: the cluster could grow enough, but did not in time.
     """
-    have, most = ray.cluster_resources(), environment.cluster_most()
+    have, most = ray.cluster_resources(), environment.read_cluster_limit()
     limit = {name: max(have.get(name, 0), most.get(name, 0)) for name in ("CPU", "GPU")}
     compute = _set_open_settings(compute, limit, extra_cpus, several_nodes=bool(most) or _num_nodes() > 1)
     why = f"{why}, and {compute.readers} reader(s)" if compute.readers else why
@@ -165,7 +165,7 @@ def _wait_for_nodes(bundles: Sequence[Mapping[str, float]], what: str) -> None:
     all jobs, a placement group ends with its job. It is removed at once: the nodes stay, since the autoscaler removes
     only nodes that were idle for minutes.
     """
-    patience_s = environment.node_wait_s()
+    patience_s = environment.read_node_wait_s()
     activity = f"waiting for the cluster: {what}; {patience_s / 60:.0f} minutes at most"
     print(activity, flush=True)
     append_progress(Progress(activity=activity))

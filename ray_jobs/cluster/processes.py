@@ -17,7 +17,7 @@ GRACE_S = 10
 
 
 @contextmanager
-def started(
+def run_process(
     argv: Sequence[str], *, log: Path | None, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process while the context lasts.

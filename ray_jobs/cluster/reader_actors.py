@@ -48,7 +48,7 @@ class Answer(Generic[Value]):
 
 
 class ReaderActor:
-    """A reader; created by `started_readers`.
+    """A reader; created by `start_readers`.
 
     Args:
         compute: number of threads and size of the cache.
@@ -111,7 +111,7 @@ class RemoteReader:
     """A `service.slides.reader_protocol.Reader` that lets reader actors do the work.
 
     Args:
-        actors: reader actors, see `started_readers`.
+        actors: reader actors, see `start_readers`.
         patience_s: seconds until a missing answer is an error; more than a reader's own deadline for a failing store.
     """
 
@@ -211,7 +211,7 @@ class RemoteBatch:
         return self._reader.fetch(self.info, self.counters, request)
 
 
-def started_readers(compute: ComputeSettings, deadline_s: float) -> list[ActorHandle[Any]]:
+def start_readers(compute: ComputeSettings, deadline_s: float) -> list[ActorHandle[Any]]:
     """Start the readers of the settings, one CPU each, spread over the nodes. They live as long as their handles."""
     actor: Any = ray.remote(ReaderActor).options(
         num_cpus=1,
@@ -223,7 +223,7 @@ def started_readers(compute: ComputeSettings, deadline_s: float) -> list[ActorHa
     return [actor.remote(compute, deadline_s) for _ in range(compute.readers or 0)]
 
 
-def reader_for(compute: ComputeSettings, actors: Sequence[ActorHandle[Any]], deadline_s: float) -> Reader:
+def make_reader(compute: ComputeSettings, actors: Sequence[ActorHandle[Any]], deadline_s: float) -> Reader:
     """Return the reader of a worker: one that calls the actors, if there are any, or else one with its own threads."""
     if actors:
         # An actor needs up to `deadline_s` before it reports a failing store: its answer must be awaited for longer.

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ray_jobs.command_line.permanence import passes, root_error
+from ray_jobs.command_line.permanence import find_root_error, is_transient
 from service import exit_status
 from service.errors import MagnetError, ProgramError, UsageError
 from service.progress.file import append_error
@@ -36,16 +36,16 @@ def report(error: Exception) -> int:
     Returns:
         The exit status, by which the queue decides whether to make another attempt.
     """
-    cause = root_error(error)
+    cause = find_root_error(error)
     if isinstance(cause, MagnetError) and not isinstance(cause, ProgramError):
         _report_line(str(cause))
         final = exit_status.USAGE if isinstance(cause, UsageError) else exit_status.STOPPED
-        return exit_status.FAILED if passes(cause) else final
+        return exit_status.FAILED if is_transient(cause) else final
     if isinstance(cause, ProgramError):  # a worker has printed its traceback
         _report_line(str(cause))
         return exit_status.INTERNAL
     traceback.print_exception(error)
-    if passes(cause):
+    if is_transient(cause):
         _report_line(describe(cause))
         return exit_status.FAILED
     _report_line(str(to_program_error(cause)))
@@ -63,7 +63,7 @@ def to_program_error(error: BaseException) -> ProgramError:
     return ProgramError(f"this is an error of the program; report it together with this log: {describe(error)}")
 
 
-def again(name: str) -> str:
+def resume_command(name: str) -> str:
     """Return the command line that continues this process's job.
 
     Args:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from service.cohort.folder import is_folder, slides_under
-from service.cohort.label_policy import slide_counts, training_slides
-from service.cohort.manifest import Manifest, ManifestError, Slide, check_slides, load_manifest, with_splits
+from service.cohort.folder import is_folder, list_slides
+from service.cohort.label_policy import describe_splits, select_training_slides
+from service.cohort.manifest import Manifest, ManifestError, Slide, assign_splits, check_slides, load_manifest
 from service.errors import UsageError
 from service.settings.train import TrainSettings
 from service.slides.reader import RegionReader
@@ -32,11 +32,11 @@ def load_for_training(uri: str, settings: TrainSettings) -> Manifest:
         ManifestError: rows are wrong or slides cannot be opened; the message lists all problems.
     """
     # Splits come first: which strata are left out must not change which split a slide is in.
-    manifest = with_splits(load_manifest(uri, need_labels=True), settings.recipe.seed, SHARES)
-    manifest = training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
+    manifest = assign_splits(load_manifest(uri, need_labels=True), settings.recipe.seed, SHARES)
+    manifest = select_training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
     with RegionReader(num_threads=settings.compute.reader_threads) as reader:
         require_readable(manifest, reader, uri)
-    for name, count in slide_counts(manifest).items():
+    for name, count in describe_splits(manifest).items():
         print(f"  {name}: {count}", flush=True)
     return manifest
 
@@ -73,7 +73,7 @@ def load_for_pretraining(uri: str, seed: int) -> Manifest:
     manifest = load_manifest(uri, need_labels=False)
     # Slides for validation and test must stay unseen, also without labels.
     if any(slide.split or slide.label is not None for slide in manifest.slides):
-        manifest = with_splits(manifest, seed, SHARES)
+        manifest = assign_splits(manifest, seed, SHARES)
         manifest = replace(manifest, slides=manifest.split("train"))
     return manifest
 
@@ -89,7 +89,7 @@ def load_for_scoring(place: str, split: str | None) -> list[Slide]:
         UsageError: there are no such slides.
     """
     if is_folder(place):
-        manifest, other = slides_under(place)
+        manifest, other = list_slides(place)
         print(f"{place}: {len(manifest.slides)} slides, {other.told()}", flush=True)
     else:
         manifest = load_manifest(place, need_labels=False)
@@ -110,7 +110,7 @@ def check_manifest(place: str, *, need_labels: bool) -> None:
         ManifestError: rows are wrong or slides cannot be opened; the message lists all problems.
     """
     if is_folder(place):
-        manifest, other = slides_under(place)
+        manifest, other = list_slides(place)
         print(f"{place}: {other.told()}", flush=True)
     else:
         manifest = load_manifest(place, need_labels=need_labels)

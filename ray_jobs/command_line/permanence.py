@@ -25,7 +25,7 @@ TRANSIENT_TEXT = re.compile(
 """Texts of a plain RuntimeError that is transient: torch raises it for failed devices and processes too."""
 
 
-def root_error(error: BaseException) -> BaseException:
+def find_root_error(error: BaseException) -> BaseException:
     """Return the error that was raised in a worker, without Ray's wrapping.
 
     If several workers failed, an error that is not transient comes first: it decides whether the job is over.
@@ -33,15 +33,15 @@ def root_error(error: BaseException) -> BaseException:
     inner = _inner_errors(error)
     if not inner:
         return error
-    roots = [root_error(wrapped) for wrapped in inner]
-    return next((root for root in roots if not passes(root)), roots[0])
+    roots = [find_root_error(wrapped) for wrapped in inner]
+    return next((root for root in roots if not is_transient(root)), roots[0])
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Return whether an error is transient: another attempt may succeed.
 
     Args:
-        error: without Ray's wrapping, see `root_error`.
+        error: without Ray's wrapping, see `find_root_error`.
     """
     if isinstance(error, MagnetError):
         return not isinstance(error, UsageError | StoppedError)

@@ -44,7 +44,7 @@ class CheckpointError(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class CheckpointInfo:
     """Description of a checkpoint: the content of `settings.json`."""
 
     model: ModelConfig
@@ -92,7 +92,7 @@ def publish(folder: Path, uri: str, *, name: str, version: str) -> NamedModel:
     Raises:
         CheckpointError: `folder` holds no checkpoint, or `uri` holds another one.
     """
-    threshold = describe(folder).threshold
+    threshold = read_info(folder).threshold
     weights = (folder / MODEL_FILE).read_bytes()
     target = storage.join(uri, MODEL_FILE)
     if not storage.exists(target):
@@ -115,7 +115,7 @@ def copy_to_local(uri: str, folder: Path) -> Path:
         CheckpointError: there is no checkpoint.
     """
     # With restricted rights a path is read through `storage`, which checks it.
-    if "://" not in uri and rights.in_force() is None:
+    if "://" not in uri and rights.current_rights() is None:
         return Path(uri)
     try:
         for name in (MODEL_FILE, SETTINGS_FILE):
@@ -125,7 +125,7 @@ def copy_to_local(uri: str, folder: Path) -> Path:
     return folder
 
 
-def packed(model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> dict[str, bytes]:
+def pack_checkpoint(model: nn.Module, saved: CheckpointInfo, training: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the files of a checkpoint.
 
     Args:
@@ -149,7 +149,7 @@ def packed(model: nn.Module, saved: Saved, training: Mapping[str, Any]) -> dict[
     }
 
 
-def describe(folder: Path) -> Saved:
+def read_info(folder: Path) -> CheckpointInfo:
     """Read the description of the checkpoint in a folder.
 
     Raises:
@@ -166,7 +166,7 @@ def describe(folder: Path) -> Saved:
     if version != FORMAT:
         raise CheckpointError(f"{path}: has checkpoint format {version}; this version reads format {FORMAT}")
     model = parse(ModelConfig, settings["model"], str(path))
-    return Saved(model, settings["step"], settings["metrics"], settings["threshold"])
+    return CheckpointInfo(model, settings["step"], settings["metrics"], settings["threshold"])
 
 
 def load_model(folder: Path) -> MagNet:
@@ -175,7 +175,7 @@ def load_model(folder: Path) -> MagNet:
     Raises:
         CheckpointError: the weights are missing, corrupt or of another network.
     """
-    model = MagNet(describe(folder).model, to_be_loaded=True)
+    model = MagNet(read_info(folder).model, to_be_loaded=True)
     load_weights(folder, model)
     return model.eval()
 
@@ -194,7 +194,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def load_training(folder: Path) -> dict[str, Any]:
-    """Load what `packed` was given as `training`.
+    """Load what `pack_checkpoint` was given as `training`.
 
     Raises:
         CheckpointError: the file is missing or corrupt.

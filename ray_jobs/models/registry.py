@@ -39,7 +39,7 @@ def register(tracking_uri: str, run_id: str, checkpoint: Path, *, name: str, ali
         The model's version in the registry.
     """
     mlflow.set_tracking_uri(tracking_uri)
-    saved = checkpoints.describe(checkpoint)
+    saved = checkpoints.read_info(checkpoint)
     # MLflow warns about the type hints of `predict` and ignores warning filters; recording the warnings silences it.
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
         info = mlflow.pyfunc.log_model(
@@ -98,7 +98,7 @@ def _require_readable(model: str, version: str, tracking_uri: str) -> None:
     Raises:
         AccessError: the files are outside the folders that this process may read.
     """
-    if rights.in_force() is None or not tracking_uri.startswith("http"):
+    if rights.current_rights() is None or not tracking_uri.startswith("http"):
         return
     client = MlflowClient(tracking_uri=tracking_uri)
     if model.startswith("runs:/"):
@@ -151,7 +151,7 @@ def _version(model: str, tracking_uri: str) -> str:
     return str(MlflowClient(tracking_uri=tracking_uri).get_model_version_by_alias(name, alias).version)
 
 
-def ui_command(tracking_uri: str) -> str:
+def format_ui_command(tracking_uri: str) -> str:
     """Return the command that shows the runs."""
     if tracking_uri.startswith("http"):
         return f"open {tracking_uri}"

@@ -25,14 +25,23 @@ from torch import Tensor
 
 from magnet.config import ModelConfig, ZoomConfig
 from magnet.encoder import Encoder, make_encoder
-from magnet.pretraining import blur, contrast, crop, draw_regions, make_projection, patch_scales, restain, turn
+from magnet.pretraining import (
+    blur,
+    contrastive_loss,
+    crop,
+    draw_regions,
+    make_projection,
+    patch_scale_range,
+    restain,
+    turn,
+)
 from magnet.regions import ROOT, Floats
 from magnet.sampler import MARGIN_PX, sample
 from magnet.views import area_pool, grey_filter, tissue_mask
 from magnet.windows import WindowRequest, Windows
 from ray_jobs.models.network_check import network_errors
 from ray_jobs.training.learner import NotFiniteError, autocast
-from ray_jobs.training.progress import EVERY_S, say
+from ray_jobs.training.progress import REPORT_EVERY_S, print_line
 from ray_jobs.training.seeds import derive_step_seed
 from service import storage
 from service.cohort.manifest import Slide
@@ -114,7 +123,9 @@ class TissueRegions:
         slide = np.sort(np.resize(with_tissue, self._batch))  # sorted, since regions are drawn slide by slide
         region = np.concatenate(
             [
-                draw_regions(tissue[b], patch_scales(self._config, opened.side_px[b]), int((slide == b).sum()), rng)
+                draw_regions(
+                    tissue[b], patch_scale_range(self._config, opened.side_px[b]), int((slide == b).sum()), rng
+                )
                 for b in np.unique(slide)
             ]
         )
@@ -179,7 +190,7 @@ def pretrain(
         with autocast(settings.recipe.precision, device):
             # In one pass, so that batch normalisation sees both views of all regions.
             projected = project(encoder(torch.cat([first, second])))
-        result = contrast(*projected.chunk(2))
+        result = contrastive_loss(*projected.chunk(2))
         # Before the backward pass, so that the weights stay as they were before the step.
         if not math.isfinite(loss := result.loss.item()):
             raise NotFiniteError(f"step {step}: loss {loss}; the weights are as before this step")
@@ -208,7 +219,7 @@ def save_weights(encoder: Encoder, out: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class Report:
+class ProgressReport:
     """Prints the progress of a pretraining at intervals; an `AfterStep`.
 
     Args:
@@ -232,11 +243,11 @@ class Report:
         self._since.append((loss, share_found))
         now_s = time.perf_counter()
         share = self._budget.progress(step, now_s - self._began_s)
-        if share < 1 and now_s - self._printed_s < EVERY_S:
+        if share < 1 and now_s - self._printed_s < REPORT_EVERY_S:
             return
         mean_loss, mean_found = np.mean(self._since, axis=0)
         rate = self._batch * len(self._since) / (now_s - self._printed_s)
-        say(
+        print_line(
             f"step {step}  {min(share, 1):.0%} done  loss {mean_loss:.3f} (chance {math.log(2 * self._batch - 1):.3f})"
             f"  partners found {mean_found:.1%}  {rate:.0f} regions/s"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ray_jobs.command_line.manifests import require_readable
-from ray_jobs.pretraining.driver import Budget, Report, pretrain, save_weights
+from ray_jobs.pretraining.driver import Budget, ProgressReport, pretrain, save_weights
 from service.cohort.manifest import Manifest
 from service.settings.train import TrainSettings
 from service.slides.reader import RegionReader
@@ -32,7 +32,7 @@ def pretrain_to_file(
     # One reader for the check and the training: it keeps what it has read of the slides.
     with RegionReader(compute.tile_cache_mb << 20, compute.reader_threads) as reader:
         require_readable(manifest, reader, manifest.uri)
-        report = Report(budget, batch)
+        report = ProgressReport(budget, batch)
         encoder = pretrain(settings, manifest.slides, reader, budget, batch=batch, after_step=report)
     digest = save_weights(encoder, out)
     print(f"wrote {settings.model.classifier.encoder} to {out}; settings for the training's config:")

@@ -14,7 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from ray_jobs.cluster import connection as cluster
-from ray_jobs.cluster.reader_actors import started_readers
+from ray_jobs.cluster.reader_actors import start_readers
 from ray_jobs.command_line.command import worker_environment
 from ray_jobs.models import checkpoints, registry
 from ray_jobs.scoring.scorer import ScoreBlock
@@ -25,7 +25,7 @@ from service.cohort.outlines import Outlines
 from service.errors import UsageError
 from service.progress.bar import ProgressBar
 from service.results import scores
-from service.results.localisation import localisation
+from service.results.localisation import measure_localisation
 from service.results.patients import write_patients
 from service.results.report import render_report
 from service.results.summary import Summary, summarise
@@ -82,14 +82,14 @@ def score(
     _require_same_settings(settings, out)
     cluster.connect(worker_environment())
     why = f"{settings.compute.num_workers} scoring worker(s)"
-    settings = replace(settings, compute=cluster.fitted(settings.compute, extra_cpus=0, why=why))
+    settings = replace(settings, compute=cluster.fit_to_cluster(settings.compute, extra_cpus=0, why=why))
     cluster.require_shared(out=out)
     started_s = time.monotonic()
     num_new = _score_missing(slides, model, settings, out)
-    table = scores.finish(out, slides)
+    table = scores.join_parts(out, slides)
     write_patients(out, table)
     summary = summarise(table, num_new, time.monotonic() - started_s)
-    lesions_found = None if outlines is None else localisation(table, outlines)
+    lesions_found = None if outlines is None else measure_localisation(table, outlines)
     if lesions_found is not None:
         summary = replace(summary, localisation=lesions_found)
         storage.write_bytes(storage.join(out, LOCALISATION_FILE), lesions_found.to_json())
@@ -120,7 +120,7 @@ def _score_missing(slides: list[Slide], model: checkpoints.NamedModel, settings:
     # Ray Data's progress bars count blocks; the bar below counts slides.
     ray.data.DataContext.get_current().enable_progress_bars = False
     compute, count = settings.compute, Counter[str]()
-    readers = started_readers(compute, environment.storage_deadline_s())
+    readers = start_readers(compute, environment.read_storage_deadline_s())
     results = (
         ray.data.from_arrow(blocks)
         .map_batches(
@@ -166,7 +166,7 @@ def _make_blocks(slides: list[Slide], done: set[str]) -> list[pa.Table]:
 def _print_summary(summary: Summary, out: str) -> None:
     for line in summary.to_lines():
         print(line)
-    for line in result_lines(out, environment.service_job()):
+    for line in result_lines(out, environment.read_service_job()):
         print(line, flush=True)
 
 

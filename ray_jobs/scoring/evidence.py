@@ -12,9 +12,9 @@ from ray_jobs.scoring.rows import ScoredSlide
 from service import storage
 from service.errors import MagnetError
 from service.results.geojson import to_geojson
-from service.results.pictures import overlay_picture
-from service.results.scores import model_words
-from service.results.zoom_tree import Layer, zoom_tree_picture
+from service.results.pictures import draw_overlay
+from service.results.scores import describe_model
+from service.results.zoom_tree import LayerViews, draw_zoom_tree
 from service.slides.quality import THUMBNAIL_PX
 from service.slides.reader_protocol import Reader
 from service.slides.slide import SlideInfo
@@ -38,7 +38,7 @@ def publish(scored: ScoredSlide, row: Mapping[str, Any], reader: Reader, out: st
     mpp = None if info.mpp_xy is None else float(np.mean(info.mpp_xy))
     verdict = f"{'positive' if row['call'] else 'negative'}, threshold {row['threshold']:.3f}"
     title = f"{row['slide_id']}: probability {row['probability']:.3f} ({verdict})"
-    tree = zoom_tree_picture(
+    tree = draw_zoom_tree(
         to_layers(trace, info, mpp),
         row["running"],
         [int(number) for number in row["schedule"].split(",")],
@@ -56,7 +56,7 @@ def publish(scored: ScoredSlide, row: Mapping[str, Any], reader: Reader, out: st
         columns["flags"] = [*row["flags"], "no_overlay"]
     else:
         regions = [region_BN3[0] for region_BN3 in trace.regions]
-        overlay = overlay_picture(thumbnail, info.size_px, regions, title=f"{title}; research use only", mpp=mpp)
+        overlay = draw_overlay(thumbnail, info.size_px, regions, title=f"{title}; research use only", mpp=mpp)
         files["overlay"] = ("overlays", "jpg", overlay)
     for column, (folder, suffix, data) in files.items():
         columns[column] = storage.join(out, f"{folder}/{row['slide_id']}.{suffix}")
@@ -67,10 +67,10 @@ def publish(scored: ScoredSlide, row: Mapping[str, Any], reader: Reader, out: st
 def _format_note(row: Mapping[str, Any]) -> str:
     """Return which model drew the picture. An untrained network has no digest of its weights."""
     weights = f", weights {row['model_sha256'][:12]}" if row["model_sha256"] else ""
-    return f"{model_words(row)}{weights}; research use only"
+    return f"{describe_model(row)}{weights}; research use only"
 
 
-def to_layers(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:
+def to_layers(trace: Trace, info: SlideInfo, mpp: float | None) -> list[LayerViews]:
     """Return what a zoom saw, layer by layer, for its picture.
 
     Args:
@@ -80,7 +80,7 @@ def to_layers(trace: Trace, info: SlideInfo, mpp: float | None) -> list[Layer]:
     """
     half_px = max(info.size_px) / 2
     return [
-        Layer(
+        LayerViews(
             views=layer.view_BNHWC[0],
             regions=layer.region_BN3[0],
             um_per_px=None

@@ -19,7 +19,7 @@ from ray_jobs.scoring.scorer import complete_row
 from ray_jobs.tracking import mlflow_run
 from service.cohort.manifest import Slide
 from service.settings.score import ZoomSettings
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 from service.slides.reader import RegionReader
 
 
@@ -51,7 +51,7 @@ def make_untrained(config: str) -> tuple[MagNet, NamedModel]:
     Published weights are not loaded: they would not change which regions an untrained network takes.
     """
     # The seed of the settings, so that the same command draws the same pictures.
-    settings = train_settings(config)
+    settings = read_train_settings(config)
     torch.manual_seed(settings.recipe.seed)
     model = MagNet(settings.model, to_be_loaded=True).eval()
     return model, NamedModel("", f"untrained network of {Path(config).name}", "", "", 0.5)
@@ -69,7 +69,7 @@ def load_trained(name: str, storage: str) -> tuple[MagNet, NamedModel]:
     """
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, version = registry.resolve(name, mlflow_run.tracking_uri(storage), Path(folder))
-        model, threshold = checkpoints.load_model(checkpoint), checkpoints.describe(checkpoint).threshold
+        model, threshold = checkpoints.load_model(checkpoint), checkpoints.read_info(checkpoint).threshold
         digest = hashlib.sha256((checkpoint / checkpoints.MODEL_FILE).read_bytes()).hexdigest()
     return model, NamedModel("", name, version, digest, threshold)
 

@@ -15,10 +15,10 @@ from magnet.metrics import auroc_by_stratum
 from magnet.regions import to_level0
 from magnet.zoom import MagNet
 from ray_jobs.models import checkpoints
-from ray_jobs.training.evaluate import zooms_of
+from ray_jobs.training.evaluate import zoom_slides
 from service import storage
 from service.cohort.manifest import Slide
-from service.cohort.outlines import HIT, Outlines, covered
+from service.cohort.outlines import MIN_HIT_COVERAGE, Outlines, measure_coverage
 from service.errors import UsageError
 from service.results import scores
 from service.slides.reader import RegionReader
@@ -82,7 +82,7 @@ def run_control(rows: Sequence[Mapping[str, Any]], boxes: Sequence[Boxes], model
         slides = [Slide(row=0, **{n: row[n] for n in ("slide_id", "uri", "patient_id", "label")}) for row in rows]
         random_boxes, logits = [], []
         places = torch.Generator().manual_seed(seed)
-        for _, batch, zoomed in zooms_of(control, slides, reader, "fp32", generator=places):
+        for _, batch, zoomed in zoom_slides(control, slides, reader, "fp32", generator=places):
             random_boxes.append(to_level0(zoomed.trace.regions[-1][0], batch.info[0].size_px))
             logits.append(float(zoomed.logit_B[0]))
     return Control(random_boxes, logits)
@@ -105,7 +105,7 @@ def _format_table(
     ]
     lines.append(_format_line("lesion found", *(f"{number} of {len(outlined)}" for number in num_hits)))
     lines.append(
-        f"(A lesion is found if it covers at least {100 * HIT:.0f} % of a last patch; both use the same number of "
+        f"(A lesion is found if it covers at least {100 * MIN_HIT_COVERAGE:.0f} % of a last patch; both use the same number of "
         f"patches)"
     )
     return lines
@@ -124,4 +124,4 @@ def _last_boxes(row: Mapping[str, Any]) -> Boxes:
 
 def _hits(boxes: Boxes, lesion: Any) -> bool:
     """Return whether one of the boxes shows the lesion."""
-    return bool((covered(boxes, lesion) >= HIT).any())
+    return bool((measure_coverage(boxes, lesion) >= MIN_HIT_COVERAGE).any())

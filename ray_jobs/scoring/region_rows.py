@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from magnet.regions import to_level0, to_um
-from magnet.zoom import Zoomed
+from magnet.zoom import ZoomResult
 from service.slides.slide import SlideInfo
 
 
 def to_region_rows(
-    zoomed: Zoomed, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
+    zoomed: ZoomResult, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Return every region of a slide's zoom, layer by layer.
 
@@ -32,7 +32,7 @@ def to_region_rows(
 
 
 def _layer_rows(
-    layer: int, zoomed: Zoomed, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
+    layer: int, zoomed: ZoomResult, info: SlideInfo, running: Sequence[float], schedule: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     record = zoomed.trace.layers[layer]
     box_N3 = to_level0(record.region_BN3[0], info.size_px)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from magnet.regions import NUM_FRAMES
-from magnet.windows import Fetch, WindowRequest, Windows, drive_many, in_frames
-from magnet.zoom import MagNet, Zoomed, ZoomOptions
+from magnet.windows import Fetch, WindowRequest, Windows, drive_many, wrap_in_frames
+from magnet.zoom import MagNet, ZoomOptions, ZoomResult
 from ray_jobs.scoring.region_rows import to_region_rows
 from service.cohort.manifest import Slide
 from service.errors import MagnetError
@@ -86,7 +86,7 @@ class SlideZoom:
     # A decorator on the generator, and not a context around the loop in `score_slides`: the consumer of that loop would
     # run in inference mode too.
     @torch.inference_mode()
-    def run(self, model: MagNet, *, keep_views: bool) -> Generator[WindowRequest, Windows, Zoomed]:
+    def run(self, model: MagNet, *, keep_views: bool) -> Generator[WindowRequest, Windows, ZoomResult]:
         """Zoom into the slide. Several frames are several slides of one zoom.
 
         Raises:
@@ -97,7 +97,7 @@ class SlideZoom:
             raise self.opened.error
         batch = self.opened.batch
         assert batch is not None
-        self._fetch = in_frames(batch.fetch, np.arange(self._settings.frames) % NUM_FRAMES)
+        self._fetch = wrap_in_frames(batch.fetch, np.arange(self._settings.frames) % NUM_FRAMES)
         should_stop = self._may_end if self._settings.may_end_early else None
         zoom = model.zoom(batch.side_px, ZoomOptions(keep_views=keep_views, should_stop=should_stop))
         windows, started_s = None, time.perf_counter()
@@ -131,7 +131,7 @@ class ScoredSlide:
     """Row of the score table, without model and pictures."""
     opened: OpenedSlide
     """The slide."""
-    zoomed: Zoomed | None
+    zoomed: ZoomResult | None
     """Result of the zoom, with the trace in the slide's own frame; None if the slide failed or was refused."""
 
 
@@ -199,7 +199,7 @@ def _open_slide(slide: Slide, reader: Reader, settings: ZoomSettings) -> OpenedS
     return OpenedSlide(slide, batch, quality)
 
 
-def _to_row(zoom: SlideZoom, end: Zoomed | MagnetError, model: MagNet, settings: ZoomSettings) -> dict[str, Any]:
+def _to_row(zoom: SlideZoom, end: ZoomResult | MagnetError, model: MagNet, settings: ZoomSettings) -> dict[str, Any]:
     """Return the row of a slide whose zoom has ended, without model and pictures."""
     opened = zoom.opened
     row = empty_row(opened.slide)
@@ -228,7 +228,7 @@ def _cost_columns(opened: OpenedSlide) -> dict[str, Any]:
     return {column: opened.total(counter) for column, counter in counter_of_column.items()}
 
 
-def _result_columns(zoomed: Zoomed, info: SlideInfo, model: MagNet, ended: str) -> dict[str, Any]:
+def _result_columns(zoomed: ZoomResult, info: SlideInfo, model: MagNet, ended: str) -> dict[str, Any]:
     running = zoomed.trace.running_BN.mean(axis=0).tolist()  # over the frames
     regions = to_region_rows(zoomed, info, running, model.config.zoom.schedule)
     return {

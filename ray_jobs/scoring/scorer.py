@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from ray.actor import ActorHandle
 
-from ray_jobs.cluster.reader_actors import reader_for
+from ray_jobs.cluster.reader_actors import make_reader
 from ray_jobs.models.checkpoints import NamedModel
 from ray_jobs.scoring import evidence
 from ray_jobs.scoring.rows import ScoredSlide, score_slides
@@ -41,7 +41,7 @@ class ScoreBlock:
         device = torch.device("cuda" if compute.gpus_per_worker else "cpu")
         self.named, self.settings, self.out = model, settings, out
         self.model = model.load().to(device)
-        self.reader = reader_for(compute, readers, environment.storage_deadline_s())
+        self.reader = make_reader(compute, readers, environment.read_storage_deadline_s())
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score a block for Ray Data: takes slides, returns the `DONE` columns."""

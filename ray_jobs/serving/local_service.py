@@ -18,7 +18,7 @@ from ray_jobs.serving.parts import PRIVATE_UMASK, Part
 from ray_jobs.serving.settings import describe_places, update_settings
 from service.environment import CLIENT_FILE
 from service.operations.restore import Layout, lock_folder
-from service.queue.ray_api import RayAwayError, RayJobs
+from service.queue.ray_api import RayJobs, RayUnavailableError
 from service.settings.service import ServiceSettings
 
 POLL_S = 0.5
@@ -92,7 +92,7 @@ def _make_probes(settings: ServiceSettings) -> dict[str, Callable[[], bool]]:
     def probe_ray() -> bool:
         try:
             RayJobs(settings.ray, settings.ray_token_file).version()
-        except RayAwayError:
+        except RayUnavailableError:
             return False
         return True
 

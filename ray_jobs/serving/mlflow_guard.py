@@ -26,7 +26,7 @@ from ray_jobs.serving.guard import Guard
 from service.api.tokens import Tokens
 from service.errors import UsageError
 from service.queue.tables import Database
-from service.settings.service import ServiceSettings, service_settings
+from service.settings.service import ServiceSettings, read_service_settings
 
 
 def main(arguments: list[str]) -> int:
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     add("--port", type=int, default=5000, help="port to listen on (default: %(default)s)")
     add("--allowed-hosts", help="host names under which the server responds (default: loopback, with this port)")
     options = parser.parse_args(arguments)
-    serve_mlflow(service_settings(options.config, []), options)
+    serve_mlflow(read_service_settings(options.config, []), options)
     return 0
 
 

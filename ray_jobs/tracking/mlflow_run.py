@@ -35,7 +35,7 @@ MAY_CHANGE = "compute."
 """Prefix of the settings that may differ between the attempts of a job: they change no result."""
 
 
-class RecordError(MagnetError):
+class MlflowUnavailableError(MagnetError):
     """MLflow is unreachable where a job cannot do without it. To act: its operator. A retry can help."""
 
 
@@ -71,7 +71,7 @@ def start_run(uri: str, *, experiment: str, name: str, storage: str) -> tuple[st
     try:
         return _start_run(MlflowClient(tracking_uri=uri), experiment, name, storage)
     except UNREACHABLE_ERRORS as error:
-        raise RecordError(f"MLflow at {uri} is unreachable, nothing was started: {error}") from error
+        raise MlflowUnavailableError(f"MLflow at {uri} is unreachable, nothing was started: {error}") from error
 
 
 def _start_run(client: MlflowClient, experiment: str, name: str, storage: str) -> tuple[str, bool]:

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from ray_jobs.tracking.provenance import git_tags
 from service.errors import UsageError
-from service.settings.train import TrainSettings, train_settings
+from service.settings.train import TrainSettings, read_train_settings
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def read_run(tracking_uri: str, run_id: str, overrides: Sequence[str] = ()) -> R
         run = client.get_run(run_id)
         with tempfile.TemporaryDirectory() as folder:
             config = client.download_artifacts(run_id, CONFIG_FILE, folder)
-            settings, same = train_settings(config, overrides), train_settings(config)
+            settings, same = read_train_settings(config, overrides), read_train_settings(config)
         manifest, sha256 = run.data.params["manifest"], run.data.params["manifest_sha256"]
     except (MlflowException, OSError, KeyError) as error:
         raise UsageError(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 
-from magnet.health import Looked
+from magnet.health import ViewedRegions
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.training import resume
 from ray_jobs.training.agreement import GroupStatus, WorkerStatus
@@ -24,7 +24,7 @@ from ray_jobs.training.learner import Learner
 from ray_jobs.training.memory_use import measure_peak_bytes, measure_peak_memory
 from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
 from ray_jobs.training.prefetch import FetchPool, prefetch
-from ray_jobs.training.progress import say
+from ray_jobs.training.progress import print_line
 from ray_jobs.training.protocols import Monitor, ProgressSink, ReaderOpener, Reporter, Stream, Tracker
 from ray_jobs.training.quarantine import Quarantine
 from ray_jobs.training.recorder import Recorder
@@ -85,7 +85,7 @@ class Attempt:
         """Number of steps done."""
         self.sums: Sums = {}
         """Sums over this worker's part of the epoch so far."""
-        self.viewed: Mapping[str, Looked] = {}
+        self.viewed: Mapping[str, ViewedRegions] = {}
         """Regions viewed on the validation slides at the end of the last epoch, by slide_id."""
         self._timer = StepTimer()
         self._saved_s = time.perf_counter()
@@ -143,7 +143,7 @@ class Attempt:
         self.sums = state.sums if self.rank == 0 else {}  # they are sums over all workers: only one may count them
         self.quarantine.lost = dict(state.lost)
         if self.rank == 0:
-            say(f"continuing from the checkpoint after step {self.step}")
+            print_line(f"continuing from the checkpoint after step {self.step}")
 
     def _status(self, result: StepResult) -> WorkerStatus:
         """Return what this worker reports to the others after a step."""
@@ -217,7 +217,9 @@ class Attempt:
         except MagnetError as error:
             if self.step == self.order.num_steps:
                 raise
-            say(f"warning: no checkpoint after step {self.step}, training continues and tries again later: {error}")
+            print_line(
+                f"warning: no checkpoint after step {self.step}, training continues and tries again later: {error}"
+            )
 
     def _leave(self) -> None:
         """End the attempt, once the checkpoint is written: when one worker ends, Ray stops the others."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from magnet.config import RecipeConfig
-from magnet.windows import Fetch, WindowRequest, Windows, in_frames
+from magnet.windows import Fetch, WindowRequest, Windows, wrap_in_frames
 from magnet.zoom import MagNet
 from ray_jobs.training.learner import Learner
 from ray_jobs.training.micro_batch import StepInput
@@ -63,7 +63,7 @@ def train_bare(
                 positions = order.micro_batch_of(step, index)
                 members = [slides[i] for i in order.slides(positions)]
                 batch = reader.batch([slide.uri for slide in members])
-                fetch = in_frames(roots.fetch_from(batch), order.frames(positions))
+                fetch = wrap_in_frames(roots.fetch_from(batch), order.frames(positions))
                 label_B = torch.tensor([float(slide.label or 0) for slide in members])
                 inputs.append(StepInput(index=index, side_px_B=batch.side_px, fetch=fetch, label_B=label_B))
             sums = learner.step(step, inputs, pool)

@@ -10,4 +10,4 @@ STORE_DEADLINE_S = 300.0
 
 def get_store_deadline_s() -> float:
     """Return the seconds until a read or write is given up: the user's setting, where that is longer."""
-    return max(STORE_DEADLINE_S, environment.storage_deadline_s())
+    return max(STORE_DEADLINE_S, environment.read_storage_deadline_s())

@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 
 from ray_jobs.cluster import connection as cluster
 from ray_jobs.cluster.progress_relay import start_relay
-from ray_jobs.cluster.reader_actors import started_readers
+from ray_jobs.cluster.reader_actors import start_readers
 from ray_jobs.command_line import command
 from ray_jobs.models import checkpoints, registry
 from ray_jobs.models.checkpoint_store import CheckpointStore
@@ -28,13 +28,13 @@ from ray_jobs.training.figures import draw_validation_figures
 from ray_jobs.training.task import Task
 from ray_jobs.training.worker import PROGRAM_ERROR, run_worker
 from service import environment
-from service.cohort.label_policy import slide_counts
+from service.cohort.label_policy import describe_splits
 from service.cohort.manifest import Manifest
 from service.errors import ProgramError, StoppedError
 from service.progress.file import append_progress
 from service.progress.record import Progress
-from service.settings.parsing import flat, to_dict
-from service.settings.train import TrainSettings, changed
+from service.settings.parsing import flatten, to_dict
+from service.settings.train import TrainSettings, find_changes
 from service.storage import join
 
 MLFLOW_PATIENCE_S = 120.0
@@ -73,17 +73,17 @@ def run_training(
     uri = mlflow_run.tracking_uri(storage)
     cluster.connect(command.worker_environment())
     why = f"{settings.compute.num_workers} training worker(s), and one CPU that reads slides ahead of them"
-    settings = replace(settings, compute=cluster.fitted(settings.compute, extra_cpus=1, why=why))
+    settings = replace(settings, compute=cluster.fit_to_cluster(settings.compute, extra_cpus=1, why=why))
     cluster.require_shared(storage=storage, MLFLOW_TRACKING_URI=uri)
     run_id, finished = mlflow_run.start_run(uri, experiment=settings.experiment, name=name, storage=storage)
     folder = join(storage, name)
     tracker = mlflow_run.Tracker(uri, run_id, folder)
-    print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
+    print(f"job {name}, MLflow run {run_id}; runs: {registry.format_ui_command(uri)}", flush=True)
     append_progress(Progress(mlflow_run=run_id, activity="starting workers"))
     if finished:
         print("this job has finished; to start a new one, give it another --name")
         return 0
-    tracker.params(flat(to_dict(settings)) | {"manifest": manifest.uri, "manifest_sha256": manifest.sha256})
+    tracker.params(flatten(to_dict(settings)) | {"manifest": manifest.uri, "manifest_sha256": manifest.sha256})
     tracker.begin()
     status = "FAILED"
     try:
@@ -107,9 +107,9 @@ def _record(
     tracker: mlflow_run.Tracker, settings: TrainSettings, manifest: Manifest, storage: str, tags: Mapping[str, str]
 ) -> None:
     """Write preset, manifest, packages and config file into the run."""
-    overrides = json.dumps(changed(settings), sort_keys=True)
+    overrides = json.dumps(find_changes(settings), sort_keys=True)
     tracker.tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage, **tags})
-    tracker.tags({f"slides.{name.replace(' ', '_')}": count for name, count in slide_counts(manifest).items()})
+    tracker.tags({f"slides.{name.replace(' ', '_')}": count for name, count in describe_splits(manifest).items()})
     tracker.datasets(manifest)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / rerun.CONFIG_FILE
@@ -146,7 +146,7 @@ def run_workers(
     trainer = TorchTrainer(
         entry,  # type: ignore[arg-type]
         # As bytes: Ray's controller unpickles its arguments, and would import torch and all of this for them (9 s).
-        train_loop_config={"task": pickle.dumps(task), "readers": started_readers(compute, get_store_deadline_s())}
+        train_loop_config={"task": pickle.dumps(task), "readers": start_readers(compute, get_store_deadline_s())}
         | {"failure": join(task.folder, f"failures/{uuid.uuid4().hex}.txt"), "progress_relay": start_relay()},
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,
@@ -182,10 +182,10 @@ def _deliver(
     """
     tracker.resume()
     if not tracker.flush_patiently(MLFLOW_PATIENCE_S):
-        raise mlflow_run.RecordError(
+        raise mlflow_run.MlflowUnavailableError(
             f"the training is complete and its checkpoints are in {task.folder}, but MLflow at {tracker.uri} is "
             f"unavailable. When it is available again, this completes the run and registers the model: "
-            f"{command.again(name)}"
+            f"{command.resume_command(name)}"
         )
     best = store.best()
     assert best is not None  # every epoch publishes one
@@ -201,7 +201,7 @@ def _deliver(
         version = registry.register(
             tracker.uri, tracker.run_id, folder, name=settings.registered_model, alias=settings.alias
         )
-        return checkpoints.describe(folder).metrics, version
+        return checkpoints.read_info(folder).metrics, version
 
 
 def _print_result(settings: TrainSettings, metrics: Mapping[str, float], version: str) -> None:
@@ -213,6 +213,6 @@ def _print_result(settings: TrainSettings, metrics: Mapping[str, float], version
     if settings.fit_on == "train+val":
         print("trained on train and val: the last epoch is used, and only the test split can give a score")
     print(f"registered as {name} (version {version})")
-    in_service = environment.rights_text() is not None  # the service sets it for its jobs
+    in_service = environment.read_rights_text() is not None  # the service sets it for its jobs
     score = "magnet submit score" if in_service else "python ray_jobs/score.py --out FOLDER"
     print(f"score slides with: {score} --manifest NEW.csv --model {name}", flush=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from magnet.config import ModelConfig
-from magnet.health import Looked, complaints, health, movement
+from magnet.health import ViewedRegions, describe_collapses, measure_health, measure_movement
 
 MAX_WAIT_SHARE = 0.05
 """Share of the steps' time without pixels above which there is a warning."""
 
 
 def measure_region_health(
-    viewed: Mapping[str, Looked], viewed_before: Mapping[str, Looked], model: ModelConfig
+    viewed: Mapping[str, ViewedRegions], viewed_before: Mapping[str, ViewedRegions], model: ModelConfig
 ) -> tuple[dict[str, float], list[str]]:
     """Measure where the model looks.
 
@@ -26,9 +26,9 @@ def measure_region_health(
     """
     if not viewed:
         return {}, []
-    metrics = health(list(viewed.values()), model.zoom.schedule, model.locator.scale_min)
-    metrics |= movement(viewed_before, viewed)
-    warnings = list(complaints(metrics, model.zoom.schedule))
+    metrics = measure_health(list(viewed.values()), model.zoom.schedule, model.locator.scale_min)
+    metrics |= measure_movement(viewed_before, viewed)
+    warnings = list(describe_collapses(metrics, model.zoom.schedule))
     return {f"roi/{name}": value for name, value in metrics.items()}, warnings
 
 

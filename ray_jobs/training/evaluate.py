@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from magnet.health import Looked
+from magnet.health import ViewedRegions
 from magnet.metrics import auroc_by_stratum
 from magnet.windows import Fetch, drive_many
-from magnet.zoom import MagNet, Zoomed, ZoomOptions
+from magnet.zoom import MagNet, ZoomOptions, ZoomResult
 from ray_jobs.training.group import gather
 from ray_jobs.training.learner import autocast
 from ray_jobs.training.prefetch import prefetch
@@ -40,7 +40,7 @@ class SlideScore:
     """Stratum; empty if there is none."""
     slide_id: str
     """Id of the slide, unique."""
-    viewed: Looked = field(compare=False)
+    viewed: ViewedRegions = field(compare=False)
     """Regions that the model looked at."""
     num_bytes: int = field(compare=False)
     """Bytes read for the score, without what the reader had cached."""
@@ -56,7 +56,7 @@ class Evaluation:
     """(N,) predicted probabilities of label 1."""
     strata: list[str]
     """Stratum of each slide; empty if there is none."""
-    viewed: Mapping[str, Looked] = field(default_factory=dict)
+    viewed: Mapping[str, ViewedRegions] = field(default_factory=dict)
     """Regions that the model looked at, by slide_id."""
     slide_ids: list[str] = field(default_factory=list)
     """Id of each slide."""
@@ -137,14 +137,14 @@ class Evaluation:
         return result | {f"{prefix}/selection": result[f"{prefix}/auroc"] - 1e-3 * min(self.loss, 10.0)}
 
 
-def zooms_of(
+def zoom_slides(
     model: MagNet,
     slides: Sequence[Slide],
     reader: Reader,
     precision: str,
     lost: dict[str, str] | None = None,
     **options: Any,
-) -> Iterator[tuple[Slide, Batch, Zoomed]]:
+) -> Iterator[tuple[Slide, Batch, ZoomResult]]:
     """Zoom into slides one by one, with several in flight; yield each slide, its open file and the result.
 
     Args:
@@ -213,7 +213,7 @@ def evaluate(
             viewed=_viewed(zoomed),
             num_bytes=sum(counters.bytes for counters in batch.counters),
         )
-        for slide, batch, zoomed in zooms_of(model, slides, reader, precision, lost)
+        for slide, batch, zoomed in zoom_slides(model, slides, reader, precision, lost)
     ]
     shares = gather((scores, lost), num_workers)
     return Evaluation.of(
@@ -222,7 +222,7 @@ def evaluate(
     )
 
 
-def _viewed(zoomed: Zoomed) -> Looked:
+def _viewed(zoomed: ZoomResult) -> ViewedRegions:
     """Return the regions that a zoom into one slide looked at."""
     layers = zoomed.trace.layers
-    return Looked(tuple(layer.region_BN3[0] for layer in layers), tuple(layer.tissue_BN[0] for layer in layers))
+    return ViewedRegions(tuple(layer.region_BN3[0] for layer in layers), tuple(layer.tissue_BN[0] for layer in layers))

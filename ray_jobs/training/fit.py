@@ -9,8 +9,8 @@ from functools import cache
 import torch
 
 from magnet.config import ModelConfig, RecipeConfig
-from magnet.memory import Memory, step_memory
-from magnet.plan import USABLE_SHARE, Cut, cuts, largest_that_fits
+from magnet.memory import StepMemory, predict_step_memory
+from magnet.plan import USABLE_SHARE, BatchSplit, find_largest_split, list_batch_splits
 from ray_jobs.training.task import Task
 from service.errors import UsageError
 from service.settings.train import ComputeSettings, TrainSettings
@@ -66,29 +66,29 @@ def fit_to_gpus(task: Task, budgets_bytes: Sequence[float | None], num_workers: 
     return replace(task, settings=replace(settings, recipe=recipe)), memory.peak_bytes
 
 
-def select_micro_batch(settings: TrainSettings, gpu_bytes: float) -> Memory:
+def select_micro_batch(settings: TrainSettings, gpu_bytes: float) -> StepMemory:
     """Return the micro-batch for GPUs of this size, with its predicted memory.
 
     Raises:
         DoesNotFitError: one slide at a time needs too much memory.
     """
 
-    def cut_fits(cut: Cut) -> bool:
+    def cut_fits(cut: BatchSplit) -> bool:
         return fits(predict_memory(settings, cut).peak_bytes, gpu_bytes)
 
     options = list_batch_cuts(settings)
-    cut = largest_that_fits(options, cut_fits)
+    cut = find_largest_split(options, cut_fits)
     if cut is None:
         raise DoesNotFitError(explain_refusal(settings, predict_memory(settings, options[-1]).peak_bytes, gpu_bytes))
     return predict_memory(settings, cut)
 
 
-def list_batch_cuts(settings: TrainSettings) -> list[Cut]:
+def list_batch_cuts(settings: TrainSettings) -> list[BatchSplit]:
     """Return all ways to cut the batch into micro-batches, the largest first."""
-    return cuts(settings.recipe.batch, settings.compute.num_workers)
+    return list_batch_splits(settings.recipe.batch, settings.compute.num_workers)
 
 
-def predict_memory(settings: TrainSettings, cut: Cut) -> Memory:
+def predict_memory(settings: TrainSettings, cut: BatchSplit) -> StepMemory:
     """Predict the peak memory of a worker's step whose batch is cut this way."""
     # These settings do not change the memory: with fixed values, all trials of a search share one measurement.
     recipe = replace(settings.recipe, seed=0, epochs=1, learning_rate=1.0, locator_learning_rate=None)
@@ -99,8 +99,8 @@ def predict_memory(settings: TrainSettings, cut: Cut) -> Memory:
 @cache
 def _predict_memory(
     model: ModelConfig, recipe: RecipeConfig, micro_batch: int, in_flight: int, accumulated: bool
-) -> Memory:
-    return step_memory(model, recipe, micro_batch, in_flight=in_flight, accumulated=accumulated)
+) -> StepMemory:
+    return predict_step_memory(model, recipe, micro_batch, in_flight=in_flight, accumulated=accumulated)
 
 
 def fits(peak_bytes: float, gpu_bytes: float) -> bool:

@@ -20,7 +20,7 @@ from magnet.config import RecipeConfig
 from magnet.evidence import NegativeQuantile
 from magnet.objective import objective
 from magnet.windows import WindowRequest, Windows, drive_many
-from magnet.zoom import MagNet, Zoomed, ZoomOptions
+from magnet.zoom import MagNet, ZoomOptions, ZoomResult
 from ray_jobs.training.group import gather
 from ray_jobs.training.micro_batch import StepInput
 from ray_jobs.training.quarantine import SlideLostError
@@ -106,7 +106,9 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.negatives.load_state_dict(state["negatives"])
 
-    def _accumulate(self, zooms: Iterator[tuple[Tensor, Zoomed]], sums: dict[str, float]) -> tuple[list[Tensor], bool]:
+    def _accumulate(
+        self, zooms: Iterator[tuple[Tensor, ZoomResult]], sums: dict[str, float]
+    ) -> tuple[list[Tensor], bool]:
         """Add the gradients and losses of all micro-batches.
 
         A function by itself, so that it lets go of a micro-batch that was too large when it returns: the exchange with
@@ -126,7 +128,7 @@ class Learner:
 
     def _zoom_all(
         self, step: int, inputs: Sequence[StepInput], pool: Executor, retry: Retry | None
-    ) -> Iterator[tuple[Tensor, Zoomed]]:
+    ) -> Iterator[tuple[Tensor, ZoomResult]]:
         """Yield labels and zooms of the micro-batches, those that lost a slide at the end."""
         catch = SlideLostError if retry is not None else ()
         num_in_flight = self.model.config.zoom.num_in_flight
@@ -141,7 +143,7 @@ class Learner:
             retried = [retry(step_input, error) for step_input, error in failed] if retry is not None else []
             inputs = [step_input for step_input in retried if step_input is not None]
 
-    def _zoom(self, step: int, step_input: StepInput) -> Generator[WindowRequest, Windows, Zoomed]:
+    def _zoom(self, step: int, step_input: StepInput) -> Generator[WindowRequest, Windows, ZoomResult]:
         """Begin a zoom; its random numbers depend on the micro-batch, not on which worker computes it or when."""
         progress = step / self.num_steps
         options = ZoomOptions(
@@ -151,7 +153,7 @@ class Learner:
         )
         return self.model.zoom(step_input.side_px_B, options)
 
-    def _backward(self, zoomed: Zoomed, label_B: Tensor, sums: dict[str, float]) -> Tensor:
+    def _backward(self, zoomed: ZoomResult, label_B: Tensor, sums: dict[str, float]) -> Tensor:
         """Add the gradients and losses of a micro-batch; return the patch logits of its negative slides, flat."""
         # Infinite until the first negative patch was seen.
         threshold = float(self.negatives.value) if torch.isfinite(self.negatives.value) else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from magnet.memory import PARTS, num_parameters
-from magnet.plan import TileGuess, expected_reads, warnings
+from magnet.memory import PARTS, count_parameters
+from magnet.plan import TileAssumptions, estimate_reads, list_schedule_warnings
 from ray_jobs.training.fit import DoesNotFitError, fits, list_batch_cuts, predict_memory, select_micro_batch
 from service.settings.train import TrainSettings
 
@@ -27,7 +27,7 @@ def print_plan(
         hours = SLIDES_PER_EPOCH / slides_per_second / 3600
         print(f"time: {hours:.2f} h per epoch of {SLIDES_PER_EPOCH:,} slides at {slides_per_second:g} slides/s")
     _print_memory(settings, gpu_bytes)
-    for sentence in warnings(settings.model.zoom):
+    for sentence in list_schedule_warnings(settings.model.zoom):
         print(f"warning: {sentence}")
     if gpu_bytes is None:
         print("this machine has no GPU: add --gpu-memory 24GB to see which micro-batch such a GPU would train with")
@@ -36,8 +36,8 @@ def print_plan(
 
 
 def _print_reads(settings: TrainSettings, source: str) -> None:
-    zoom, guess = settings.model.zoom, TileGuess()
-    reads = expected_reads(zoom, guess)
+    zoom, guess = settings.model.zoom, TileAssumptions()
+    reads = estimate_reads(zoom, guess)
     print(f"{source}: schedule {','.join(map(str, zoom.schedule))}")
     print(
         f"nodes per layer: {', '.join(map(str, zoom.num_nodes))}; {zoom.num_patches} last patches of {zoom.patch_px} px"
@@ -47,7 +47,7 @@ def _print_reads(settings: TrainSettings, source: str) -> None:
         f"{reads.requests:.0f} requests and {reads.size_bytes / 1e6:.1f} MB, if windows share none of the "
         f"{guess.side_px} px tiles and a pixel takes {guess.bytes_per_pixel:g} bytes"
     )
-    count = num_parameters(settings.model)
+    count = count_parameters(settings.model)
     parts = ", ".join(f"{name} {number:,}" for name, number in count.items() if number)
     print(f"parameters: {sum(count.values()):,} ({parts})")
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from service.progress.record import Progress
 
-EVERY_S = 15.0
+REPORT_EVERY_S = 15.0
 """Seconds between two lines."""
 
 
 class ProgressReporter:
-    """Reports step, loss, rate and time to go, at most every `EVERY_S` seconds and after the last step.
+    """Reports step, loss, rate and time to go, at most every `REPORT_EVERY_S` seconds and after the last step.
 
     It prints lines rather than a bar: Ray forwards a worker's output to the driver line by line.
 
@@ -38,26 +38,26 @@ class ProgressReporter:
         if step == self._first + 1:  # the first step includes the start of the stream: not representative
             self._started_s = now_s
             return
-        if not sums["slides"] or (step < self._num_steps and now_s - self._reported_s < EVERY_S):
+        if not sums["slides"] or (step < self._num_steps and now_s - self._reported_s < REPORT_EVERY_S):
             return
         self._reported_s = now_s
         to_go_s = (now_s - self._started_s) / (step - self._first - 1) * (self._num_steps - step)
-        say(
+        print_line(
             f"step {step}/{self._num_steps}  train loss {sums['loss'] / sums['slides']:.4f}  "
-            f"waiting {sums['wait_s'] / sums['step_s']:.0%}  {clock(to_go_s)} to go"
+            f"waiting {sums['wait_s'] / sums['step_s']:.0%}  {format_duration(to_go_s)} to go"
         )
         if self._record is not None:
             eta_s = float(round(to_go_s))
             self._record(Progress(done=step, total=self._num_steps, eta_s=eta_s, activity="training"))
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line. It avoids print(), whose replacement by Ray Train writes each line twice."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration as "2:03" or "1:02:03"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

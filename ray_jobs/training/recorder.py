@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from ray_jobs.training.epoch_end import format_epoch
 from ray_jobs.training.epoch_sums import Sums
-from ray_jobs.training.progress import ProgressReporter, say
+from ray_jobs.training.progress import ProgressReporter, print_line
 from ray_jobs.training.protocols import Monitor, NoMonitor, ProgressSink, Tracker
 from ray_jobs.training.task import Task
-from service.results.spreadsheet import safe_cell
+from service.results.spreadsheet import escape_cell
 
 MAX_TAG_LENGTH = 5000
 """Characters of a tag's value, within what MLflow accepts."""
@@ -82,7 +82,7 @@ class Recorder:
         if self._tracker is None or not new:
             return
         for uri in new:
-            say(f"warning: {uri} is left out from now on: {lost[uri]}")
+            print_line(f"warning: {uri} is left out from now on: {lost[uri]}")
         ids = {slide.uri: slide.slide_id for slide in (*self._task.train, *self._task.val)}
         rows = [(ids[uri], uri, reason) for uri, reason in lost.items()]
         self._tracker.note_text(_quarantine_csv(rows), "quarantine.csv")
@@ -98,7 +98,7 @@ class Recorder:
             after: slides of a micro-batch from now on.
         """
         if self._tracker is not None:
-            say(f"warning: {reason}: micro-batches of {after} slides from now on instead of {before}")
+            print_line(f"warning: {reason}: micro-batches of {after} slides from now on instead of {before}")
             self._tracker.note_tags({"memory.micro_batch": f"{after}, out of memory with {before}"})
 
     def log_memory(self, micro_batch: int, predicted_bytes: int, peak_bytes: int) -> None:
@@ -111,7 +111,7 @@ class Recorder:
         """
         if self._tracker is None:
             return
-        say(
+        print_line(
             f"memory: {peak_bytes / 1e9:.2f} GB at most in the first steps, {predicted_bytes / 1e9:.2f} GB predicted "
             f"for micro-batches of {micro_batch}"
         )
@@ -130,8 +130,8 @@ class Recorder:
         if self._tracker is None:
             return
         for sentence in warnings:
-            say(f"warning: {sentence}")
-        say(f"epoch {epoch}/{self._task.settings.recipe.epochs}  {format_epoch(metrics)}")
+            print_line(f"warning: {sentence}")
+        print_line(f"epoch {epoch}/{self._task.settings.recipe.epochs}  {format_epoch(metrics)}")
         # The x axis of these metrics is the epoch; the step is one of the metrics.
         self._tracker.metrics({**metrics, "step": step}, step=epoch)
 
@@ -149,5 +149,5 @@ class Recorder:
 def _quarantine_csv(rows: Sequence[tuple[str, str, str]]) -> str:
     """Return a table with slide_id, uri and reason; a spreadsheet takes no cell of it for a formula."""
     table = io.StringIO()
-    csv.writer(table).writerows([("slide_id", "uri", "reason"), *(map(safe_cell, row) for row in rows)])
+    csv.writer(table).writerows([("slide_id", "uri", "reason"), *(map(escape_cell, row) for row in rows)])
     return table.getvalue()

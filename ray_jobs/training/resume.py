@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from magnet.config import ModelConfig
-from magnet.health import Looked
+from magnet.health import ViewedRegions
 from ray_jobs.models import checkpoints
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.training.epoch_sums import Sums
@@ -29,7 +29,7 @@ class AttemptState:
     """Number of steps done."""
     sums: Sums
     """Sums over the epoch so far and over all workers."""
-    viewed: Mapping[str, Looked]
+    viewed: Mapping[str, ViewedRegions]
     """Regions viewed on the validation slides at the end of the last epoch, by slide_id."""
     lost: Mapping[str, str]
     """Reason by URI of each slide in quarantine."""
@@ -57,10 +57,10 @@ def publish(
         StorageError: the store failed or is full.
     """
     threshold = 0.5 if validation is None else validation.threshold
-    saved = checkpoints.Saved(model, state.step, metrics, threshold)
+    saved = checkpoints.CheckpointInfo(model, state.step, metrics, threshold)
     # In the file the viewed regions are called "looked".
     rest = {"sums": state.sums, "lost": dict(state.lost), "looked": _to_tensors(state.viewed)}
-    files = checkpoints.packed(learner.model, saved, learner.state_dict() | rest)
+    files = checkpoints.pack_checkpoint(learner.model, saved, learner.state_dict() | rest)
     if validation is not None:
         files[checkpoints.VALIDATION_FILE] = json.dumps(validation.to_dict()).encode()
     # None without a validation, as within an epoch: such a checkpoint cannot be the best one.
@@ -98,7 +98,7 @@ def restore(store: CheckpointStore, learner: Learner, rank: int, num_workers: in
     return AttemptState(newest.step, training["sums"], _from_tensors(training["looked"]), training["lost"])
 
 
-def _to_tensors(viewed: Mapping[str, Looked]) -> dict[str, list[list[torch.Tensor]]]:
+def _to_tensors(viewed: Mapping[str, ViewedRegions]) -> dict[str, list[list[torch.Tensor]]]:
     """Convert viewed regions to what a checkpoint can hold: it is read as tensors and plain values only."""
     return {
         slide_id: [[torch.from_numpy(layer) for layer in part] for part in (slide.regions, slide.tissue)]
@@ -106,9 +106,9 @@ def _to_tensors(viewed: Mapping[str, Looked]) -> dict[str, list[list[torch.Tenso
     }
 
 
-def _from_tensors(tensors: Mapping[str, Any]) -> dict[str, Looked]:
+def _from_tensors(tensors: Mapping[str, Any]) -> dict[str, ViewedRegions]:
     """Convert back what `_to_tensors` made."""
     return {
-        slide_id: Looked(*(tuple(layer.numpy() for layer in part) for part in parts))
+        slide_id: ViewedRegions(*(tuple(layer.numpy() for layer in part) for part in parts))
         for slide_id, parts in tensors.items()
     }

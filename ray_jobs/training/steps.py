@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from magnet.plan import smaller
-from magnet.windows import WindowRequest, Windows, in_frames
+from magnet.plan import next_smaller_micro_batch
+from magnet.windows import WindowRequest, Windows, wrap_in_frames
 from ray_jobs.training.epoch_sums import Sums, add, sum_reads
 from ray_jobs.training.fit import DoesNotFitError
 from ray_jobs.training.learner import Learner, NotFiniteError, TooLargeError
@@ -121,7 +121,7 @@ class Steps:
         return StepInput(
             index=readable.index,
             side_px_B=batch.side_px,
-            fetch=in_frames(fetch_or_lose(fetch, uris), readable.frames),
+            fetch=wrap_in_frames(fetch_or_lose(fetch, uris), readable.frames),
             label_B=torch.tensor([float(self.task.train[slide].label or 0) for slide in readable.slides]),
             uris=uris,
             counters=batch.counters,
@@ -141,7 +141,7 @@ class Steps:
 
     def _halve(self, error: TooLargeError) -> None:
         """Make micro-batches smaller from now on. Batch, learning rate and order of the slides stay the same."""
-        size = smaller(self.micro_batch)
+        size = next_smaller_micro_batch(self.micro_batch)
         if size is None:
             raise DoesNotFitError(
                 f"{error}, although it has one slide. Take fewer regions per parent (model.zoom.schedule), a smaller "

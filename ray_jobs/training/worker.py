@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError
 
 from magnet.zoom import MagNet
 from ray_jobs.cluster.progress_relay import make_progress_sink
-from ray_jobs.cluster.reader_actors import reader_for
-from ray_jobs.command_line.permanence import passes, root_error
+from ray_jobs.cluster.reader_actors import make_reader
+from ray_jobs.command_line.permanence import find_root_error, is_transient
 from ray_jobs.tracking.mlflow_run import SystemMetrics, Tracker
 from ray_jobs.tracking.provenance import hardware_tags
 from ray_jobs.training.build import build_attempt
@@ -54,8 +54,8 @@ def run_worker(config: dict[str, Any], network: type[MagNet] = MagNet) -> str | 
             return storage.read_bytes(failure_uri).decode()
         return run_attempt(config, network)
     except Exception as error:  # its kind decides whether Ray may start the group again
-        cause = root_error(error)
-        if passes(cause):
+        cause = find_root_error(error)
+        if is_transient(cause):
             raise
         traceback.print_exception(error)  # the reason that is returned has no traceback
         reason = str(cause) if isinstance(cause, MagnetError) else f"{PROGRAM_ERROR}{describe(cause)}"
@@ -96,7 +96,7 @@ def run_attempt(config: dict[str, Any], network: type[MagNet] = MagNet) -> str |
         attempt = build_attempt(
             task,
             device,
-            reader_for(task.settings.compute, config["readers"], get_store_deadline_s()),
+            make_reader(task.settings.compute, config["readers"], get_store_deadline_s()),
             network=network,
             rank=rank,
             num_workers=num_workers,

@@ -36,9 +36,9 @@ from service.cohort.manifest import Manifest
 from service.errors import StoppedError
 from service.progress.file import append_progress
 from service.progress.record import Progress
-from service.settings.parsing import flat, to_dict
+from service.settings.parsing import flatten, to_dict
 from service.settings.train import TrainSettings
-from service.settings.tune import Schedule, SearchSettings, in_words
+from service.settings.tune import Schedule, SearchSettings, format_schedule
 
 BEST_FILE = "best.yaml"
 SNAPSHOT_EVERY_S = "1"
@@ -76,11 +76,11 @@ def tune_schedules(search: SearchSettings, base: TrainSettings, manifest: Manife
     cluster.connect(command.worker_environment())
     # A trial is one process that also reads for itself, see `trial`.
     compute = replace(base.compute, num_workers=1, readers=0)
-    base = replace(base, compute=cluster.fitted(compute, extra_cpus=0, why="one trial at a time"))
+    base = replace(base, compute=cluster.fit_to_cluster(compute, extra_cpus=0, why="one trial at a time"))
     cluster.require_shared(storage=folder, MLFLOW_TRACKING_URI=uri)
     allowed, refused = select_schedules(search, base, _gpu_bytes(base))
     run_id, finished = mlflow_run.start_run(uri, experiment=base.experiment, name=name, storage=folder)
-    print(f"job {name}, MLflow run {run_id}; runs: {registry.ui_command(uri)}", flush=True)
+    print(f"job {name}, MLflow run {run_id}; runs: {registry.format_ui_command(uri)}", flush=True)
     append_progress(Progress(mlflow_run=run_id, activity="starting workers"))
     if finished:
         print("this search has finished; to start a new one, give it another --name")
@@ -115,17 +115,17 @@ def _record(
     tracker: mlflow_run.Tracker, task: SearchTask, allowed: Sequence[Schedule], refused: Sequence[RefusedSchedule]
 ) -> None:
     """Write settings and refused schedules into the parent run."""
-    search_params = {f"search.{key}": value for key, value in flat(to_dict(task.settings)).items()}
+    search_params = {f"search.{key}": value for key, value in flatten(to_dict(task.settings)).items()}
     tracker.params(task.parameters(task.base) | search_params)
     tracker.begin()
     tracker.datasets(task.manifest)
     tracker.tags({"schedules.allowed": str(len(allowed)), "schedules.refused": str(len(refused))})
     print(f"{len(allowed)} schedules to choose from, {len(refused)} refused", flush=True)
     for refusal in refused[:SHOWN_REFUSALS]:
-        print(f"  refused {in_words(refusal.schedule)}: {refusal.reason}")
+        print(f"  refused {format_schedule(refusal.schedule)}: {refusal.reason}")
     if len(refused) > SHOWN_REFUSALS:
         print(f"  and {len(refused) - SHOWN_REFUSALS} more, see refused.csv in MLflow", flush=True)
-    rows = [(in_words(refusal.schedule), refusal.reason) for refusal in refused]
+    rows = [(format_schedule(refusal.schedule), refusal.reason) for refusal in refused]
     tracker.note_text(pd.DataFrame(rows, columns=["schedule", "reason"]).to_csv(index=False), "refused.csv")
     tracker.flush()
 
@@ -234,7 +234,7 @@ def _deliver(tracker: mlflow_run.Tracker, task: SearchTask, outcomes: Sequence[O
     print(
         f"best: {best.schedule}, validation AUROC {best.auroc:.3f}, {(best.bytes_per_slide or 0) / 1e6:.2f} MB a slide"
     )
-    for line in next_steps(task.manifest.uri, config_uri, environment.service_job()):
+    for line in list_next_steps(task.manifest.uri, config_uri, environment.read_service_job()):
         print(line, flush=True)
 
 
@@ -259,7 +259,7 @@ def _config_text(task: SearchTask, best: Outcome, settings: TrainSettings) -> st
     return text.getvalue()
 
 
-def next_steps(manifest: str, config: str, job: str | None) -> list[str]:
+def list_next_steps(manifest: str, config: str, job: str | None) -> list[str]:
     """Return commands that train with the best config.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from ray_jobs.training.progress import clock, say
+from ray_jobs.training.progress import format_duration, print_line
 from service.progress.file import append_progress
 from service.progress.record import Progress
 
@@ -38,5 +38,5 @@ class TrialReporter(Callback):
         to_go_s = (time.monotonic() - self._started_s) / self._num_ended_here * (total - num_ended)
         values = [trial.last_result["objective"] for trial in trials if "objective" in (trial.last_result or {})]
         best = f"  best objective {max(values):.4f}" if values else ""
-        say(f"trial {num_ended}/{total} ended{best}  {clock(to_go_s)} to go")
+        print_line(f"trial {num_ended}/{total} ended{best}  {format_duration(to_go_s)} to go")
         append_progress(Progress(done=num_ended, total=total, eta_s=float(round(to_go_s)), activity="searching"))

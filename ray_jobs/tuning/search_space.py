@@ -10,11 +10,11 @@ import numpy as np
 from ray import tune
 
 from magnet.config import MAX_PATCHES
-from magnet.plan import Cut
+from magnet.plan import BatchSplit
 from ray_jobs.training.fit import explain_refusal, fits, predict_memory
 from service.errors import UsageError
 from service.settings.train import TrainSettings
-from service.settings.tune import Schedule, SearchSettings, in_words, trial_settings
+from service.settings.tune import Schedule, SearchSettings, format_schedule, make_trial_settings
 
 PROBES: tuple[Schedule, ...] = ((1, 1), (1, 2), (2, 1))
 """Schedules from whose measured memory that of all others follows: it is linear in inner nodes and last patches."""
@@ -53,7 +53,7 @@ def select_schedules(
         elif (
             predictor is not None and gpu_bytes is not None and not fits(peak := predictor.predict(schedule), gpu_bytes)
         ):
-            settings = trial_settings(base, {"schedule": in_words(schedule)})
+            settings = make_trial_settings(base, {"schedule": format_schedule(schedule)})
             refused.append(RefusedSchedule(schedule, explain_refusal(settings, peak, gpu_bytes)))
         else:
             allowed.append(schedule)
@@ -70,9 +70,10 @@ class PeakPredictor:
     """
 
     def __init__(self, base: TrainSettings) -> None:
-        cut = Cut(1, base.recipe.batch)
+        cut = BatchSplit(1, base.recipe.batch)
         peaks = [
-            predict_memory(trial_settings(base, {"schedule": in_words(probe)}), cut).peak_bytes for probe in PROBES
+            predict_memory(make_trial_settings(base, {"schedule": format_schedule(probe)}), cut).peak_bytes
+            for probe in PROBES
         ]
         # Three schedules determine the three weights of a linear function.
         self._weights = np.linalg.solve(np.array([_terms(probe) for probe in PROBES]), np.array(peaks, np.float64))
@@ -91,7 +92,7 @@ def _terms(schedule: Schedule) -> tuple[float, float, float]:
 def make_space(search: SearchSettings, allowed: Sequence[Schedule]) -> dict[str, Any]:
     """Return the space of values that Ray Tune selects from, by name."""
     one_of = tune.grid_search if search.method == "grid" else tune.choice
-    space: dict[str, Any] = {"schedule": one_of([in_words(schedule) for schedule in allowed])}
+    space: dict[str, Any] = {"schedule": one_of([format_schedule(schedule) for schedule in allowed])}
     for name in ("sampler", "encoder", "frozen_patch"):
         if choices := getattr(search, name):
             space[name] = one_of(list(choices))

@@ -13,9 +13,9 @@ from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.tuning.pareto import Outcome
 from service import storage
 from service.cohort.manifest import Manifest
-from service.settings.parsing import flat, to_dict
+from service.settings.parsing import flatten, to_dict
 from service.settings.train import TrainSettings
-from service.settings.tune import SearchSettings, trial_settings
+from service.settings.tune import SearchSettings, make_trial_settings
 
 VALUES_FILE, OUTCOME_FILE = "chosen.json", "outcome.json"
 """Files in a trial's folder: the values that it trains with; and its outcome, once it has ended by itself."""
@@ -55,7 +55,7 @@ class SearchTask:
         """Return the parameters of a run: those of a training, and depth and patches that follow from a schedule."""
         zoom = settings.model.zoom
         manifest = {"manifest": self.manifest.uri, "manifest_sha256": self.manifest.sha256}
-        return flat(to_dict(settings)) | manifest | {"depth": zoom.num_layers, "num_patches": zoom.num_patches}
+        return flatten(to_dict(settings)) | manifest | {"depth": zoom.num_layers, "num_patches": zoom.num_patches}
 
 
 def write_values(task: SearchTask, trial: str, values: Values) -> None:
@@ -66,7 +66,7 @@ def write_values(task: SearchTask, trial: str, values: Values) -> None:
 def read_settings(task: SearchTask, trial: str) -> TrainSettings:
     """Return the settings of a trial that has started."""
     values = json.loads(storage.read_bytes(storage.join(task.folder(trial), VALUES_FILE)))
-    return trial_settings(task.base, values)
+    return make_trial_settings(task.base, values)
 
 
 def write_outcome(task: SearchTask, outcome: Outcome, values: Values) -> None:
@@ -110,7 +110,7 @@ def make_outcome(task: SearchTask, trial: str, settings: TrainSettings, status: 
         return outcome
     with TemporaryDirectory() as name:  # only the description is read, not the weights
         store.fetch(best, Path(name), [checkpoints.SETTINGS_FILE])
-        metrics = checkpoints.describe(Path(name)).metrics
+        metrics = checkpoints.read_info(Path(name)).metrics
     auroc, bytes_per_slide = metrics["val/auroc"], metrics["val/bytes_per_slide"]
     objective = task.settings.objective(auroc, bytes_per_slide)
     return replace(outcome, auroc=auroc, bytes_per_slide=bytes_per_slide, objective=objective)

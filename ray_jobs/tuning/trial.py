@@ -12,7 +12,7 @@ import traceback
 import torch
 from ray import tune
 
-from ray_jobs.command_line.permanence import passes, root_error
+from ray_jobs.command_line.permanence import find_root_error, is_transient
 from ray_jobs.tracking import mlflow_run
 from ray_jobs.tracking.provenance import hardware_tags
 from ray_jobs.training.build import build_attempt
@@ -26,7 +26,7 @@ from ray_jobs.tuning.pareto import Outcome
 from ray_jobs.tuning.search_task import SearchTask, Values, find_outcome, make_outcome, write_outcome, write_values
 from service.queue.incidents import describe
 from service.settings.train import TrainSettings
-from service.settings.tune import trial_settings
+from service.settings.tune import make_trial_settings
 from service.slides.reader import RegionReader
 
 WORST = -1.0
@@ -46,7 +46,7 @@ def run_trial(values: Values, task: SearchTask) -> None:
         _report_outcome(task, twin)
         return
     write_values(task, trial, values)
-    settings = trial_settings(task.base, values)
+    settings = make_trial_settings(task.base, values)
     tracker = _start_run(task, trial, settings)
     status, reason = "complete", ""
     try:
@@ -56,7 +56,7 @@ def run_trial(values: Values, task: SearchTask) -> None:
     except (NotFiniteError, QuarantineError) as error:
         status, reason = "failed", str(error)
     except Exception as error:  # its kind decides whether Tune may start the trial again
-        if passes(root_error(error)):
+        if is_transient(find_root_error(error)):
             raise  # Tune starts the trial again
         traceback.print_exc()
         status, reason = "failed", describe(error)

@@ -9,7 +9,7 @@ import time
 from service import storage
 from service.cohort.folder import is_folder
 from service.errors import MagnetError, NotFoundError, StorageError, UsageError
-from service.storage.rights import Rights, held
+from service.storage.rights import Rights, apply_rights
 from service.storage.uri import Location
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Manifests:
 
         def look_up() -> None:
             try:
-                with held(rights):  # rights belong to a thread, so they are set in this one
+                with apply_rights(rights):  # rights belong to a thread, so they are set in this one
                     storage.stat(location.uri, DEADLINE_S)
             except NotFoundError:
                 missing.set()

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from service.queue.job_rows import ConflictError
 from service.queue.requests import Check, Score, Train, Tune
 from service.queue.tables import jobs
-from service.storage.rights import canonical
+from service.storage.rights import canonicalize
 from service.storage.uri import Location, parse
 
 
@@ -37,6 +37,6 @@ def require_unshared(connection: sa.Connection, request: Check | Train | Tune | 
 
 
 def _normalise(uri: str) -> Location:
-    location = canonical(parse(uri), follow_links=True)
+    location = canonicalize(parse(uri), follow_links=True)
     folders = [part for part in location.key.split("/") if part]
     return Location(location.scheme, location.host, "/".join(folders))

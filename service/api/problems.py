@@ -24,8 +24,8 @@ from service.api.errors import (
 )
 from service.errors import AccessError, MagnetError, NotFoundError, StorageError, UsageError
 from service.queue.job_rows import ConflictError, TooManyJobsError
-from service.queue.ray_api import RayAwayError
-from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
+from service.queue.ray_api import RayUnavailableError
+from service.queue.tables import DatabaseCorruptError, DatabaseUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ PROBLEMS: Mapping[type[MagnetError], tuple[int, str]] = {
     UsageError: (422, "change the request as the detail says"),
     NotReadyError: (503, "an administrator starts the dispatcher: magnet dispatch"),
     DatabaseCorruptError: (503, "an administrator restores a backup: magnet restore"),
-    DatabaseAwayError: (503, RETRY),
-    RayAwayError: (503, RETRY),
+    DatabaseUnavailableError: (503, RETRY),
+    RayUnavailableError: (503, RETRY),
     ProviderUnavailableError: (503, "try again in a moment; an administrator checks `oidc` in the settings"),
     MlflowUnavailableError: (503, "try again in a moment; an administrator checks `mlflow` in the settings"),
     StorageError: (503, RETRY),
@@ -106,7 +106,7 @@ def to_response(error: MagnetError) -> Response:
     if isinstance(error, RefusedError):
         return make_problem(error.status, str(error), error.to_do)
     status, to_do = next((problem for kind, problem in PROBLEMS.items() if isinstance(error, kind)), (500, ""))
-    if isinstance(error, DatabaseAwayError | DatabaseCorruptError):
+    if isinstance(error, DatabaseUnavailableError | DatabaseCorruptError):
         log.error("%s", error)  # not for clients: the driver's message names hosts and accounts
         return make_problem(status, "the queue's database is unreachable or corrupt", to_do)
     return make_problem(status, str(error), to_do or "report this error, with the service's log")

@@ -19,7 +19,7 @@ from service.queue.job import Job
 from service.queue.requests import Score, Tune, from_json, results_folder
 from service.queue.tables import Database
 from service.settings.service import ServiceSettings
-from service.storage.rights import held
+from service.storage.rights import apply_rights
 
 
 class ResultFiles:
@@ -74,7 +74,7 @@ class ResultFiles:
         groups = groups_of(self._settings, job.owner, json.loads(job.groups))
         try:
             # With the job's rights, not the service's: a result may have become a link to a secret.
-            with held(job_rights(self._settings, job.owner, groups, job.id)):
+            with apply_rights(job_rights(self._settings, job.owner, groups, job.id)):
                 data = storage.read_bytes(uri)
         except NotFoundError as error:
             raise NotFoundError(f"job {job.id} has no {storage.name(uri)}; it is {job.state}") from error

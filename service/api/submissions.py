@@ -68,7 +68,7 @@ def submit_job(
         priority=body.priority,
         max_attempts=body.max_attempts,
         idempotency_key=idempotency_key,
-        max_queued=quotas.effective(settings, caller.owner, caller.groups).max_queued,
+        max_queued=quotas.effective_limits(settings, caller.owner, caller.groups).max_queued,
         within=record,
     )
 

@@ -22,7 +22,7 @@ def describe_caller(database: Database, settings: ServiceSettings, caller: Calle
         caller: the caller.
         num_followed: number of streams that the caller follows.
     """
-    limits = quotas.effective(settings, caller.owner, caller.groups)
+    limits = quotas.effective_limits(settings, caller.owner, caller.groups)
     with database.reading() as connection:
         by_state = sa.select(jobs.c.state, sa.func.count()).where(jobs.c.owner == caller.owner).group_by(jobs.c.state)
         counts = {state: int(count) for state, count in connection.execute(by_state)}

@@ -12,10 +12,10 @@ from service.cli import connect, tables
 from service.errors import UsageError
 from service.operations import backup as archives
 from service.operations.doctor import run_checks
-from service.operations.serving import admin_token, serve_api
-from service.operations.serving import dispatch as run_dispatcher
+from service.operations.serving import create_admin_token, serve_api
+from service.operations.serving import run_dispatcher as run_dispatcher
 from service.queue.audit import read_export, verify
-from service.settings.service import service_settings
+from service.settings.service import read_service_settings
 
 PAGE_ROWS = 1000
 """Number of rows of the audit log in one request."""
@@ -23,33 +23,33 @@ PAGE_ROWS = 1000
 
 def api(options: argparse.Namespace) -> int:
     """Serve the HTTP API until the process is stopped."""
-    serve_api(service_settings(options.config, options.set))
+    serve_api(read_service_settings(options.config, options.set))
     return 0
 
 
 def dispatch(options: argparse.Namespace) -> int:
     """Run the queue's jobs until the process is stopped."""
-    run_dispatcher(service_settings(options.config, options.set))
+    run_dispatcher(read_service_settings(options.config, options.set))
     return 0
 
 
 def backup(options: argparse.Namespace) -> int:
     """Write the service's state into an archive."""
-    manifest = archives.backup(service_settings(options.config, options.set), Path(options.file))
+    manifest = archives.backup(read_service_settings(options.config, options.set), Path(options.file))
     print(f"{options.file}: {', '.join(manifest['members'])}; {manifest['rows']['jobs']} jobs")
     return 0
 
 
 def restore(options: argparse.Namespace) -> int:
     """Replace the state of a stopped service by an archive's."""
-    replaced = archives.restore(service_settings(options.config, options.set), Path(options.file))
+    replaced = archives.restore(read_service_settings(options.config, options.set), Path(options.file))
     print("restored; start the service" + (f". The replaced files are in {replaced}" if replaced else ""))
     return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
     """Check the service's parts, and print how to fix those that fail."""
-    checks = run_checks(service_settings(options.config, options.set))
+    checks = run_checks(read_service_settings(options.config, options.set))
     for check in checks:
         print(check.format())
     failed = [check.name for check in checks if not check.ok]
@@ -67,14 +67,14 @@ def create_first_token(options: argparse.Namespace) -> str:
         raise UsageError(
             "--config creates an administrator's token; add --scope admin, or omit --config to use the API"
         )
-    settings = service_settings(options.config, options.set)
+    settings = read_service_settings(options.config, options.set)
     max_days = settings.max_token_days or float("inf")
     days = min(settings.token_days, max_days) if options.days is None else options.days
     if days == "never" and settings.max_token_days is None:
-        return admin_token(settings, options.owner)
+        return create_admin_token(settings, options.owner)
     if days == "never" or not 0 < days <= max_days:
         raise UsageError(f"--days {days}: must be above 0 and at most {max_days:g}")
-    return admin_token(settings, options.owner, days)
+    return create_admin_token(settings, options.owner, days)
 
 
 def audit(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from service.api.answers import JobSummary
 from service.client import Client, ServiceError
 from service.client.connection import is_loopback
-from service.environment import client_settings
+from service.environment import read_client_settings
 from service.errors import UsageError
 
 JOB_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
@@ -24,7 +24,7 @@ LAST = ("last", "-")
 
 def open_client() -> Client:
     """Return a client of the user's service."""
-    settings = client_settings()
+    settings = read_client_settings()
     if settings.token and settings.url.startswith("http://") and not is_loopback(settings.url):
         warn(f"{settings.url} is not encrypted, so the token can be read on the network; use https://")
     return Client(settings.url, settings.token, report=warn)

@@ -7,13 +7,13 @@ import argparse
 from service.cli import connect, tables
 from service.client import Client, ServiceError
 from service.client.device_login import log_in_with_device_code
-from service.environment import client_settings, keep_client
+from service.environment import read_client_settings, write_client_file
 from service.errors import UsageError
 
 
 def login(options: argparse.Namespace) -> int:
     """Log in at the identity provider of the service, and store the token."""
-    url = options.url or client_settings().url
+    url = options.url or read_client_settings().url
     with Client(url, None, report=connect.warn) as client:
         try:
             provider = client.login_offer()
@@ -24,8 +24,8 @@ def login(options: argparse.Namespace) -> int:
                 f"{client.url} has no login; ask an administrator for a token, and set MAGNET_TOKEN to it"
             ) from error
         token = client.login(log_in_with_device_code(provider.issuer, provider.client_id, show=connect.warn))
-        earlier = client_settings()
-        keep_client(client.url, token.secret)
+        earlier = read_client_settings()
+        write_client_file(client.url, token.secret)
         # Otherwise the replaced token would stay valid without anyone using it.
         if earlier.from_file and earlier.url == client.url and earlier.token:
             _revoke(client.url, earlier.token)
@@ -48,7 +48,7 @@ def _revoke(url: str, token: str) -> None:
 
 def logout(_: argparse.Namespace) -> int:
     """Revoke the stored token, and remove it from this machine."""
-    settings = client_settings()
+    settings = read_client_settings()
     if not settings.from_file:
         raise UsageError("this machine stores no token of this service, so there is nothing to log out from")
     with connect.open_client() as client:
@@ -57,6 +57,6 @@ def logout(_: argparse.Namespace) -> int:
         except ServiceError as error:
             if error.status != 401:  # it was revoked or has expired already
                 raise
-    keep_client(settings.url, None)
+    write_client_file(settings.url, None)
     print(f"logged out from {settings.url}")
     return 0

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from service import exit_status
-from service.cli.parser import parser
+from service.cli.parser import build_parser
 from service.errors import MagnetError, UsageError
 
 FORWARDED = {"serve": "ray_jobs.serve", "plan": "ray_jobs.plan"}
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     if arguments and arguments[0] in FORWARDED:
         return _forward(arguments[0], arguments[1:])
-    commands = parser()
+    commands = build_parser()
     if not arguments:
         commands.print_help()
         return 0

@@ -14,9 +14,9 @@ from service.errors import UsageError
 from service.queue.arrivals import Schedule, Watch
 from service.queue.requests import Check, Score, Train, Tune, read_places
 from service.settings.parsing import parse
-from service.settings.score import score_settings
-from service.settings.train import train_settings
-from service.settings.tune import search_settings
+from service.settings.score import read_score_settings
+from service.settings.train import read_train_settings
+from service.settings.tune import read_search_settings
 
 
 def submit(options: argparse.Namespace) -> int:
@@ -81,12 +81,12 @@ def build_request(options: argparse.Namespace) -> Check | Train | Tune | Score:
             out=out,
             outlines=outlines,
             split=options.split,
-            settings=score_settings(options.config, options.set),
+            settings=read_score_settings(options.config, options.set),
         )
-    training = train_settings(options.config, options.set)
+    training = read_train_settings(options.config, options.set)
     if options.kind == "tune":
         trials = [] if options.trials is None else [f"trials={options.trials}"]
-        search = search_settings(options.search, [*options.search_set, *trials])
+        search = read_search_settings(options.search, [*options.search_set, *trials])
         return Tune(manifest=manifest, search=search, settings=training)
     return Train(manifest=manifest, settings=training)
 

@@ -8,7 +8,7 @@ import time
 
 from service.api.answers import TokenView
 from service.cli import connect, tables
-from service.environment import client_settings, keep_client
+from service.environment import read_client_settings, write_client_file
 from service.errors import UsageError
 
 
@@ -48,12 +48,12 @@ def list_or_revoke(options: argparse.Namespace) -> int:
 
 def rotate(options: argparse.Namespace) -> int:
     """Replace the token in use by a new one; a token from the client file is replaced there too."""
-    settings = client_settings()
+    settings = read_client_settings()
     if settings.token is None:
         raise UsageError("no token is set; run: magnet login, or set MAGNET_TOKEN")
     if settings.from_file:
         # An unwritable file must be an error before the old token is replaced.
-        keep_client(settings.url, settings.token)
+        write_client_file(settings.url, settings.token)
     with connect.open_client() as client:
         token = client.rotate(options.grace_s)
     connect.warn(
@@ -65,7 +65,7 @@ def rotate(options: argparse.Namespace) -> int:
         print(token.secret)
         return 0
     try:
-        keep_client(settings.url, token.secret)
+        write_client_file(settings.url, token.secret)
     except UsageError:
         connect.warn("the new token could not be stored; set MAGNET_TOKEN to it:")
         print(token.secret)

@@ -55,7 +55,7 @@ def is_folder(place: str) -> bool:
     return place.endswith("/") or ("://" not in place and os.path.isdir(place))
 
 
-def slides_under(folder: str) -> tuple[Manifest, OtherFiles]:
+def list_slides(folder: str) -> tuple[Manifest, OtherFiles]:
     """List every slide below a folder.
 
     Args:

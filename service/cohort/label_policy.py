@@ -11,7 +11,7 @@ from service.cohort.manifest_table import ManifestError, Problem
 from service.cohort.splits import SPLITS
 
 
-def training_slides(manifest: Manifest, *, without_strata: Sequence[str], fit_on: str) -> Manifest:
+def select_training_slides(manifest: Manifest, *, without_strata: Sequence[str], fit_on: str) -> Manifest:
     """Apply a label policy to the splits train and val of a manifest. Test is never changed.
 
     Args:
@@ -35,7 +35,7 @@ def training_slides(manifest: Manifest, *, without_strata: Sequence[str], fit_on
     return replace(manifest, slides=tuple(kept), left_out=tuple(left_out))
 
 
-def slide_counts(manifest: Manifest) -> dict[str, str]:
+def describe_splits(manifest: Manifest) -> dict[str, str]:
     """Describe the number of slides in each split, and of those left out by stratum and split."""
     result = {}
     for name in SPLITS:

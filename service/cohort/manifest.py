@@ -117,7 +117,7 @@ def load_manifest(uri: str, *, need_labels: bool) -> Manifest:
     return Manifest(slides=tuple(slides), uri=uri, sha256=hashlib.sha256(data).hexdigest())
 
 
-def with_splits(manifest: Manifest, seed: int, shares: Mapping[str, float]) -> Manifest:
+def assign_splits(manifest: Manifest, seed: int, shares: Mapping[str, float]) -> Manifest:
     """Assign splits to the slides of a manifest that has none, patient by patient.
 
     Args:

@@ -24,7 +24,7 @@ from service.errors import UsageError
 Outlines = Mapping[str, shapely.Geometry]
 """Union of all outlines of each slide in level-0 pixels, by slide_id."""
 
-HIT = 0.1
+MIN_HIT_COVERAGE = 0.1
 """Least share of a box that a lesion must cover for the box to count as a hit, 0 to 1."""
 
 NOT_LESION = ("_2", "exclusion", "normal", "none of the above")
@@ -108,7 +108,7 @@ def _read_asap_folder(folder: str) -> Outlines:
     return {slide_id: outline for slide_id, outline in outlines.items() if not shapely.is_empty(outline)}
 
 
-def covered(box_l0: NDArray[np.float64], outline: shapely.Geometry | None) -> NDArray[np.float64]:
+def measure_coverage(box_l0: NDArray[np.float64], outline: shapely.Geometry | None) -> NDArray[np.float64]:
     """Compute the share of each box's area that an outline covers.
 
     Args:

@@ -17,8 +17,8 @@ from service.api.gate.hosts import LOOPBACK
 from service.operations.check import Check
 from service.operations.file_modes import find_exposed
 from service.settings.service import ServiceSettings
-from service.storage.http import HttpStore
-from service.storage.stores import Store, attempt
+from service.storage.http import WebStore
+from service.storage.stores import Store, run_with_retries
 
 PACKAGES = ("torch", "ray", "mlflow", "dbos", "fastapi", "obstore", "imagecodecs", "openslide-python")
 """Packages whose versions are reported."""
@@ -55,10 +55,10 @@ def _get_written_s(uri: str) -> float:
         return Path(uri).stat().st_mtime
 
     def get_modified_s(store: Store, key: str) -> float:
-        assert not isinstance(store, HttpStore)  # an HTTP server would have refused the write before
+        assert not isinstance(store, WebStore)  # an HTTP server would have refused the write before
         return obstore.head(store, key)["last_modified"].timestamp()
 
-    return attempt(uri, get_modified_s)
+    return run_with_retries(uri, get_modified_s)
 
 
 def check_disk(settings: ServiceSettings) -> Check:

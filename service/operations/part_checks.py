@@ -107,7 +107,7 @@ def check_mlflow(settings: ServiceSettings) -> Check:
 def check_api(settings: ServiceSettings) -> Check:
     """Check that the API of these settings responds, and accepts the stored token if that is meant for it."""
     url = make_api_url(settings)
-    client_settings = environment.client_settings()
+    client_settings = environment.read_client_settings()
     # A token must not be sent to another service than its own.
     token = client_settings.token if _is_same_service(client_settings.url, url, settings) else None
     transport = None if settings.tls_certificate is None else httpx2.HTTPTransport(verify=_make_tls_context(settings))

@@ -75,7 +75,7 @@ def make_server_config(app: object, settings: ServiceSettings) -> uvicorn.Config
     )
 
 
-def dispatch(settings: ServiceSettings) -> None:
+def run_dispatcher(settings: ServiceSettings) -> None:
     """Run the queue's jobs until a signal stops the process.
 
     Jobs that run at that moment continue; the next dispatcher finds them.
@@ -93,7 +93,7 @@ def dispatch(settings: ServiceSettings) -> None:
     end_process(exit_status.DONE)
 
 
-def admin_token(settings: ServiceSettings, owner: str, days: float | None = None) -> str:
+def create_admin_token(settings: ServiceSettings, owner: str, days: float | None = None) -> str:
     """Create an administrator's token in the database.
 
     The API cannot create the first token, since a request for it would need a token.

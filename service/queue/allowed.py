@@ -69,7 +69,7 @@ def require_allowed(place: str, rights: Rights, *, write: bool = False) -> None:
     rights.require(place, write=write)
 
 
-def joined(folder: str, relative: str) -> str:
+def join_result_file(folder: str, relative: str) -> str:
     """Return the URI of a file in a results folder; the name comes from a user.
 
     Args:

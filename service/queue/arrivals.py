@@ -19,9 +19,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import sqlalchemy as sa
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 
-from magnet.config import CLOSED
+from magnet.config import FORBID_EXTRA
 from service import storage
-from service.cohort.folder import slides_under
+from service.cohort.folder import list_slides
 from service.cohort.manifest import Slide
 from service.errors import MagnetError, NotFoundError, UsageError
 from service.queue.cron import next_time_s, require_cron, smallest_gap_s
@@ -29,13 +29,13 @@ from service.queue.grants import groups_of, user_rights
 from service.queue.incidents import describe
 from service.queue.job_rows import TooManyJobsError, clean
 from service.queue.lease import LeaseLostError
-from service.queue.quotas import effective
+from service.queue.quotas import effective_limits
 from service.queue.requests import Model, Request, Score, Uri
 from service.queue.store import JobStore
-from service.queue.tables import DatabaseAwayError, DatabaseCorruptError, arrived, lock, recurring
+from service.queue.tables import DatabaseCorruptError, DatabaseUnavailableError, arrived, lock, recurring
 from service.settings.parsing import to_dict
 from service.settings.service import ServiceSettings
-from service.storage.rights import held
+from service.storage.rights import apply_rights
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ Cron = Annotated[str, StringConstraints(min_length=9, max_length=100), AfterVali
 class Watch:
     """A watch: score the slides that arrive in a folder."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     what: Literal["watch"] = "watch"
     folder: Uri
@@ -69,7 +69,7 @@ class Watch:
 class Schedule:
     """A schedule: submit a job repeatedly."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     what: Literal["schedule"] = "schedule"
     cron: Cron
@@ -149,7 +149,7 @@ class Arrivals:
         now_s = time.time()
         if isinstance(recurring_job, Schedule):
             _require_interval(recurring_job.cron, self._settings.min_interval_s, now_s)
-        most = effective(self._settings, owner, groups).max_recurring
+        most = effective_limits(self._settings, owner, groups).max_recurring
         entry_id = f"{recurring_job.what}-{uuid.uuid4().hex[:12]}"
         body = json.dumps(to_dict(recurring_job), allow_nan=False)
         row = {"id": entry_id, "owner": owner, "what": recurring_job.what, "body": body}
@@ -204,7 +204,7 @@ class Arrivals:
                 continue
             try:
                 values = self._run(entry, entry.parse(), now_s)
-            except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
+            except (DatabaseUnavailableError, DatabaseCorruptError, LeaseLostError):
                 raise
             except Exception as error:  # one corrupt entry must not end the dispatcher
                 log.exception("%s of %s is disabled", entry.id, entry.owner)
@@ -216,7 +216,7 @@ class Arrivals:
         """Run an entry that is due; return its columns that change."""
         try:
             note = self._watch(entry, parsed) if isinstance(parsed, Watch) else self._submit(entry, parsed)
-        except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
+        except (DatabaseUnavailableError, DatabaseCorruptError, LeaseLostError):
             raise
         except TooManyJobsError as error:
             note = f"waits: {error}" if isinstance(parsed, Watch) else f"skipped: {error}"
@@ -237,7 +237,7 @@ class Arrivals:
         # The key contains the time that was due: after a crash the same job is not submitted twice.
         key = f"{entry.id}:{entry.next_s:.0f}"
         groups = json.loads(entry.groups)
-        most = effective(self._settings, entry.owner, groups).max_queued
+        most = effective_limits(self._settings, entry.owner, groups).max_queued
         job, _ = self._store.add(
             schedule.job, entry.owner, groups=groups, idempotency_key=key, source=entry.id, max_queued=most
         )
@@ -247,10 +247,10 @@ class Arrivals:
         """Submit a scoring of the slides that have arrived and settled; return the note for the user."""
         # The rights are checked at each look: one may have been taken away, or a link put in the place of the folder.
         groups = json.loads(entry.groups)
-        with held(user_rights(self._settings, entry.owner, groups_of(self._settings, entry.owner, groups))):
+        with apply_rights(user_rights(self._settings, entry.owner, groups_of(self._settings, entry.owner, groups))):
             if not storage.list_uris(watch.folder.rstrip("/")):
                 return "no files here, or no such folder; if slides are expected, check its name"
-            manifest, other = slides_under(watch.folder)
+            manifest, other = list_slides(watch.folder)
         new = self._settled_slides(entry, watch, manifest.slides)[:MAX_SLIDES]
         left_out = f"; {other.not_utf8_note()}" if other.not_utf8 else ""
         return (self._score(entry, watch, new, groups) if new else "nothing new") + left_out
@@ -269,7 +269,7 @@ class Arrivals:
             connection.execute(arrived.insert(), rows)
 
         request = Score(manifest=manifest, model=watch.model)
-        most = effective(self._settings, entry.owner, groups).max_queued
+        most = effective_limits(self._settings, entry.owner, groups).max_queued
         job, _ = self._store.add(
             request, entry.owner, groups=groups, source=entry.id, within=record_slides, max_queued=most
         )

@@ -41,7 +41,7 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Beat:
+class Heartbeat:
     """A heartbeat: the newest state of a running command."""
 
     count: int
@@ -76,11 +76,11 @@ class AttemptFolder:
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
-    def write_beat(self, beat: Beat) -> None:
+    def write_beat(self, beat: Heartbeat) -> None:
         """Replace the heartbeat."""
         storage.write_bytes(self._file("beat.json"), json.dumps(asdict(beat)).encode())
 
-    def beat(self) -> Beat | None:
+    def beat(self) -> Heartbeat | None:
         """Return the newest heartbeat; None before the first.
 
         Raises:
@@ -143,7 +143,7 @@ class AttemptFolder:
         return storage.join(self.uri, name)
 
 
-BEAT = TypeAdapter(Beat)
+BEAT = TypeAdapter(Heartbeat)
 STOP = TypeAdapter(Stop)
 
 

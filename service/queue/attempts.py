@@ -23,7 +23,7 @@ from service.queue.observer import Cluster, Observer, Outcome
 from service.queue.ray_api import RayRefusedError
 from service.queue.requests import Check, Score, Train, Tune, build_command, from_json, settings_files
 from service.queue.store import JobStore
-from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
+from service.queue.tables import DatabaseCorruptError, DatabaseUnavailableError
 from service.settings.service import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Attempts:
                 # Ray forgets its jobs when its head restarts: an attempt that has started must not start again.
                 if not self._folder(job).has_started():
                     self._submit(job)
-            except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
+            except (DatabaseUnavailableError, DatabaseCorruptError, LeaseLostError):
                 raise
             except (RayRefusedError, UnreadableRequestError) as error:
                 return Outcome(reason=str(error), final=True)
@@ -130,7 +130,7 @@ class Attempts:
             try:
                 if (outcome := observer.look()) is not None:
                     return outcome
-            except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
+            except (DatabaseUnavailableError, DatabaseCorruptError, LeaseLostError):
                 raise
             except Exception as error:  # the attempt may still run: look again before giving it up
                 num_failed += 1

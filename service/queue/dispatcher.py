@@ -30,9 +30,9 @@ from service.queue.incidents import DISPATCHER, Incidents, describe
 from service.queue.job import ACTIVE, Job
 from service.queue.job_rows import submission_id
 from service.queue.lease import Lease, LeaseLostError
-from service.queue.quotas import effective
+from service.queue.quotas import effective_limits
 from service.queue.store import JobStore, Limits
-from service.queue.tables import Database, DatabaseAwayError, DatabaseCorruptError
+from service.queue.tables import Database, DatabaseCorruptError, DatabaseUnavailableError
 from service.settings.parsing import to_dict
 from service.settings.service import ServiceSettings
 
@@ -165,7 +165,7 @@ class Dispatcher:
         """Start the jobs that the limits allow. After a crash here, `_check_workflows` makes the missing workflows."""
 
         def max_running(owner: str, groups: Collection[str]) -> int:
-            return effective(self.settings, owner, groups).max_running
+            return effective_limits(self.settings, owner, groups).max_running
 
         limits = Limits(to_dict(self.settings.max_running), self.settings.max_running_per_user, max_running)
         for job in self.store.admit(limits):
@@ -180,7 +180,7 @@ class Dispatcher:
         for job in self.store.active():
             try:
                 self._start_workflow(job)
-            except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
+            except (DatabaseUnavailableError, DatabaseCorruptError, LeaseLostError):
                 raise
             except Exception as error:  # noqa: BLE001  raised below, after the other jobs
                 failures.append(error)
@@ -273,7 +273,7 @@ class Dispatcher:
                 return action()
             except LeaseLostError:
                 self._end_without_lease()
-            except DatabaseAwayError as error:
+            except DatabaseUnavailableError as error:
                 if not reported:
                     log.warning("%s; waiting until it is available", error)
                 reported = True

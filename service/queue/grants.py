@@ -8,7 +8,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from service import storage
-from service.environment import CLIENT_FILE, cache_settings
+from service.environment import CLIENT_FILE, read_cache_settings
 from service.settings.service import ServiceSettings
 from service.storage.rights import Right, Rights
 
@@ -85,7 +85,7 @@ def closed_places(settings: ServiceSettings) -> list[str]:
     The cache contains copies of the slides of other users.
     """
     named = (settings.ray_token_file, settings.mlflow_token_file, settings.tls_key)
-    places = [settings.storage, str(cache_settings().folder), *filter(None, named)]
+    places = [settings.storage, str(read_cache_settings().folder), *filter(None, named)]
     database = sa.make_url(settings.database_url)
     if database.get_backend_name() == "sqlite" and database.database:
         # DBOS keeps its tables in a second file, and SQLite its journals in two more.

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from service import exit_status
 from service.errors import MagnetError
-from service.queue.attempt_folder import Beat, Ending, Stop, attempt_folder
+from service.queue.attempt_folder import Ending, Heartbeat, Stop, attempt_folder
 from service.queue.job import Job
 from service.queue.job_rows import submission_id
-from service.queue.ray_api import OVER, RayAwayError
+from service.queue.ray_api import OVER, RayUnavailableError
 from service.queue.signals import signal_reason
 from service.queue.store import JobStore
 from service.settings.parsing import to_dict
@@ -77,7 +77,7 @@ class Observer:
         self._folder = attempt_folder(settings.job_folder(job.owner, job_id), number)
         self._started_s = next((a.started_s for a in store.attempts(job_id) if a.number == number), time.time())
         self._max_s = 3600.0 * float(to_dict(settings.max_hours)[job.kind])
-        self._beat: Beat | None = None
+        self._beat: Heartbeat | None = None
         self._beat_seen_s = time.monotonic()
         self._stop_sent_s = -float("inf")
 
@@ -94,7 +94,7 @@ class Observer:
         stop = self._reason_to_stop(job)
         try:
             status = self._ray.status(self._submission_id)
-        except RayAwayError:
+        except RayUnavailableError:
             return self._look_without_ray(stop, silent_s)
         if status in OVER:
             return self._outcome_by_ray(status)
@@ -138,7 +138,7 @@ class Observer:
         if activity != job.activity:
             self._store.set_activity(self._job_id, self._number, activity)
 
-    def _read_beat(self) -> Beat | None:
+    def _read_beat(self) -> Heartbeat | None:
         """Return the newest heartbeat; record it in the jobs table if it is new."""
         try:
             beat = self._folder.beat()
@@ -167,7 +167,7 @@ class Observer:
             return Outcome(reason=stop.reason, final=stop.final)
         try:
             message = self._ray.message(self._submission_id)
-        except RayAwayError:
+        except RayUnavailableError:
             message = ""
         detail = f": {message}" if message else ""
         return Outcome(reason=f"killed from outside, with its supervisor; Ray says {status}{detail}")
@@ -212,7 +212,7 @@ class Observer:
         self._write_stop(stop)
         try:
             self._ray.stop(self._submission_id)
-        except RayAwayError:
+        except RayUnavailableError:
             return  # the file in the folder stops the job too
 
     def _write_stop(self, stop: Stop) -> None:

@@ -21,7 +21,7 @@ class Limits:
     """Bound of the number of watches and schedules."""
 
 
-def effective(settings: ServiceSettings, owner: str, groups: Collection[str] = ()) -> Limits:
+def effective_limits(settings: ServiceSettings, owner: str, groups: Collection[str] = ()) -> Limits:
     """Return the limits of a user.
 
     Each limit is that of the user's own quota, else the smallest among the quotas of the user's groups, else the

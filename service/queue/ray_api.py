@@ -19,7 +19,7 @@ RUNNING, OVER = ("PENDING", "RUNNING"), ("STOPPED", "SUCCEEDED", "FAILED")
 """States of a job in Ray: not ended, ended."""
 
 
-class RayAwayError(MagnetError):
+class RayUnavailableError(MagnetError):
     """The cluster is unavailable. To act: its operator. A retry can help."""
 
 
@@ -66,7 +66,7 @@ class RayJobs:
         lines = reply.text.strip().splitlines()  # of a traceback, whose last line is the error
         message = f"Ray does not take the job ({reply.status_code}): {lines[-1] if lines else 'no reason given'}"
         if reply.status_code >= 500:
-            raise RayAwayError(message)
+            raise RayUnavailableError(message)
         raise RayRefusedError(message)
 
     def status(self, submission_id: str) -> str | None:
@@ -97,11 +97,11 @@ class RayJobs:
         self._call("POST", f"/api/jobs/{submission_id}/stop")
 
     def version(self) -> str:
-        """Return the version of Ray. Raises `RayAwayError`."""
+        """Return the version of Ray. Raises `RayUnavailableError`."""
         return str(self._call("GET", "/api/version").json()["ray_version"])
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Return summaries of the cluster's nodes. Raises `RayAwayError`."""
+        """Return summaries of the cluster's nodes. Raises `RayUnavailableError`."""
         reply = self._call("GET", "/nodes", params={"view": "summary"})
         return list(reply.json()["data"]["summary"])
 
@@ -118,16 +118,16 @@ class RayJobs:
         except ValueError:  # a proxy, or a head that is shutting down, answers with HTML
             job = None
         if reply.status_code != 200 or not isinstance(job, dict) or "status" not in job:
-            raise RayAwayError(f"Ray answers {reply.status_code} when asked for {submission_id}")
+            raise RayUnavailableError(f"Ray answers {reply.status_code} when asked for {submission_id}")
         return job
 
     def _call(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:
             reply = self._client.request(method, path, **options)
         except httpx2.HTTPError as error:
-            raise RayAwayError(f"no answer from Ray at {self.url}: {error or type(error).__name__}") from error
+            raise RayUnavailableError(f"no answer from Ray at {self.url}: {error or type(error).__name__}") from error
         if reply.status_code in (401, 403):
-            raise RayAwayError(
+            raise RayUnavailableError(
                 f"Ray at {self.url} refuses the service ({reply.status_code}); set RAY_AUTH_TOKEN, RAY_AUTH_MODE to "
                 f"the cluster's mode, or `ray_token_file` in the service's settings"
             )

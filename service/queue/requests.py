@@ -13,13 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter
 
-from magnet.config import CLOSED
+from magnet.config import FORBID_EXTRA
 from magnet.presets import PRESETS
 from service import storage
 from service.errors import UsageError
 from service.queue.kinds import KINDS as KINDS
 from service.settings import train as settings
-from service.settings.parsing import merged, to_dict
+from service.settings.parsing import merge_settings, to_dict
 from service.settings.score import ScoreSettings
 from service.settings.service import ServiceSettings
 from service.settings.train import TrainSettings
@@ -53,7 +53,7 @@ def _apply_to_preset(values: Any) -> Any:
         return values
     preset = values.get("preset", "evidence")
     # In the list rather than the dict: the value comes from JSON and may be unhashable. Validation refuses such values.
-    return merged(PRESETS[preset], values) if preset in list(PRESETS) else values
+    return merge_settings(PRESETS[preset], values) if preset in list(PRESETS) else values
 
 
 Training = Annotated[TrainSettings, BeforeValidator(_apply_to_preset)]
@@ -64,7 +64,7 @@ Training = Annotated[TrainSettings, BeforeValidator(_apply_to_preset)]
 class Check:
     """Check a manifest, and open every slide."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     kind: Literal["check"] = "check"
     manifest: Uri
@@ -77,12 +77,12 @@ class Check:
 class Train:
     """Train a MagNet."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     kind: Literal["train"] = "train"
     manifest: Uri
     """Path or URI of a CSV or Parquet file with labels."""
-    settings: Training = field(default_factory=lambda: settings.train_settings(None))
+    settings: Training = field(default_factory=lambda: settings.read_train_settings(None))
     """Settings of preset, model, recipe and compute."""
 
 
@@ -90,14 +90,14 @@ class Train:
 class Tune:
     """Search for good settings."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     kind: Literal["tune"] = "tune"
     manifest: Uri
     """Path or URI of a CSV or Parquet file with labels."""
     search: SearchSettings = field(default_factory=SearchSettings)
     """Values to try, and number of trials."""
-    settings: Training = field(default_factory=lambda: settings.train_settings(None))
+    settings: Training = field(default_factory=lambda: settings.read_train_settings(None))
     """Settings that all trials share."""
 
 
@@ -105,7 +105,7 @@ class Tune:
 class Score:
     """Score slides with a trained model."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     kind: Literal["score"] = "score"
     manifest: Uri

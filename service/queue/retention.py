@@ -16,7 +16,7 @@ from service.errors import MagnetError
 from service.queue.job import ENDED, Job
 from service.queue.lease import LeaseLostError
 from service.queue.store import BY_USER, JobStore
-from service.queue.tables import DatabaseAwayError, DatabaseCorruptError
+from service.queue.tables import DatabaseCorruptError, DatabaseUnavailableError
 from service.settings.service import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Retention:
         for job in self._store.jobs_to_delete(limit=MAX_PER_TICK):
             try:
                 self._remove(job)
-            except (DatabaseAwayError, DatabaseCorruptError, LeaseLostError):
+            except (DatabaseUnavailableError, DatabaseCorruptError, LeaseLostError):
                 raise
             except MagnetError as error:
                 log.warning("%s stays until its files can be removed: %s", job.id, error)

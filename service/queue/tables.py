@@ -173,7 +173,7 @@ incidents = sa.Table(  # starts, stops and errors of the service's processes
 )
 
 
-class DatabaseAwayError(MagnetError):
+class DatabaseUnavailableError(MagnetError):
     """The database is unavailable. To act: its operator. A retry can help."""
 
 
@@ -294,7 +294,7 @@ def _map_errors() -> Iterator[None]:
             message = f"the queue's database is corrupt ({error.orig}); stop the service and restore a backup"
             raise DatabaseCorruptError(message) from error
         if isinstance(error, UNAVAILABLE) or error.connection_invalidated:
-            raise DatabaseAwayError(f"the queue's database failed: {error.orig}") from error
+            raise DatabaseUnavailableError(f"the queue's database failed: {error.orig}") from error
         raise  # the database refuses the statement: waiting does not help
 
 

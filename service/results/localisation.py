@@ -12,7 +12,7 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
-from service.cohort.outlines import HIT, Outlines, covered
+from service.cohort.outlines import MIN_HIT_COVERAGE, Outlines, measure_coverage
 from service.results.froc import Detections, Froc, compute_froc
 
 
@@ -50,12 +50,12 @@ class Localisation:
             "seen": [asdict(layer) for layer in self.layers],
             "froc": asdict(self.froc) | {"sensitivity": sensitivity, "score": self.froc.score},
             "hit_rate": self.num_slides_hit / self.num_slides,
-            "hit_is_covered_at_least": HIT,
+            "hit_is_covered_at_least": MIN_HIT_COVERAGE,
         }
         return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def localisation(table: pa.Table, outlines: Outlines) -> Localisation | None:
+def measure_localisation(table: pa.Table, outlines: Outlines) -> Localisation | None:
     """Compare the regions of a score table with outlines of the lesions.
 
     Args:
@@ -72,7 +72,9 @@ def localisation(table: pa.Table, outlines: Outlines) -> Localisation | None:
         return None
     without_lesions = [row for row in rows if row["slide_id"] not in outlines and row["label"] == 0]
     num_hit = sum(
-        bool((covered(_get_boxes(_get_last_patches(row)), outlines[row["slide_id"]]) >= HIT).any())
+        bool(
+            (measure_coverage(_get_boxes(_get_last_patches(row)), outlines[row["slide_id"]]) >= MIN_HIT_COVERAGE).any()
+        )
         for row in with_lesions
     )
     curve = compute_froc(

@@ -27,7 +27,7 @@ MIN_WIDTH_PX = 640
 """Least width of the slide's part of an overlay, so that the title fits."""
 
 
-def overlay_picture(
+def draw_overlay(
     thumbnail: NDArray[np.uint8],
     size_px: tuple[int, int],
     regions: Sequence[NDArray[np.float64]],

@@ -18,11 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from service import storage
-from service.cohort.outlines import HIT
+from service.cohort.outlines import MIN_HIT_COVERAGE
 from service.errors import NotFoundError
 from service.results.histogram import draw_histogram
 from service.results.pictures import FOOT_PX, GAP_PX, HEAD_PX
-from service.results.scores import model_words
+from service.results.scores import describe_model
 from service.results.summary import Summary
 
 GALLERY_SLIDES = 48
@@ -58,8 +58,8 @@ def render_report(table: pa.Table, summary: Summary) -> bytes:
     page = _make_environment().get_template("report.html.j2")
     return page.render(
         summary=summary,
-        model=model_words(model_row) if model_row else "no model",
-        min_hit_coverage=HIT,
+        model=describe_model(model_row) if model_row else "no model",
+        min_hit_coverage=MIN_HIT_COVERAGE,
         histogram=draw_histogram(scored) if scored else None,
         gallery=_make_gallery(scored),
         scored=scored[:TABLE_ROWS],

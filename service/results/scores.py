@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from service import storage
 from service.cohort.manifest import Slide
 from service.errors import MagnetError
-from service.results.spreadsheet import safe_cell
+from service.results.spreadsheet import escape_cell
 
 VERSION = "2"
 """Version of the table's schema, in the metadata of every file. Version 2 added refused slides, micrometres, levels and
@@ -126,7 +126,7 @@ class ScoresError(MagnetError):
     """Rows of a scoring are missing, duplicated or of another version; the message says what to do."""
 
 
-def model_words(row: Mapping[str, Any]) -> str:
+def describe_model(row: Mapping[str, Any]) -> str:
     """Return the name and version of a row's model for reports and pictures."""
     return f"{row['model']}, version {row['model_version']}" if row["model_version"] else str(row["model"])
 
@@ -165,7 +165,7 @@ def read_parts(out: str) -> pa.Table:
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 
-def finish(out: str, slides: Iterable[Slide]) -> pa.Table:
+def join_parts(out: str, slides: Iterable[Slide]) -> pa.Table:
     """Join the parts in the manifest's order and write `scores.parquet` and `scores.csv`.
 
     Returns:
@@ -221,11 +221,11 @@ def write_csv(uri: str, table: pa.Table) -> None:
         if pa.types.is_list(field.type):
             flat[field.name] = ["" if row is None else " ".join(map(_format_item, row)) for row in flat[field.name]]
         if pa.types.is_string(field.type):
-            flat[field.name] = flat[field.name].map(safe_cell)
+            flat[field.name] = flat[field.name].map(escape_cell)
     storage.write_bytes(uri, flat.to_csv(index=False, lineterminator="\n").encode())
 
 
-def documentation() -> str:
+def describe_columns() -> str:
     """Return the description of all columns in Markdown, made from the schema."""
     lines = [
         f"Version {VERSION} (`magnet_scores_version` in the file's metadata).",
@@ -270,4 +270,4 @@ def _read_part(uri: str) -> pa.Table:
 
 
 if __name__ == "__main__":
-    print(documentation())
+    print(describe_columns())

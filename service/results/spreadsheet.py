@@ -11,6 +11,6 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uf
 """First characters of formulas, full-width forms included."""
 
 
-def safe_cell(value: object) -> object:
+def escape_cell(value: object) -> object:
     """Return a cell's value; a text that would run as a formula gets an apostrophe in front."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value

@@ -35,7 +35,7 @@ OWN_TAG_PX = (28, 20)
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerViews:
     """Views of one layer of a zoom."""
 
     views: NDArray[np.uint8]
@@ -46,8 +46,8 @@ class Layer:
     """Mean pixel size of a view in micrometres; None if the slide states no pixel size."""
 
 
-def zoom_tree_picture(
-    layers: Sequence[Layer], running: Sequence[float], schedule: Sequence[int], *, title: str, note: str
+def draw_zoom_tree(
+    layers: Sequence[LayerViews], running: Sequence[float], schedule: Sequence[int], *, title: str, note: str
 ) -> bytes:
     """Draw a zoom tree: one row per layer, child boxes in the views, the running probability below the last patches.
 
@@ -99,7 +99,7 @@ def _arrange(num_views: int) -> tuple[int, int, int]:
     return side, columns, -(-num_views // columns)
 
 
-def _format_heading(number: int, layer: Layer, num_layers: int) -> str:
+def _format_heading(number: int, layer: LayerViews, num_layers: int) -> str:
     scale = "" if layer.um_per_px is None else f", {layer.um_per_px:.2g} um per pixel"
     if not number:
         return f"Layer 0: the whole slide{scale}, and the regions selected in it"

@@ -78,23 +78,23 @@ def to_dict(settings: object) -> dict[str, Any]:
     return TypeAdapter(type(settings)).dump_python(settings, mode="json")
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested settings to dotted keys. Lists become texts such as "3,2", as MLflow's parameters need them."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
+            result |= flatten(value, f"{prefix}{key}.")
         else:
             result[f"{prefix}{key}"] = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
     return result
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `base` with `changes` applied, group by group."""
     result = deepcopy(dict(base))
     for key, value in changes.items():
         both_are_groups = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both_are_groups else value
+        result[key] = merge_settings(result[key], value) if both_are_groups else value
     return result
 
 

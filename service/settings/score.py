@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from magnet.config import CLOSED
+from magnet.config import FORBID_EXTRA
 from service.settings.parsing import parse, read_values, to_dict
 from service.settings.train import ComputeSettings
 from service.slides.quality import GateSettings
@@ -16,7 +16,7 @@ from service.slides.quality import GateSettings
 class ZoomSettings:
     """Settings that change the row of a slide."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     gate: GateSettings | None = field(default_factory=GateSettings)
     """Thresholds of the quality gate, which refuses unsuitable slides; null: no slide is refused."""
@@ -54,7 +54,7 @@ class ScoreSettings(ZoomSettings):
         return {name: value for name, value in to_dict(self).items() if name not in ("compute", "pictures")}
 
 
-def score_settings(config_uri: str | None, overrides: Sequence[str]) -> ScoreSettings:
+def read_score_settings(config_uri: str | None, overrides: Sequence[str]) -> ScoreSettings:
     """Read the settings of a scoring.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from magnet.config import CLOSED
+from magnet.config import FORBID_EXTRA
 from service import storage
 from service.settings.parsing import SettingsError, parse, read_values
 
@@ -26,7 +26,7 @@ POSITIVE_NUMBERS = (
 class KindLimits:
     """Largest number of jobs of each kind that run at once."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     check: int = 4
     """Checks of manifests and slides."""
@@ -47,7 +47,7 @@ class KindLimits:
 class KindHours:
     """Longest running time of an attempt of each kind, in hours."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     check: float = 4.0
     """Hours for a check."""
@@ -68,7 +68,7 @@ class KindHours:
 class Place:
     """A folder or prefix that jobs may use, and the users who may use it."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     prefix: str
     """URI or absolute path of the folder."""
@@ -88,7 +88,7 @@ class Place:
 class Quota:
     """Limits of one user or group, in place of the ...per_user settings; null: the limit of these settings."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     max_queued: int | None = None
     """Number of jobs that wait."""
@@ -108,7 +108,7 @@ class Quota:
 class OidcSettings:
     """Login by an OpenID Connect provider."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     issuer: str
     """URL of the provider, below which its keys and endpoints are discovered."""
@@ -134,7 +134,7 @@ class OidcSettings:
 class ServiceSettings:
     """Settings of a service, read from its YAML file."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     storage: str
     """Folder of all files of jobs: settings, logs, checkpoints, scores. A path or s3:// URI."""
@@ -272,7 +272,7 @@ class ServiceSettings:
         return storage.join(self.user_folder(owner), f"jobs/{job_id}")
 
 
-def service_settings(config_uri: str | None, overrides: list[str]) -> ServiceSettings:
+def read_service_settings(config_uri: str | None, overrides: list[str]) -> ServiceSettings:
     """Read the settings of a service.
 
     Args:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from magnet.config import CLOSED, ModelConfig, RecipeConfig
+from magnet.config import FORBID_EXTRA, ModelConfig, RecipeConfig
 from magnet.presets import PRESETS
-from service.settings.parsing import SettingsError, flat, merged, parse, read_values, to_dict
+from service.settings.parsing import SettingsError, flatten, merge_settings, parse, read_values, to_dict
 
 REGISTERED_NAME = re.compile(r"[^/:@%\x00-\x1f]{1,200}")
 """Name of a model in MLflow's registry."""
@@ -27,7 +27,7 @@ RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 class ComputeSettings:
     """Resources of a job. They change no result."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     num_workers: int = 1
     """Number of training or scoring processes."""
@@ -75,7 +75,7 @@ class ComputeSettings:
 class TrainSettings:
     """Settings of a training job."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     preset: Literal["evidence", "paper"] = "evidence"
     """Starting values of `model` and `recipe`; see `magnet.presets`."""
@@ -116,7 +116,7 @@ class TrainSettings:
             )
 
 
-def train_settings(config_uri: str | None, overrides: Sequence[str] = ()) -> TrainSettings:
+def read_train_settings(config_uri: str | None, overrides: Sequence[str] = ()) -> TrainSettings:
     """Read the settings of a training.
 
     Args:
@@ -130,11 +130,11 @@ def train_settings(config_uri: str | None, overrides: Sequence[str] = ()) -> Tra
     preset = values.get("preset", "evidence")
     if preset not in list(PRESETS):  # a list: YAML may hold a value that cannot be hashed
         raise SettingsError(f"{where}: preset = {preset!r}: must be {' or '.join(sorted(PRESETS))}")
-    return parse(TrainSettings, merged(PRESETS[preset], values), where)
+    return parse(TrainSettings, merge_settings(PRESETS[preset], values), where)
 
 
-def changed(settings: TrainSettings) -> dict[str, Any]:
+def find_changes(settings: TrainSettings) -> dict[str, Any]:
     """Return the settings that differ from their preset, with dotted keys, so that each run records them."""
     preset = parse(TrainSettings, {**PRESETS[settings.preset], "preset": settings.preset}, "preset")
-    preset_values = flat(to_dict(preset))
-    return {key: value for key, value in flat(to_dict(settings)).items() if preset_values[key] != value}
+    preset_values = flatten(to_dict(preset))
+    return {key: value for key, value in flatten(to_dict(settings)).items() if preset_values[key] != value}

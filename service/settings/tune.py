@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar, Literal
 
-from magnet.config import CLOSED
+from magnet.config import FORBID_EXTRA
 from service.settings.parsing import parse, read_values, to_dict
 from service.settings.train import TrainSettings
 
@@ -19,7 +19,7 @@ Schedule = tuple[int, ...]
 class SearchSettings:
     """Settings of a search. A range that is null or a list that is empty is not varied."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     trials: int = 20
     """Number of trainings; a grid tries all combinations instead."""
@@ -96,7 +96,7 @@ CHOICES = {
 """Names that a search may vary, and the setting of each."""
 
 
-def search_settings(config_uri: str | None, overrides: Sequence[str]) -> SearchSettings:
+def read_search_settings(config_uri: str | None, overrides: Sequence[str]) -> SearchSettings:
     """Read the settings of a search.
 
     Args:
@@ -109,7 +109,7 @@ def search_settings(config_uri: str | None, overrides: Sequence[str]) -> SearchS
     return parse(SearchSettings, read_values(config_uri, overrides), config_uri or "the command line")
 
 
-def trial_settings(base: TrainSettings, chosen: dict[str, Any]) -> TrainSettings:
+def make_trial_settings(base: TrainSettings, chosen: dict[str, Any]) -> TrainSettings:
     """Return the settings of a trial.
 
     Args:
@@ -129,6 +129,6 @@ def trial_settings(base: TrainSettings, chosen: dict[str, Any]) -> TrainSettings
     return parse(TrainSettings, values, f"trial {chosen}")
 
 
-def in_words(schedule: Schedule) -> str:
+def format_schedule(schedule: Schedule) -> str:
     """Return a schedule as a text such as "3,2,3"."""
     return ",".join(map(str, schedule))

@@ -30,7 +30,7 @@ from service.storage.counters import ReadCounters
 from service.storage.files import DESCRIPTORS, map_file_errors, open_regular
 from service.storage.objects import exists
 from service.storage.ranges import LocalFile, OpenFiles, RangeSource, open_source
-from service.storage.rights import in_force, resolve
+from service.storage.rights import current_rights, resolve
 from service.storage.uri import parse
 
 PART_BYTES = 8 << 20
@@ -81,13 +81,13 @@ def get_local_copy(source: RangeSource, counters: ReadCounters) -> LocalCopy:
     """
     if isinstance(source, LocalFile):
         path = resolve(source.uri).key
-        if in_force() is None:
+        if current_rights() is None:
             return LocalCopy(path)
         if _detect_family(source, counters) is None and os.path.isdir(DESCRIPTORS):
             with map_file_errors(source.uri):
                 descriptor = open_regular(path, source.uri)
             return LocalCopy(f"{DESCRIPTORS}/{descriptor}", descriptor)
-    settings = environment.cache_settings()
+    settings = environment.read_cache_settings()
     return DiskCache(settings.folder / "slides", settings.max_bytes).fetch(source, counters)
 
 

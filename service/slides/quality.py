@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from magnet.config import CLOSED
+from magnet.config import FORBID_EXTRA
 from magnet.regions import from_level0
 from magnet.windows import WindowRequest
 from service.errors import MagnetError
@@ -47,7 +47,7 @@ class SlideRefusedError(MagnetError):
 class GateSettings:
     """Thresholds of the quality check."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = CLOSED
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
     require_mpp: bool = False
     """Whether slides without a pixel size are refused; otherwise they are scored and flagged."""

@@ -262,7 +262,7 @@ class SlideBatch:
 
 
 def _open_range_cache(max_bytes: int | None) -> RangeCache | None:
-    settings = environment.cache_settings()
+    settings = environment.read_cache_settings()
     limit = settings.tile_bytes if max_bytes is None else max_bytes
     return RangeCache(settings.folder / "ranges", limit) if limit else None
 

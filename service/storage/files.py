@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from service.errors import AccessError, NotFoundError, StorageError, UsageError
-from service.storage.rights import in_force, outside_error
+from service.storage.rights import current_rights, outside_error
 from service.storage.uri import Location
 
 DESCRIPTORS = "/proc/self/fd"
@@ -104,7 +104,7 @@ def walk_files(folder: str) -> list[str]:
 
     Linked folders are not entered, and neither are folders that this process may not read.
     """
-    files, rights = [], in_force()
+    files, rights = [], current_rights()
     for parent, folders, names in os.walk(folder):
         if rights is not None:
             # os.walk enters the folders that remain in this list.
@@ -116,12 +116,12 @@ def walk_files(folder: str) -> list[str]:
 
 
 def _no_follow_flag() -> int:
-    return 0 if in_force() is None else os.O_NOFOLLOW
+    return 0 if current_rights() is None else os.O_NOFOLLOW
 
 
 def _check_opened(descriptor: int, uri: str, *, write: bool) -> None:
     """Check the path of an open file against this process's rights."""
-    rights = in_force()
+    rights = current_rights()
     if rights is None or not os.path.isdir(DESCRIPTORS):
         return
     path = os.readlink(f"{DESCRIPTORS}/{descriptor}")

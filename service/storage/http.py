@@ -35,7 +35,7 @@ class HttpAnswer:
     """Requested bytes; empty after HEAD."""
 
 
-class HttpStore:
+class WebStore:
     """A web server from which objects are read.
 
     Args:

@@ -10,9 +10,9 @@ import obstore
 
 from service.errors import NotFoundError, UsageError
 from service.storage.files import check_size, map_file_errors, read_file, walk_files, write_file
-from service.storage.http import HttpStore
-from service.storage.rights import in_force, outside_error, resolve
-from service.storage.stores import Store, attempt
+from service.storage.http import WebStore
+from service.storage.rights import current_rights, outside_error, resolve
+from service.storage.stores import Store, run_with_retries
 from service.storage.uri import Location, parse
 
 
@@ -35,13 +35,13 @@ def read_bytes(uri: str, deadline_s: float | None = None, *, most_bytes: int | N
             return read_file(location.key, uri, most_bytes)
 
     def get(store: Store, key: str) -> bytes:
-        if isinstance(store, HttpStore):
+        if isinstance(store, WebStore):
             return store.get(key).data
         result = obstore.get(store, key)
         check_size(result.meta["size"], most_bytes, uri)
         return bytes(result.bytes())
 
-    return attempt(uri, get, deadline_s)
+    return run_with_retries(uri, get, deadline_s)
 
 
 def write_bytes(uri: str, data: bytes, deadline_s: float | None = None) -> None:
@@ -55,10 +55,10 @@ def write_bytes(uri: str, data: bytes, deadline_s: float | None = None) -> None:
         raise UsageError("cannot write to an http(s) URI; use s3://, gs://, az:// or a path", uri=uri)
 
     def put(store: Store, key: str) -> None:
-        assert not isinstance(store, HttpStore)  # the scheme was checked above
+        assert not isinstance(store, WebStore)  # the scheme was checked above
         obstore.put(store, key, data)
 
-    attempt(uri, put, deadline_s, write=True)
+    run_with_retries(uri, put, deadline_s, write=True)
 
 
 def list_uris(prefix: str, deadline_s: float | None = None) -> list[str]:
@@ -78,10 +78,10 @@ def list_uris(prefix: str, deadline_s: float | None = None) -> list[str]:
         raise UsageError("an http(s) server cannot be listed; use s3://, gs://, az:// or a path", uri=prefix)
 
     def list_keys(store: Store, key: str) -> list[str]:
-        assert not isinstance(store, HttpStore)
+        assert not isinstance(store, WebStore)
         return [meta["path"] for chunk in obstore.list(store, key or None) for meta in chunk]
 
-    rights, keys = in_force(), sorted(attempt(prefix, list_keys, deadline_s))
+    rights, keys = current_rights(), sorted(run_with_retries(prefix, list_keys, deadline_s))
     if rights is not None:  # a readable prefix may contain closed folders
         keys = [key for key in keys if rights.allows(Location(location.scheme, location.host, key))]
     return [f"{location.scheme}://{location.host}/{key}" for key in keys]
@@ -95,13 +95,13 @@ def stat(uri: str, deadline_s: float | None = None) -> tuple[int, str]:
             return identify_file(os.stat(location.key))
 
     def head(store: Store, key: str) -> tuple[int, str]:
-        if isinstance(store, HttpStore):
+        if isinstance(store, WebStore):
             answer = store.head(key)
             return answer.size_bytes, answer.etag
         meta = obstore.head(store, key)
         return meta["size"], get_etag(meta)
 
-    return attempt(uri, head, deadline_s)
+    return run_with_retries(uri, head, deadline_s)
 
 
 def exists(uri: str) -> bool:
@@ -122,11 +122,11 @@ def delete(uri: str, deadline_s: float | None = None) -> None:
         return
 
     def remove(store: Store, key: str) -> None:
-        assert not isinstance(store, HttpStore)
+        assert not isinstance(store, WebStore)
         obstore.delete(store, key)
 
     try:
-        attempt(uri, remove, deadline_s, write=True)
+        run_with_retries(uri, remove, deadline_s, write=True)
     except NotFoundError:
         return
 
@@ -137,7 +137,7 @@ def delete_all(prefix: str) -> None:
     Raises:
         AccessError: some part of the folder must not be written; then nothing is deleted.
     """
-    location, rights = resolve(prefix, write=True), in_force()
+    location, rights = resolve(prefix, write=True), current_rights()
     if rights is not None and rights.excludes_part_of(location, write=True):
         raise outside_error(prefix, write=True)
     if location.scheme == "file":

@@ -17,10 +17,10 @@ from obstore.exceptions import GenericError
 from service.errors import SlideChangedError, SlideError, StorageError
 from service.storage.counters import ReadCounters
 from service.storage.files import map_file_errors, open_regular
-from service.storage.http import HttpStore
+from service.storage.http import WebStore
 from service.storage.objects import get_etag, identify_file, stat
 from service.storage.rights import resolve
-from service.storage.stores import Store, attempt
+from service.storage.stores import Store, run_with_retries
 from service.storage.uri import parse
 
 MAX_OPEN_FILES = 64
@@ -163,7 +163,7 @@ class RemoteObject:
         self._deadline_s = deadline_s
         self.head = b""
         if head_bytes:
-            self.size_bytes, self.etag, self.head = attempt(uri, partial(_read_start, head_bytes), deadline_s)
+            self.size_bytes, self.etag, self.head = run_with_retries(uri, partial(_read_start, head_bytes), deadline_s)
         else:
             self.size_bytes, self.etag = stat(uri, deadline_s)
 
@@ -172,7 +172,7 @@ class RemoteObject:
         _check_range(self, offset, length)
 
         def get(store: Store, key: str) -> bytes:
-            if isinstance(store, HttpStore):
+            if isinstance(store, WebStore):
                 answer = store.get(key, offset, offset + length)
                 if answer.etag != self.etag or answer.size_bytes != self.size_bytes:
                     raise changed_error(self.uri)
@@ -183,7 +183,7 @@ class RemoteObject:
             return bytes(result.bytes())
 
         start = time.perf_counter()
-        data = attempt(self.uri, get, self._deadline_s)
+        data = run_with_retries(self.uri, get, self._deadline_s)
         # A read that fails below counts too, because its bytes were received.
         counters.add(ReadCounters(requests=1, bytes=len(data), wait_s=time.perf_counter() - start))
         if len(data) != length:
@@ -214,7 +214,7 @@ def changed_error(uri: str) -> SlideChangedError:
 
 def _read_start(num_bytes: int, store: Store, key: str) -> tuple[int, str, bytes]:
     """Read size, ETag and first bytes of an object."""
-    if isinstance(store, HttpStore):
+    if isinstance(store, WebStore):
         answer = store.get(key, 0, num_bytes)
         return answer.size_bytes, answer.etag, answer.data
     try:

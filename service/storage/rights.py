@@ -47,7 +47,7 @@ class Rights:
         self.rights = tuple(rights)
         self._by_parts: dict[tuple[str, ...], Right] = {}
         for right in self.rights:
-            parts = _split_parts(canonical(parse(right.prefix), follow_links=True))
+            parts = _split_parts(canonicalize(parse(right.prefix), follow_links=True))
             known = self._by_parts.get(parts, right)
             combined = Right(prefix=right.prefix, read=right.read or known.read, write=right.write or known.write)
             self._by_parts[parts] = combined
@@ -56,7 +56,7 @@ class Rights:
         """Return whether a resolved place may be read or, with `write`, written.
 
         Args:
-            location: place as `canonical` returns it.
+            location: place as `canonicalize` returns it.
             write: check for writing. A right to write includes reading.
         """
         parts = _split_parts(location)
@@ -78,7 +78,7 @@ class Rights:
             AccessError: it may not be read or, with `write`, written.
             UsageError: it is not a valid URI, or contains ".." in a store.
         """
-        location = canonical(parse(uri), follow_links=True)
+        location = canonicalize(parse(uri), follow_links=True)
         if not self.allows(location, write=write):
             raise outside_error(uri, write=write)
         return location
@@ -104,7 +104,7 @@ _held: ContextVar[Rights | None] = ContextVar("held rights", default=None)
 
 
 @contextmanager
-def held(rights: Rights) -> Iterator[None]:
+def apply_rights(rights: Rights) -> Iterator[None]:
     """Apply a user's rights to everything that this thread opens inside the context.
 
     A check before opening would not be enough: a link may be created in between.
@@ -116,11 +116,11 @@ def held(rights: Rights) -> Iterator[None]:
         _held.reset(token)
 
 
-def in_force() -> Rights | None:
+def current_rights() -> Rights | None:
     """Return the rights of this thread or else of this process; None if there are no limits of our own."""
     if (rights := _held.get()) is not None:
         return rights
-    text = environment.rights_text()
+    text = environment.read_rights_text()
     return None if text is None else _parse_cached(text)
 
 
@@ -131,11 +131,11 @@ def resolve(uri: str, *, write: bool = False) -> Location:
         AccessError: this process's rights exclude the place.
         UsageError: `uri` is not valid.
     """
-    rights = in_force()
-    return canonical(parse(uri), follow_links=False) if rights is None else rights.require(uri, write=write)
+    rights = current_rights()
+    return canonicalize(parse(uri), follow_links=False) if rights is None else rights.require(uri, write=write)
 
 
-def canonical(location: Location, *, follow_links: bool) -> Location:
+def canonicalize(location: Location, *, follow_links: bool) -> Location:
     """Return the unique name of a place.
 
     Args:

@@ -19,11 +19,11 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from service import environment
 from service.errors import AccessError, MagnetError, NotFoundError, StorageError, UsageError
-from service.storage.http import HttpStore, build_base_url
+from service.storage.http import WebStore, build_base_url
 from service.storage.rights import resolve
 from service.storage.uri import Location
 
-Store = S3Store | GCSStore | AzureStore | HttpStore
+Store = S3Store | GCSStore | AzureStore | WebStore
 Result = TypeVar("Result")
 
 REQUEST_TIMEOUT_S = 20.0
@@ -34,7 +34,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 4.0
 _EXPIRED = ("ExpiredToken", "RequestExpired", "InvalidToken", "RequestTimeTooSkewed")
 
 
-def attempt(
+def run_with_retries(
     uri: str, operation: Callable[[Store, str], Result], deadline_s: float | None = None, *, write: bool = False
 ) -> Result:
     """Run one operation on the store of `uri` and retry it with jitter until the deadline.
@@ -54,7 +54,7 @@ def attempt(
         StorageError: the last failure, once the deadline has passed.
     """
     location = resolve(uri, write=write)
-    limit_s = environment.storage_deadline_s() if deadline_s is None else deadline_s
+    limit_s = environment.read_storage_deadline_s() if deadline_s is None else deadline_s
     end = time.monotonic() + limit_s
     pause_s, num_tries, renewed = FIRST_PAUSE_S, 0, False
     while True:
@@ -106,7 +106,7 @@ _stores_lock = threading.Lock()
 
 def get_store(location: Location) -> Store:
     """Return the connection to the store of `location`; connections are cached by bucket and settings."""
-    fingerprint = environment.s3_fingerprint() if location.scheme == "s3" else ()
+    fingerprint = environment.read_s3_fingerprint() if location.scheme == "s3" else ()
     with _stores_lock:
         return _connect(location.scheme, location.host, fingerprint)
 
@@ -121,7 +121,7 @@ def forget_stores() -> None:
 def _connect(scheme: str, host: str, fingerprint: tuple[str | None, ...]) -> Store:
     options: dict[str, Any] = {
         "client_options": {"timeout": f"{REQUEST_TIMEOUT_S:g}s", "connect_timeout": "5s", "allow_http": True},
-        # The client must not retry: `attempt` alone keeps the deadline, and each request is counted.
+        # The client must not retry: `run_with_retries` alone keeps the deadline, and each request is counted.
         "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=REQUEST_TIMEOUT_S)},
     }
     if scheme == "s3":
@@ -130,11 +130,11 @@ def _connect(scheme: str, host: str, fingerprint: tuple[str | None, ...]) -> Sto
         return GCSStore(host, **options)
     if scheme == "az":
         return AzureStore(host, **options)
-    return HttpStore(build_base_url(scheme, host), REQUEST_TIMEOUT_S)
+    return WebStore(build_base_url(scheme, host), REQUEST_TIMEOUT_S)
 
 
 def _connect_s3(bucket: str, options: dict[str, Any]) -> S3Store:
-    settings = environment.s3_settings()
+    settings = environment.read_s3_settings()
     options["region"] = settings.region
     if settings.endpoint is not None:
         options["endpoint"] = _add_bucket(settings.endpoint, bucket) if settings.virtual_hosted else settings.endpoint

@@ -20,7 +20,7 @@ SPEAKER = re.compile(r"^(?:\x1b\[\d+m)?\(\w*.*? pid=\d+[^)]*\)(?:\x1b\[0m)? ")
 """The name of the process, in colour, that Ray puts before a worker's line."""
 
 
-def own_lines(lines: Iterable[str]) -> Iterator[str]:
+def strip_ray_lines(lines: Iterable[str]) -> Iterator[str]:
     """Yield the job's lines from the output of ``ray job submit``, without the names of processes.
 
     Args:

@@ -22,7 +22,7 @@ from functools import partial
 from service.environment import PROGRESS_FILE
 from service.errors import MagnetError
 from service.exit_status import INTERRUPTED
-from service.queue.attempt_folder import AttemptFolder, Beat, Ending
+from service.queue.attempt_folder import AttemptFolder, Ending, Heartbeat
 from service.supervisor.command_log import CommandLog
 from service.supervisor.parent_death import with_parent
 from service.supervisor.progress import ProgressReader
@@ -55,7 +55,7 @@ class HeartbeatWriter:
         self._progress.read()
         idle_s = time.monotonic() - max(self._log.changed_s, self._progress.changed_s)
         log_bytes = self._log.write(self._folder)  # before the beat, which names the size of what can be read
-        beat = Beat(
+        beat = Heartbeat(
             count=self._count,
             log_bytes=log_bytes,
             progress=self._progress.progress,

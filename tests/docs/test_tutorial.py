@@ -9,7 +9,7 @@ import pytest
 from docs.tools.commands import ROOT
 from ray_jobs import check
 from service.cohort.manifest import ManifestError
-from service.settings.train import SettingsError, train_settings
+from service.settings.train import SettingsError, read_train_settings
 from tests.docs.pages import heredoc, text_of
 
 PAGE = ROOT / "docs" / "tutorial.md"
@@ -26,7 +26,7 @@ def test_a_wrong_manifest_is_answered_as_the_page_shows(tmp_path: Path, monkeypa
 def test_a_misspelt_setting_is_answered_as_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("train.yaml").write_text(heredoc(PAGE, "train.yaml"))
-    assert train_settings("train.yaml").model.zoom.num_patches == 6
+    assert read_train_settings("train.yaml").model.zoom.num_patches == 6
     with pytest.raises(SettingsError) as raised:
-        train_settings("train.yaml", ["recipe.epoch=5"])
+        read_train_settings("train.yaml", ["recipe.epoch=5"])
     assert f"```text\nerror: {raised.value}\n```" in text_of(PAGE)

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from service.operations.serving import dispatch, serve_api
+from service.operations.serving import run_dispatcher, serve_api
 from service.queue import attempts, dispatcher, ray_api, store
-from service.settings.service import service_settings
+from service.settings.service import read_service_settings
 
 STEPS: dict[str, tuple[type, str]] = {
     "submitted over HTTP": (store.JobStore, "add"),
@@ -49,7 +49,7 @@ def main() -> None:
     process, config, step, when = sys.argv[1:]
     kind, name = STEPS[step]
     setattr(kind, name, make_fatal(getattr(kind, name), when))
-    (dispatch if process == "dispatch" else serve_api)(service_settings(config, []))
+    (run_dispatcher if process == "dispatch" else serve_api)(read_service_settings(config, []))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from ray_jobs.cluster.processes import answers, free_port, started
+from ray_jobs.cluster.processes import answers, free_port, run_process
 
 FLOW = [
     pytest.mark.flow,
@@ -103,7 +103,7 @@ class Command:
 def running(argv: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Iterator[Command]:
     """Run a command from the repository's root while the context lasts."""
     unset = [option for name in USER_VARIABLES if name not in environment for option in ("-u", name)]
-    with started(["env", *unset, *map(str, argv)], log=log, env=SHELL | dict(environment), cwd=ROOT) as process:
+    with run_process(["env", *unset, *map(str, argv)], log=log, env=SHELL | dict(environment), cwd=ROOT) as process:
         yield Command(process, log)
 
 

@@ -17,9 +17,9 @@ import yaml
 from ray_jobs.cluster.processes import free_port
 from service.api.answers import JobView
 from service.client.client import Client
-from service.operations.serving import admin_token
+from service.operations.serving import create_admin_token
 from service.queue.requests import Check
-from service.settings.service import ServiceSettings, service_settings
+from service.settings.service import ServiceSettings, read_service_settings
 from tests.flows.harness import ROOT, Command, answers, running
 
 FAST = {"beat_s": 0.3, "silence_s": 2.0, "lease_s": 1.0, "retry_first_s": 0.2, "retry_most_s": 0.5, "arrivals_s": 0.5}
@@ -47,9 +47,9 @@ class Queue:
         values |= {"max_running": {"check": 8}, "max_running_per_user": 8}
         self.config = folder / "service.yaml"
         self.config.write_text(yaml.safe_dump(values))
-        self.settings: ServiceSettings = service_settings(str(self.config), [])
+        self.settings: ServiceSettings = read_service_settings(str(self.config), [])
         self.starts = folder / "starts"
-        self.client = Client(f"http://127.0.0.1:{self.settings.port}", admin_token(self.settings, "lab"))
+        self.client = Client(f"http://127.0.0.1:{self.settings.port}", create_admin_token(self.settings, "lab"))
 
     def start_api(self, *dying: str) -> None:
         """Start the API; `dying` is a step at which it kills itself, and "before" or "after"."""

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from service.client import Client
-from service.settings.service import service_settings
+from service.settings.service import read_service_settings
 from tests.flows.harness import FLOW
 from tests.flows.queue_harness import Queue, queue
 
@@ -72,7 +72,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         values |= {"python": sys.executable, "retry_first_s": 0.1, "max_recurring_per_user": 5}
         values["places"] = [{"prefix": f"{folder}/slides"}, {"prefix": f"{folder}/shared", "write": ["*"]}]
         service_queue.config.write_text(yaml.safe_dump(values))
-        service_queue.settings = service_settings(str(service_queue.config), [])
+        service_queue.settings = read_service_settings(str(service_queue.config), [])
         (Path(service_queue.settings.storage) / "private" / "ray-token").write_text(f"{SECRET}\n")
         service_queue.start_ray()
         service_queue.start_api()

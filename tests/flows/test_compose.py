@@ -22,7 +22,7 @@ import yaml
 from ray_jobs.cluster.processes import free_port
 from service.client import Client
 from service.queue.requests import Check, Train
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 from tests.flows.harness import FLOW, ROOT, SHELL, Command, answers, running
 from tests.postgres import Postgres, postgres
 
@@ -147,7 +147,7 @@ def test_jobs_run_on_the_services_of_the_compose_file(machine: Machine, config: 
     manifest = "s3://magnet/slides/manifest.csv"
     with Client(f"http://127.0.0.1:{machine.ports['api']}", created.stdout.strip()) as client:
         checked = client.submit(Check(manifest=manifest, need_labels=True))
-        settings = train_settings(str(config), ["recipe.epochs=1"])
+        settings = read_train_settings(str(config), ["recipe.epochs=1"])
         trained = client.submit(Train(manifest=manifest, settings=settings))
         for job in (checked, trained):
             ended = client.wait(job.id, timeout_s=PATIENCE_S)

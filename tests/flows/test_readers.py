@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from magnet.windows import WindowRequest
-from ray_jobs.cluster.reader_actors import RemoteReader, started_readers
+from ray_jobs.cluster.reader_actors import RemoteReader, start_readers
 from service import storage
 from service.errors import NotFoundError, SlideChangedError
 from service.settings.train import ComputeSettings
@@ -35,7 +35,7 @@ def readers(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remot
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray.init(service.cluster.address, log_to_driver=False, runtime_env={"working_dir": None})
     try:
-        actors = started_readers(ComputeSettings(readers=2, reader_threads=2), deadline_s=20)
+        actors = start_readers(ComputeSettings(readers=2, reader_threads=2), deadline_s=20)
         yield RemoteReader(actors, patience_s=60)
     finally:
         ray.shutdown()

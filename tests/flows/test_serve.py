@@ -18,7 +18,7 @@ from ray_jobs.cluster.processes import answers, free_port
 from service.api.answers import JobView
 from service.client import Client, ServiceError
 from service.queue.requests import Check, Score, Train, Tune
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 from service.settings.tune import SearchSettings
 from tests.flows.harness import EPOCHS, FLOW, ROOT, STEPS_PER_EPOCH, Command, running
 
@@ -49,7 +49,7 @@ def client(serve: Command, tmp_path: Path) -> Iterator[Client]:
 def test_a_training_is_followed_to_its_end_and_its_model_used(
     client: Client, cohort: Path, config: Path, tmp_path: Path
 ) -> None:
-    settings, manifest = train_settings(str(config), []), str(cohort / "manifest.csv")
+    settings, manifest = read_train_settings(str(config), []), str(cohort / "manifest.csv")
     trained = client.submit(Train(manifest=manifest, settings=settings))
     log = "".join(client.logs(trained.id, follow=True))
     trained = client.job(trained.id)
@@ -76,7 +76,7 @@ def test_a_training_is_followed_to_its_end_and_its_model_used(
     assert (ended.state, ended.progress.activity) == ("done", "searching"), "".join(client.logs(searched.id))
     assert (ended.progress.done, ended.progress.total) == (2, 2)
 
-    endless = client.submit(Train(manifest=manifest, settings=train_settings(str(config), ["recipe.epochs=1000"])))
+    endless = client.submit(Train(manifest=manifest, settings=read_train_settings(str(config), ["recipe.epochs=1000"])))
     deadline = time.monotonic() + PATIENCE_S
     while (job := client.job(endless.id)).progress.activity != "training":
         assert time.monotonic() < deadline, "".join(client.logs(endless.id))
@@ -138,7 +138,7 @@ def test_jobs_run_on_the_services_cluster_although_another_one_started_later(
     )
     with running([*argv, "--object-store-memory=100000000"], {}, tmp_path / "other-ray.log") as other:
         other.wait_for(lambda: answers(f"http://127.0.0.1:{jobs_port}/api/version"))
-        settings = train_settings(str(config), ["recipe.epochs=1"])
+        settings = read_train_settings(str(config), ["recipe.epochs=1"])
         job = client.submit(Train(manifest=str(cohort / "manifest.csv"), settings=settings))
         ended = client.wait(job.id, timeout_s=PATIENCE_S)
         assert (ended.state, ended.attempt) == ("done", 1), "".join(client.logs(job.id))

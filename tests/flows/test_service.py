@@ -12,9 +12,9 @@ import yaml
 
 from ray_jobs.cluster.processes import free_port
 from service.client.client import Client
-from service.operations.serving import admin_token
+from service.operations.serving import create_admin_token
 from service.queue.requests import Check, Score
-from service.settings.service import service_settings
+from service.settings.service import read_service_settings
 from tests.flows.harness import FLOW, MANIFEST, ROOT, Service, Trained, answers, running
 
 pytestmark = [*FLOW, pytest.mark.long]
@@ -28,7 +28,7 @@ def client(service: Service, trained: Trained, tmp_path: Path) -> Iterator[Clien
     values |= {"python": sys.executable, "places": [{"prefix": "s3://cohort"}], "job_env": {"PYTHONPATH": str(ROOT)}}
     config.write_text(yaml.safe_dump(values))
     magnet = ["python", "-c", "from service.cli.main import main; main()"]
-    token = admin_token(service_settings(str(config), []), "lab")
+    token = create_admin_token(read_service_settings(str(config), []), "lab")
     environment = service.node | {"PYTHONPATH": str(ROOT)}
     with (
         running([*magnet, "dispatch", "--config", config], environment, service.new_log()),

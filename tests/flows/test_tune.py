@@ -10,7 +10,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 from tests.flows.harness import CONFIG, FLOW, Command, Service, mlflow_client
 
 pytestmark = [*FLOW, pytest.mark.long]
@@ -93,6 +93,6 @@ def test_the_parent_run_lists_trials_and_refused_schedules_and_draws_the_front(
 def test_the_best_config_is_accepted_by_a_training(tuned: tuple[Path, Command]) -> None:
     folder, _ = tuned
     parent, _ = runs(folder)
-    settings = train_settings(str(folder / "hunt" / "best.yaml"))
+    settings = read_train_settings(str(folder / "hunt" / "best.yaml"))
     assert ",".join(map(str, settings.model.zoom.schedule)) == parent.data.tags["best_schedule"]
     assert settings.model.classifier.encoder == CONFIG["model"]["classifier"]["encoder"]  # type: ignore[index]  # nested

@@ -18,11 +18,11 @@ from ray_jobs.training.attempt import Attempt
 from ray_jobs.training.deadline import get_store_deadline_s
 from ray_jobs.training.learner import Learner
 from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
-from ray_jobs.training.progress import say
+from ray_jobs.training.progress import print_line
 from ray_jobs.training.roots import stream_locally
 from ray_jobs.training.task import Task
 from service.cohort.manifest import load_manifest
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 from service.slides.reader import RegionReader
 
 SETTINGS = [
@@ -39,7 +39,7 @@ class PrintingLearner(Learner):
 
     def step(self, step: int, *rest: Any, **options: Any) -> dict[str, float]:
         sums = super().step(step, *rest, **options)
-        say(json.dumps({"step": step + 1} | sums))
+        print_line(json.dumps({"step": step + 1} | sums))
         return sums
 
 
@@ -47,19 +47,19 @@ def main() -> int:
     """Train."""
     uri, folder, minutes = sys.argv[1:]
     torch.set_num_threads(1)
-    settings = train_settings(None, [*SETTINGS, f"compute.checkpoint_minutes={minutes}"])
+    settings = read_train_settings(None, [*SETTINGS, f"compute.checkpoint_minutes={minutes}"])
     manifest = load_manifest(uri, need_labels=True)
     task = Task(settings, manifest.split("train"), manifest.split("val"), "", "", folder)
     torch.manual_seed(settings.recipe.seed)
     learner = PrintingLearner(MagNet(settings.model, to_be_loaded=True), settings.recipe, task.order.num_steps)
     with PreemptionNotice() as notice, RegionReader(0, 4, deadline_s=get_store_deadline_s()) as reader:
-        attempt = Attempt(task, learner, reader, report=lambda metrics: say(json.dumps(metrics)), notice=notice)
+        attempt = Attempt(task, learner, reader, report=lambda metrics: print_line(json.dumps(metrics)), notice=notice)
         try:
             attempt.run(
                 lambda step: stream_locally(reader, task.uris, task.order, settings.model.zoom, first_step=step)
             )
         except PreemptedError as error:
-            say(str(error))
+            print_line(str(error))
             return PREEMPTED
     return 0
 

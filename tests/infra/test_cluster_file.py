@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from service.environment import cluster_most
+from service.environment import read_cluster_limit
 from tests.infra.schemas import Manifest, check_ray_cluster_file
 
 CLUSTER: Manifest = yaml.safe_load((Path(__file__).parents[2] / "infra" / "ray" / "cluster.yaml").read_text())
@@ -43,7 +43,7 @@ def test_jobs_know_what_the_cluster_can_grow_to(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MAGNET_CLUSTER_MOST", words.removeprefix("--env MAGNET_CLUSTER_MOST="))
     groups = [one for one in CLUSTER["available_node_types"].values() if "max_workers" in one]
     sums = {name: sum(one["max_workers"] * one["resources"].get(name, 0) for one in groups) for name in ("CPU", "GPU")}
-    assert cluster_most() == sums
+    assert read_cluster_limit() == sums
     assert CLUSTER["available_node_types"]["gpu"]["min_workers"] == 0
 
 

@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 import yaml
 
-from service.cli.parser import parser
-from service.settings.service import service_settings
+from service.cli.parser import build_parser
+from service.settings.service import read_service_settings
 from tests.infra.schemas import Manifest, check_compose
 
 INFRA = Path(__file__).parents[2] / "infra"
@@ -83,11 +83,11 @@ def test_every_part_that_stays_has_a_health_check_and_the_head_takes_no_tasks() 
 
 
 def test_the_service_takes_its_settings_and_commands() -> None:
-    settings = service_settings(str(INFRA / "compose" / "service.yaml"), [])
+    settings = read_service_settings(str(INFRA / "compose" / "service.yaml"), [])
     assert settings.ray == "http://ray-head:8265"
     assert settings.port == 8290
     for part in ("api", "dispatcher"):
-        parser().parse_args(COMPOSE["services"][part]["command"][1:])
+        build_parser().parse_args(COMPOSE["services"][part]["command"][1:])
 
 
 def test_secrets_are_made_once_and_agree(tmp_path: Path) -> None:

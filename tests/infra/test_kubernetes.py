@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 
 from ray_jobs import score, train, tune
-from service.environment import cluster_most
-from service.settings.service import service_settings
+from service.environment import read_cluster_limit
+from service.settings.service import read_service_settings
 from tests.infra.kustomize import rendered
 from tests.infra.schemas import Manifest, check_kubernetes, pod_templates
 
@@ -146,7 +146,7 @@ def test_what_pods_refer_to_is_there_or_a_documented_secret(overlay: str) -> Non
 def test_the_service_takes_its_settings(overlay: str, tmp_path: Path) -> None:
     file = tmp_path / "service.yaml"
     file.write_text(_find(f"overlays/{overlay}", "ConfigMap", "magnet-settings")["data"]["service.yaml"])
-    settings = service_settings(str(file), [])
+    settings = read_service_settings(str(file), [])
     assert settings.ray == "http://magnet-head-svc:8265"  # KubeRay's name: the cluster's, then -head-svc
     assert (
         _find(f"overlays/{overlay}", "RayCluster", "magnet")["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"]
@@ -176,5 +176,5 @@ def test_jobs_know_what_the_cluster_can_grow_to(overlay: str, monkeypatch: pytes
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         most["CPU"] += group["maxReplicas"] * int(limits["cpu"])
         most["GPU"] += group["maxReplicas"] * int(limits.get("nvidia.com/gpu", 0))
-    assert cluster_most() == most
+    assert read_cluster_limit() == most
     assert {group["groupName"]: group["minReplicas"] for group in spec["workerGroupSpecs"]}["gpu"] == 0

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, RecipeConfig, ZoomConfig
 from magnet.fake_slide import formula_fetch, waves
-from magnet.memory import ENCODER, GRADIENTS, OPTIMIZER, STACKS, WEIGHTS, num_parameters, step_memory
+from magnet.memory import ENCODER, GRADIENTS, OPTIMIZER, STACKS, WEIGHTS, count_parameters, predict_step_memory
 from magnet.objective import objective
 from magnet.presets import PRESETS
 from magnet.windows import drive
@@ -59,14 +59,14 @@ def allocated_bytes(model_config: ModelConfig, recipe: RecipeConfig, num_slides:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_prediction_is_within_15_percent_of_what_a_real_step_allocates(tmp_path: Path, checkpointing: bool) -> None:
     settings = config((3, 3), checkpointing=checkpointing)
-    memory = step_memory(settings, RECIPE, 4, in_flight=1, accumulated=False)
+    memory = predict_step_memory(settings, RECIPE, 4, in_flight=1, accumulated=False)
     moving = memory.peak_bytes - memory.parts[WEIGHTS] - memory.parts[OPTIMIZER]
     assert moving == pytest.approx(allocated_bytes(settings, RECIPE, 4, tmp_path / "trace.json"), rel=0.15)
 
 
 def test_weights_gradients_and_adam_are_four_numbers_of_four_bytes_per_parameter() -> None:
-    count = sum(num_parameters(config()).values())
-    memory = step_memory(config(), RECIPE, 1, in_flight=1, accumulated=True)
+    count = sum(count_parameters(config()).values())
+    memory = predict_step_memory(config(), RECIPE, 1, in_flight=1, accumulated=True)
     assert memory.parts[GRADIENTS] == 4 * count
     assert memory.parts[OPTIMIZER] == 8 * count
     assert 4 * count <= memory.parts[WEIGHTS] <= 4.1 * count  # plus the statistics of normalisation layers
@@ -74,7 +74,7 @@ def test_weights_gradients_and_adam_are_four_numbers_of_four_bytes_per_parameter
 
 def test_the_memory_of_the_encoder_is_proportional_to_patches_and_micro_batch() -> None:
     def encoder(schedule: tuple[int, ...], slides: int) -> int:
-        return step_memory(config(schedule), RECIPE, slides, in_flight=1, accumulated=False).parts[ENCODER]
+        return predict_step_memory(config(schedule), RECIPE, slides, in_flight=1, accumulated=False).parts[ENCODER]
 
     reference = encoder((2, 2), 1)
     assert encoder((2, 2), 2) == pytest.approx(2 * reference, rel=0.02)
@@ -84,7 +84,7 @@ def test_the_memory_of_the_encoder_is_proportional_to_patches_and_micro_batch() 
 def test_the_prediction_depends_on_precision_and_on_zooms_in_flight() -> None:
     def parts(precision: str, in_flight: int) -> dict[str, int]:
         recipe = replace(RECIPE, precision=precision)
-        return dict(step_memory(config(), recipe, 1, in_flight=in_flight, accumulated=False).parts)
+        return dict(predict_step_memory(config(), recipe, 1, in_flight=in_flight, accumulated=False).parts)
 
     full, half, two = parts("fp32", 1), parts("bf16", 1), parts("fp32", 2)
     assert 0.45 < half[ENCODER] / full[ENCODER] < 0.75
@@ -94,5 +94,5 @@ def test_the_prediction_depends_on_precision_and_on_zooms_in_flight() -> None:
 
 def test_the_classifier_of_the_paper_has_the_published_number_of_parameters() -> None:
     """Inception-v3 without classifier and auxiliary head: 21,785,568 (torchvision's table: 27,161,264 with both)."""
-    count = num_parameters(ModelConfig())
+    count = count_parameters(ModelConfig())
     assert count[ENCODER] == 27_161_264 - (2048 * 1000 + 1000) - 3_326_696

@@ -14,7 +14,7 @@ from torch import Tensor
 from magnet.config import RecipeConfig, ZoomConfig
 from magnet.objective import objective
 from magnet.trace import Trace
-from magnet.zoom import Zoomed
+from magnet.zoom import ZoomResult
 
 LABEL = torch.tensor([1.0, 0.0])
 TREE = ZoomConfig(schedule=(2, 2), frozen_patch=False)
@@ -24,19 +24,19 @@ def entropy(logit: float, label: int) -> float:
     return math.log(1 + math.exp(-logit if label else logit))
 
 
-def zoomed(**parts: Any) -> Zoomed:
+def zoomed(**parts: Any) -> ZoomResult:
     """Return the result of a zoom into a positive and a negative slide."""
     known: dict[str, Any] = {"early_B": None, "late_B": None, "patch_BN": None, "value_BN": []}
     logit = torch.tensor([0.5, -1.0], requires_grad=True)
     trace = Trace(layers=(), running_BN=np.empty((2, 0)))
-    return Zoomed(**({"logit_B": logit, "running_BN": logit[:, None], "trace": trace} | known | parts))
+    return ZoomResult(**({"logit_B": logit, "running_BN": logit[:, None], "trace": trace} | known | parts))
 
 
 def leaf(*values: float) -> Tensor:
     return torch.tensor(values, requires_grad=True)
 
 
-def losses(end: Zoomed, recipe: RecipeConfig, threshold: float | None = None, zoom: ZoomConfig = TREE) -> Any:
+def losses(end: ZoomResult, recipe: RecipeConfig, threshold: float | None = None, zoom: ZoomConfig = TREE) -> Any:
     loss_B, parts = objective(end, LABEL, recipe, zoom, threshold)
     assert loss_B.shape == (2,)
     assert all(part.shape == (2,) and not part.requires_grad for part in parts.values())
@@ -79,7 +79,7 @@ def test_the_paradoxical_loss_has_no_gradient_to_the_early_layer() -> None:
     assert by_late.tolist() == pytest.approx([-1 / (1 + math.exp(0.5)), 0.0])  # of softplus(-x) at 0.5
 
 
-def evidence() -> Zoomed:
+def evidence() -> ZoomResult:
     """Return a result with four patches of two slides; children of one parent are adjacent."""
     patch = torch.tensor([[0.0, 2.0, -1.0, 0.9], [5.0, 5.0, 5.0, 5.0]], requires_grad=True)
     return zoomed(patch_BN=patch, value_BN=[leaf(0.3, -0.3).repeat(2, 1), leaf(1.0, 2.0, 3.0, 4.0).repeat(2, 1)])
@@ -100,7 +100,7 @@ def test_maps_are_trained_on_the_evidence_below_their_regions() -> None:
     assert loss == pytest.approx([c + 2 * v for c, v in zip(parts["classifier"], expected, strict=True)])
 
 
-def at_patches() -> Zoomed:
+def at_patches() -> ZoomResult:
     """Return the result of `evidence` with each layer's values at the last patches."""
     end = evidence()
     values = [leaf(0.3, 0.4, -0.3, -0.4).repeat(2, 1), leaf(1.0, 2.0, 3.0, 4.0).repeat(2, 1)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from magnet.config import LocatorConfig, ModelConfig, ZoomConfig
-from magnet.pretraining import MIN_CROP, blur, contrast, crop, draw_regions, patch_scales, restain, turn
+from magnet.pretraining import MIN_CROP, blur, contrastive_loss, crop, draw_regions, patch_scale_range, restain, turn
 
 LOCATOR = LocatorConfig(scale_min=0.12, scale_max=0.3)
 
@@ -36,7 +36,7 @@ def model(schedule: tuple[int, ...], *, frozen_patch: bool = False) -> ModelConf
 def test_regions_are_drawn_at_the_sizes_that_last_patches_can_have(
     config: ModelConfig, side_px: float, smallest: float, largest: float
 ) -> None:
-    assert patch_scales(config, side_px) == pytest.approx((smallest, largest), rel=1e-12)
+    assert patch_scale_range(config, side_px) == pytest.approx((smallest, largest), rel=1e-12)
 
 
 def test_regions_are_on_tissue_and_within_the_root_square() -> None:
@@ -115,18 +115,18 @@ def test_the_contrastive_loss_is_the_cross_entropy_of_the_partner_among_all_othe
         weights = np.exp(unit[others] @ unit[i] / 0.2)
         expected.append(-np.log(np.exp(unit[partner] @ unit[i] / 0.2) / weights.sum()))
         is_correct.append(others[int(weights.argmax())] == partner)
-    result = contrast(torch.from_numpy(first), torch.from_numpy(second), temperature=0.2)
+    result = contrastive_loss(torch.from_numpy(first), torch.from_numpy(second), temperature=0.2)
     assert float(result.loss) == pytest.approx(np.mean(expected), rel=1e-5)
     assert float(result.accuracy) == pytest.approx(np.mean(is_correct))
 
 
 def test_equal_features_cost_the_logarithm_of_the_number_of_choices() -> None:
     same = torch.ones(16, 4)
-    assert float(contrast(same, same).loss) == pytest.approx(np.log(31), rel=1e-5)
+    assert float(contrastive_loss(same, same).loss) == pytest.approx(np.log(31), rel=1e-5)
 
 
 def test_distinct_regions_with_equal_views_have_accuracy_one_and_almost_no_loss() -> None:
     distinct = torch.eye(16)
-    result = contrast(distinct, distinct)
+    result = contrastive_loss(distinct, distinct)
     assert float(result.accuracy) == 1
     assert float(result.loss) == pytest.approx(np.log(1 + 30 * np.exp(-10)), rel=1e-4)  # cosine 1 against 30 times 0

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from magnet.fake_slide import formula_fetch, to_uint8, waves
 from magnet.regions import NUM_FRAMES, to_slide_frame
-from magnet.windows import MAX_STEP, WindowRequest, Windows, drive, drive_many, in_frames, turn_windows, window_side_px
+from magnet.windows import (
+    MAX_STEP,
+    WindowRequest,
+    Windows,
+    drive,
+    drive_many,
+    turn_windows,
+    window_side_px,
+    wrap_in_frames,
+)
 
 Zoom = Generator[WindowRequest, Windows, Any]
 
@@ -279,7 +288,7 @@ def test_a_zoom_in_frames_receives_windows_that_cover_its_regions() -> None:
         received.append(request)
         return straight(request)
 
-    shown = in_frames(fetch, frames)(requested)
+    shown = wrap_in_frames(fetch, frames)(requested)
     for n, frame in enumerate(frames):
         np.testing.assert_array_equal(received[0].region[n], to_slide_frame(requested.region[n], int(frame)))
         left, top, wide, high = shown.place[n]
@@ -295,7 +304,7 @@ def test_a_zoom_in_frames_receives_windows_that_cover_its_regions() -> None:
 
 def test_frames_belong_to_slides_and_not_to_rows() -> None:
     requested = WindowRequest(1, np.array([1, 0, 1]), np.tile([0.3, 0.35, -0.2], (3, 1)), 16, 2)
-    shown = in_frames(formula_fetch([COLOUR] * 2, [4096] * 2), np.array([0, 2]))(requested)
+    shown = wrap_in_frames(formula_fetch([COLOUR] * 2, [4096] * 2), np.array([0, 2]))(requested)
     np.testing.assert_array_equal(shown.pixels[0], shown.pixels[2])
     assert (shown.pixels[0] != shown.pixels[1]).any()
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from magnet import zoom as zoom_module
 from magnet.fake_slide import formula_fetch, to_uint8, waves
 from magnet.regions import NUM_FRAMES, to_slide_frame
-from magnet.windows import WindowRequest, drive, in_frames
+from magnet.windows import WindowRequest, drive, wrap_in_frames
 from magnet.zoom import ZoomOptions
 from tests.magnet.zoom_harness import (
     SCHEDULES,
@@ -192,7 +192,7 @@ def test_frames_give_mirrored_and_rotated_views(frame: int) -> None:
     model = network(config(schedule)).eval()
     fix(model, some_thetas(1, schedule))
     straight = run(model, by_layer(colours, 1), 1, keep_views=True).trace
-    in_frame = run(model, in_frames(by_layer(colours, 1), np.array([frame])), 1, keep_views=True).trace
+    in_frame = run(model, wrap_in_frames(by_layer(colours, 1), np.array([frame])), 1, keep_views=True).trace
     root = np.rot90(views_of(straight)[0][0, 0], frame % 4)
     root = np.fliplr(root) if frame >= 4 else root
     np.testing.assert_allclose(views_of(in_frame)[0][0, 0].astype(int), root.astype(int), atol=2)

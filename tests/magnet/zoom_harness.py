@@ -15,7 +15,7 @@ from magnet.fake_slide import Colour, formula_fetch, waves
 from magnet.layer import Placement
 from magnet.trace import Trace
 from magnet.windows import Fetch, WindowRequest, Windows, drive
-from magnet.zoom import MagNet, Zoomed, ZoomOptions
+from magnet.zoom import MagNet, ZoomOptions, ZoomResult
 
 SIDE_PX = 2.0**20
 """Side of the slides' root squares: so large that native resolution limits no region."""
@@ -114,7 +114,7 @@ def places(region: NDArray[np.float64], out_px: int) -> tuple[NDArray[np.float64
     return x, y
 
 
-def run(model: MagNet, fetch: Fetch, num_slides: int, **options: Any) -> Zoomed:
+def run(model: MagNet, fetch: Fetch, num_slides: int, **options: Any) -> ZoomResult:
     """Zoom into slides of `SIDE_PX`; `options` are fields of `ZoomOptions`."""
     return drive(model.zoom(np.full(num_slides, SIDE_PX), ZoomOptions(**options)), fetch)
 

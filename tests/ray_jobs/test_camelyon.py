@@ -14,7 +14,7 @@ from ray_jobs.command_line.manifests import load_for_training
 from ray_jobs.training import bare_loop
 from ray_jobs.training.evaluate import evaluate
 from service.cohort import camelyon
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 from service.slides.reader import RegionReader
 
 STAGES = ["negative"] * 8 + ["itc"] * 4 + ["micro"] * 4 + ["macro"] * 4
@@ -62,7 +62,7 @@ def test_the_papers_config_trains_on_the_manifest_and_is_evaluated_on_the_papers
     manifest = tmp_path / "camelyon.csv"
     assert camelyon.main([str(bucket), str(manifest)]) == 0
     config = Path(__file__).parents[2] / "configs" / "camelyon-3layer.yaml"
-    settings = train_settings(str(config), [*SMALL, f"fit_on={fit_on}"])
+    settings = read_train_settings(str(config), [*SMALL, f"fit_on={fit_on}"])
     used = load_for_training(str(manifest), settings)
     train, test = used.split("train"), used.split("test")
     assert Counter(slide.stratum for slide in test) == {"negative": 2, "itc": 1, "micro": 1, "macro": 1}  # a quarter

@@ -55,7 +55,7 @@ def test_the_zooms_of_a_trained_network_are_drawn_with_its_weights(test_data: Pa
     torch.manual_seed(5)
     model, slide = MagNet(TINY, to_be_loaded=True).eval(), str(test_data / "slides" / "he-two-pieces.tif")
     (tmp_path / "model").mkdir()
-    for name, data in checkpoints.packed(model, checkpoints.Saved(TINY, 3, {}, 0.25), {}).items():
+    for name, data in checkpoints.pack_checkpoint(model, checkpoints.CheckpointInfo(TINY, 3, {}, 0.25), {}).items():
         (tmp_path / "model" / name).write_bytes(data)
     assert look.main([slide, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 0
     with RegionReader() as reader, torch.inference_mode():

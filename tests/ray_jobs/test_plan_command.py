@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from magnet.memory import PARTS, Memory
+from magnet.memory import PARTS, StepMemory
 from ray_jobs import plan
 from ray_jobs.training import fit, plan_report
 from service import exit_status
@@ -14,8 +14,8 @@ from service import exit_status
 
 @pytest.fixture(autouse=True)
 def a_gigabyte_per_slide(monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict_memory(settings: Any, cut: Any) -> Memory:
-        return Memory(cut.micro_batch, dict.fromkeys(PARTS, 0) | {"encoder": 10**9 * cut.micro_batch})
+    def predict_memory(settings: Any, cut: Any) -> StepMemory:
+        return StepMemory(cut.micro_batch, dict.fromkeys(PARTS, 0) | {"encoder": 10**9 * cut.micro_batch})
 
     monkeypatch.setattr(fit, "predict_memory", predict_memory)
     monkeypatch.setattr(plan_report, "predict_memory", predict_memory)

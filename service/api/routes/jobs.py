@@ -102,7 +102,7 @@ def retry(request: Request, caller: Submitter, job_id: JobId) -> JobView:
     """Queue a failed or cancelled job again. It continues where it stopped."""
     job = find_job(request, caller, job_id)
     # The job counts against its owner's quota, also when an administrator retries it.
-    max_queued = quotas.effective(get_settings(request), job.owner, json.loads(job.groups)).max_queued
+    max_queued = quotas.effective_limits(get_settings(request), job.owner, json.loads(job.groups)).max_queued
     record = make_recorder(caller, "job.retry")
     return _describe(request, get_store(request).retry(job_id, record, max_queued=max_queued))
 

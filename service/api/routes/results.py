@@ -10,7 +10,7 @@ from service.api.dependencies import MAX_INTEGER, JobId, Reader, find_job, get_s
 from service.api.gate.headers import REPORT_POLICY
 from service.api.problems import describe_problems
 from service.api.result_files import ResultFiles, convert_scores_to_json
-from service.queue.allowed import joined
+from service.queue.allowed import join_result_file
 
 MEDIA = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv; charset=utf-8", "json": "application/json"}
 SLIDE_FILES = {"picture": ("pictures", "jpg"), "overlay": ("overlays", "jpg"), "geojson": ("geojson", "geojson")}
@@ -57,7 +57,7 @@ def read_slide_file(
 ) -> Response:
     """A file of a scored slide: its zoom tree, its regions on the thumbnail, or its regions for QuPath."""
     folder, suffix = SLIDE_FILES[what]
-    data = _read(request, caller, job_id, joined(folder, f"{slide_id}.{suffix}"))
+    data = _read(request, caller, job_id, join_result_file(folder, f"{slide_id}.{suffix}"))
     return Response(data, media_type="application/geo+json" if what == "geojson" else "image/jpeg")
 
 

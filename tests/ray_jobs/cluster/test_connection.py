@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.cluster import connection as cluster
-from ray_jobs.cluster.connection import ClusterTooSmallError, NodesMissingError, fitted
-from service.environment import cluster_most
+from ray_jobs.cluster.connection import ClusterTooSmallError, NodesMissingError, fit_to_cluster
+from service.environment import read_cluster_limit
 from service.errors import UsageError
 from service.settings.train import ComputeSettings
 
@@ -46,7 +46,7 @@ class Cluster:
 def test_a_cluster_with_enough_resources_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Cluster(monkeypatch, CPU=9, GPU=2)
     monkeypatch.setenv("MAGNET_CLUSTER_MOST", "CPU=64,GPU=8")
-    assert fitted(WORKERS, extra_cpus=1, why="x") == replace(WORKERS, gpus_per_worker=1)
+    assert fit_to_cluster(WORKERS, extra_cpus=1, why="x") == replace(WORKERS, gpus_per_worker=1)
     assert fake.requested == []
 
 
@@ -62,7 +62,7 @@ def test_a_cluster_that_is_too_small_and_cannot_grow_refuses_the_job(
 ) -> None:
     fake = Cluster(monkeypatch, **have)
     with pytest.raises(ClusterTooSmallError, match=message):
-        fitted(WORKERS, extra_cpus=1, why="two workers and a reader")
+        fit_to_cluster(WORKERS, extra_cpus=1, why="two workers and a reader")
     assert fake.requested == []
 
 
@@ -72,7 +72,7 @@ def test_a_job_waits_for_a_cluster_that_can_grow(
     """The cluster has no GPU yet, but each worker gets one."""
     fake = Cluster(monkeypatch, CPU=8)
     monkeypatch.setenv("MAGNET_CLUSTER_MOST", "CPU=64, GPU=8")
-    assert fitted(WORKERS, extra_cpus=1, why="two workers and a reader").gpus_per_worker == 1
+    assert fit_to_cluster(WORKERS, extra_cpus=1, why="two workers and a reader").gpus_per_worker == 1
     assert fake.requested == [{"CPU": 4.0, "GPU": 1.0}] * 2 + [{"CPU": 1.0}]
     assert fake.num_groups == 0
     message = "cluster: 9 CPU (it has 8) and 2 GPU (it has 0) for two workers and a reader; 30 minutes at most"
@@ -84,7 +84,7 @@ def test_the_number_of_readers_follows_from_the_largest_size_of_the_cluster(monk
     fake = Cluster(monkeypatch, CPU=0)
     for most, readers in ((14, 5), (64, 16)):
         monkeypatch.setenv("MAGNET_CLUSTER_MOST", f"CPU={most}")
-        assert fitted(replace(WORKERS, readers=None), extra_cpus=1, why="x").readers == readers
+        assert fit_to_cluster(replace(WORKERS, readers=None), extra_cpus=1, why="x").readers == readers
         assert fake.requested == [{"CPU": 4.0}] * 2 + [{"CPU": 1.0}] * (1 + readers)
 
 
@@ -92,7 +92,7 @@ def test_a_job_that_exceeds_the_largest_size_of_the_cluster_is_refused(monkeypat
     fake = Cluster(monkeypatch, CPU=8)
     monkeypatch.setenv("MAGNET_CLUSTER_MOST", "CPU=64,GPU=1")
     with pytest.raises(ClusterTooSmallError, match="at most 1 GPU, this job needs 2"):
-        fitted(WORKERS, extra_cpus=1, why="x")
+        fit_to_cluster(WORKERS, extra_cpus=1, why="x")
     assert fake.requested == []
 
 
@@ -102,7 +102,7 @@ def test_a_cluster_that_does_not_grow_in_time_ends_the_attempt_and_not_the_job(m
     monkeypatch.setenv("MAGNET_CLUSTER_MOST", "CPU=64")
     monkeypatch.setenv("MAGNET_NODE_WAIT_S", "120")
     with pytest.raises(NodesMissingError, match=r"did not grow to 9 CPU .* within 2 minutes") as failed:
-        fitted(WORKERS, extra_cpus=1, why="x")
+        fit_to_cluster(WORKERS, extra_cpus=1, why="x")
     assert (fake.waited_s, fake.num_groups) == (120, 0)
     assert not isinstance(failed.value, UsageError)  # a usage error would end the job
 
@@ -111,7 +111,7 @@ def test_a_cluster_that_does_not_grow_in_time_ends_the_attempt_and_not_the_job(m
 def test_a_wrong_size_of_the_cluster_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("MAGNET_CLUSTER_MOST", text)
     with pytest.raises(UsageError, match="MAGNET_CLUSTER_MOST"):
-        cluster_most()
+        read_cluster_limit()
 
 
 @pytest.fixture

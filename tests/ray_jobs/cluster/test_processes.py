@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from ray_jobs.cluster import processes
-from ray_jobs.cluster.processes import free_port, kill_tree, started
+from ray_jobs.cluster.processes import free_port, kill_tree, run_process
 
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 """Code of a process that ignores SIGTERM."""
@@ -61,7 +61,7 @@ def all_end(ids: list[int]) -> bool:
 
 
 def test_children_and_grandchildren_end_with_the_context(tmp_path: Path) -> None:
-    with started(family(tmp_path), log=None) as process:
+    with run_process(family(tmp_path), log=None) as process:
         ids = family_ids(tmp_path)
         assert ids[0] == process.pid
         assert not any(map(has_ended, ids))
@@ -74,7 +74,7 @@ def test_they_also_end_after_an_error(tmp_path: Path) -> None:
     ids: list[int] = []
 
     def be_interrupted() -> None:
-        with started(family(tmp_path), log=None):
+        with run_process(family(tmp_path), log=None):
             ids.extend(family_ids(tmp_path))
             raise KeyboardInterrupt
 
@@ -86,13 +86,13 @@ def test_they_also_end_after_an_error(tmp_path: Path) -> None:
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "GRACE_S", 0.3)
-    with started(family(tmp_path, stubborn=True), log=None):
+    with run_process(family(tmp_path, stubborn=True), log=None):
         ids = family_ids(tmp_path)
     assert all_end(ids)
 
 
 def test_a_process_that_has_ended_is_no_error() -> None:
-    with started([sys.executable, "-c", "raise SystemExit(4)"], log=None) as process:
+    with run_process([sys.executable, "-c", "raise SystemExit(4)"], log=None) as process:
         process.wait(timeout=30)
     assert process.returncode == 4
     kill_tree(process)
@@ -101,14 +101,14 @@ def test_a_process_that_has_ended_is_no_error() -> None:
 def test_a_process_gets_log_environment_and_folder(tmp_path: Path) -> None:
     code = "import os, sys; print(os.environ['COLOUR'], os.getcwd()); print('late', file=sys.stderr)"
     log = tmp_path / "log"
-    with started([sys.executable, "-c", code], log=log, env={"COLOUR": "red"}, cwd=tmp_path) as process:
+    with run_process([sys.executable, "-c", code], log=log, env={"COLOUR": "red"}, cwd=tmp_path) as process:
         process.wait(timeout=30)
     assert sorted(log.read_text().splitlines()) == ["late", f"red {tmp_path}"]
 
 
 def test_ctrl_c_does_not_reach_child_processes(tmp_path: Path) -> None:
     code = "import os, pathlib; pathlib.Path('session').write_text(f'{os.getsid(0)} {os.getpid()}')"
-    with started([sys.executable, "-c", code], log=None, cwd=tmp_path) as process:
+    with run_process([sys.executable, "-c", code], log=None, cwd=tmp_path) as process:
         process.wait(timeout=30)
     session, pid = (tmp_path / "session").read_text().split()
     assert session == pid
@@ -121,7 +121,7 @@ def test_a_free_port_can_be_bound() -> None:
 
 @pytest.mark.slow
 def test_orphans_are_found_by_the_session_of_their_process(tmp_path: Path) -> None:
-    with started(family(tmp_path), log=None) as process:
+    with run_process(family(tmp_path), log=None) as process:
         ids = family_ids(tmp_path)
         process.kill()
         process.wait()

@@ -12,9 +12,9 @@ from ray_jobs import check
 from ray_jobs.command_line.manifests import load_for_pretraining, load_for_search, load_for_training
 from service.cohort.manifest import ManifestError
 from service.errors import UsageError
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 
-SETTINGS = train_settings(None)
+SETTINGS = read_train_settings(None)
 
 
 def write_manifest(folder: Path, rows: list[str], header: str = "slide_id,uri,label,split") -> str:

@@ -10,7 +10,7 @@ import ray.exceptions
 import torch
 from ray.train import WorkerGroupError
 
-from ray_jobs.command_line.permanence import passes, root_error
+from ray_jobs.command_line.permanence import find_root_error, is_transient
 from service.errors import AccessError, SlideError, StorageError, UsageError
 
 
@@ -33,7 +33,7 @@ from service.errors import AccessError, SlideError, StorageError, UsageError
     ids=repr,
 )
 def test_failures_of_stores_network_devices_and_clusters_are_transient(error: Exception) -> None:
-    assert passes(root_error(error))
+    assert is_transient(find_root_error(error))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,6 @@ def test_errors_of_the_program_and_of_the_user_are_not_transient_also_within_a_w
     from_task = ray.exceptions.RayTaskError("f", "Traceback ...", error).as_instanceof_cause()
     of_group = WorkerGroupError("two failed", {0: ConnectionResetError(), 1: error})
     for wrapped in (error, from_task, of_group):
-        assert type(root_error(wrapped)) is type(error)
-        assert not passes(root_error(wrapped))
+        assert type(find_root_error(wrapped)) is type(error)
+        assert not is_transient(find_root_error(wrapped))
     assert pickle.loads(pickle.dumps(of_group)).worker_failures.keys() == {0, 1}

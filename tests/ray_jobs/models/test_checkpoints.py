@@ -20,7 +20,7 @@ from magnet.fake_slide import formula_fetch, waves
 from magnet.windows import drive
 from magnet.zoom import MagNet
 from ray_jobs.models import checkpoints
-from ray_jobs.models.checkpoints import MODEL_FILE, SETTINGS_FILE, TRAINING_FILE, CheckpointError, Saved
+from ray_jobs.models.checkpoints import MODEL_FILE, SETTINGS_FILE, TRAINING_FILE, CheckpointError, CheckpointInfo
 from ray_jobs.training.learner import Learner
 from ray_jobs.training.micro_batch import StepInput
 from service.errors import UsageError
@@ -47,9 +47,9 @@ def step(one: Learner, number: int) -> float:
         return one.step(number, [batch], pool)["loss"]
 
 
-def save(folder: Path, model: MagNet, saved: Saved, training: dict[str, Any]) -> None:
+def save(folder: Path, model: MagNet, saved: CheckpointInfo, training: dict[str, Any]) -> None:
     """Write a checkpoint to a folder."""
-    for name, data in checkpoints.packed(model, saved, training).items():
+    for name, data in checkpoints.pack_checkpoint(model, saved, training).items():
         (folder / name).write_bytes(data)
 
 
@@ -59,7 +59,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path]:
     trained, folder = learner(), tmp_path_factory.mktemp("checkpoint")
     for number in range(2):
         step(trained, number)
-    saved = Saved(model=CONFIG, step=2, metrics={"val/auroc": 0.75}, threshold=0.375)
+    saved = CheckpointInfo(model=CONFIG, step=2, metrics={"val/auroc": 0.75}, threshold=0.375)
     save(folder, trained.model, saved, trained.state_dict())
     return trained, folder
 
@@ -83,7 +83,7 @@ def equal(a: Any, b: Any) -> bool:
 
 def test_description_and_weights_are_restored_bit_by_bit(trained: tuple[Learner, Path]) -> None:
     original, folder = trained
-    assert checkpoints.describe(folder) == Saved(CONFIG, 2, {"val/auroc": 0.75}, 0.375)
+    assert checkpoints.read_info(folder) == CheckpointInfo(CONFIG, 2, {"val/auroc": 0.75}, 0.375)
     loaded = checkpoints.load_model(folder)
     assert equal(loaded.state_dict(), original.model.state_dict())
     assert not loaded.training
@@ -118,7 +118,7 @@ def test_loading_does_not_read_the_initial_weights(tmp_path: Path, caplog: pytes
         classifier=ClassifierConfig(encoder="test_resnet", hidden=8, weights="/gone.safetensors", weights_sha256="0"),
         auxiliary=AuxiliaryConfig(encoder=None),
     )
-    save(tmp_path, MagNet(gone, to_be_loaded=True), Saved(gone, 0, {}, 0.5), {})
+    save(tmp_path, MagNet(gone, to_be_loaded=True), CheckpointInfo(gone, 0, {}, 0.5), {})
     with caplog.at_level(logging.WARNING):
         assert checkpoints.load_model(tmp_path).config == gone
     assert caplog.records == []
@@ -152,7 +152,7 @@ def test_a_corrupt_file_is_named(trained: tuple[Learner, Path], name: str, damag
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / SETTINGS_FILE).write_text(text)
     with pytest.raises(CheckpointError, match=message):
-        checkpoints.describe(tmp_path)
+        checkpoints.read_info(tmp_path)
 
 
 def test_unknown_settings_of_a_checkpoint_are_named(trained: tuple[Learner, Path]) -> None:
@@ -161,7 +161,7 @@ def test_unknown_settings_of_a_checkpoint_are_named(trained: tuple[Learner, Path
     about["model"]["zoom"]["colour"] = "red"
     (folder / SETTINGS_FILE).write_text(json.dumps(about))
     with pytest.raises(UsageError, match=r"zoom\.colour: unknown setting"):
-        checkpoints.describe(folder)
+        checkpoints.read_info(folder)
 
 
 def test_weights_of_another_network_are_refused(trained: tuple[Learner, Path]) -> None:
@@ -188,7 +188,7 @@ def test_a_published_model_is_not_overwritten_by_another(trained: tuple[Learner,
     step(original, 2)
     other = tmp_path / "other"
     other.mkdir()
-    save(other, original.model, Saved(CONFIG, 3, {}, 0.5), {})
+    save(other, original.model, CheckpointInfo(CONFIG, 3, {}, 0.5), {})
     with pytest.raises(CheckpointError, match="holds another model than second; name a new folder"):
         checkpoints.publish(other, uri, name="second", version="")
     assert (tmp_path / "out" / MODEL_FILE).read_bytes() == (folder / MODEL_FILE).read_bytes()

@@ -15,9 +15,9 @@ from ray_jobs.models.network_check import require_network
 from ray_jobs.training import driver as training
 from service.cohort.manifest import Manifest
 from service.errors import NotFoundError, UsageError
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 
-BASE = train_settings(None, ["model.zoom.schedule=[2,2]", "model.classifier.encoder=test_resnet"])
+BASE = read_train_settings(None, ["model.zoom.schedule=[2,2]", "model.classifier.encoder=test_resnet"])
 
 
 def with_weights(weights: str | None, encoder: str = "test_resnet", sha256: str | None = None) -> ModelConfig:

@@ -17,7 +17,7 @@ from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, Mode
 from magnet.zoom import MagNet
 from ray_jobs import promote
 from ray_jobs.models import checkpoints, registry
-from ray_jobs.models.registry import ModelNotFoundError, resolve, ui_command
+from ray_jobs.models.registry import ModelNotFoundError, format_ui_command, resolve
 from ray_jobs.scoring.rows import score_slides
 from ray_jobs.tracking import mlflow_run
 from service.cohort.manifest import Slide
@@ -53,8 +53,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     for seed in range(2):
         torch.manual_seed(seed)
         checkpoint = tmp_path_factory.mktemp(f"checkpoint{seed}")
-        saved = checkpoints.Saved(CONFIG, 10 + seed, {}, 0.5)
-        for name, data in checkpoints.packed(MagNet(CONFIG, to_be_loaded=True), saved, {}).items():
+        saved = checkpoints.CheckpointInfo(CONFIG, 10 + seed, {}, 0.5)
+        for name, data in checkpoints.pack_checkpoint(MagNet(CONFIG, to_be_loaded=True), saved, {}).items():
             (checkpoint / name).write_bytes(data)
         alias = ("champion", "challenger")[seed]
         versions.append(registry.register(uri, run_id, checkpoint, name="magnet", alias=alias))
@@ -97,7 +97,7 @@ def test_a_registered_model_is_found_by_alias_and_by_version(
     checkpoint, version = resolve(name, store.uri, tmp_path)
     assert version == store.versions[which]
     assert same_weights(checkpoint, store.folders[which])
-    assert checkpoints.describe(checkpoint).step == 10 + which
+    assert checkpoints.read_info(checkpoint).step == 10 + which
 
 
 def test_an_alias_can_be_moved_to_another_version(store: Store, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_registered_model_scores_slides_as_the_scoring_job_does(store: Store
 
 
 def test_the_command_that_shows_runs_names_the_tracking_store() -> None:
-    assert ui_command("http://mlflow:5000") == "open http://mlflow:5000"
-    program, *arguments = ui_command("sqlite:////runs/mlflow.db").split()
+    assert format_ui_command("http://mlflow:5000") == "open http://mlflow:5000"
+    program, *arguments = format_ui_command("sqlite:////runs/mlflow.db").split()
     assert Path(program).is_file()
     assert arguments == ["ui", "--backend-store-uri", "sqlite:////runs/mlflow.db"]

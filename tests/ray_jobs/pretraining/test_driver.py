@@ -19,7 +19,7 @@ from ray_jobs.pretrain import main
 from ray_jobs.pretraining.driver import Budget, TissueRegions, pretrain, save_weights
 from service.cohort.manifest import Slide, load_manifest
 from service.errors import UsageError
-from service.settings.train import TrainSettings, train_settings
+from service.settings.train import TrainSettings, read_train_settings
 from service.slides.reader import RegionReader
 from service.synthetic import CohortSettings, make_cohort
 from service.synthetic.textures import Stain, draw_textures
@@ -39,7 +39,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings() -> TrainSettings:
-    return train_settings(None, SMALL)
+    return read_train_settings(None, SMALL)
 
 
 def load_slides(cohort: Path) -> tuple[Slide, ...]:

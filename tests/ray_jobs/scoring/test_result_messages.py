@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ray_jobs.scoring.driver import result_lines
-from ray_jobs.tuning.driver import next_steps
+from ray_jobs.tuning.driver import list_next_steps
 
 
 def test_a_job_of_the_service_prints_commands_and_no_folders() -> None:
     lines = [
         *result_lines("/srv/secret/out", "score-1"),
-        *next_steps("s3://lab/m.csv", "/srv/secret/best.yaml", "tune-1"),
+        *list_next_steps("s3://lab/m.csv", "/srv/secret/best.yaml", "tune-1"),
     ]
     assert not [line for line in lines if "/srv/secret" in line]
     text = "\n".join(lines)
@@ -20,4 +20,4 @@ def test_a_job_of_the_service_prints_commands_and_no_folders() -> None:
 
 def test_a_job_started_by_hand_prints_its_folder() -> None:
     assert "/out/report.html" in result_lines("/out", None)[1]
-    assert next_steps("m.csv", "/runs/best.yaml", None)[0].endswith("--manifest m.csv --config /runs/best.yaml")
+    assert list_next_steps("m.csv", "/runs/best.yaml", None)[0].endswith("--manifest m.csv --config /runs/best.yaml")

@@ -13,7 +13,7 @@ import tifffile
 import torch
 
 from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, ModelConfig, ZoomConfig
-from magnet.windows import drive, in_frames
+from magnet.windows import drive, wrap_in_frames
 from magnet.zoom import MagNet
 from ray_jobs.scoring.rows import ScoredSlide, score_slides
 from service.cohort.manifest import Slide
@@ -197,7 +197,7 @@ def test_eight_frames_are_eight_zooms_whose_probabilities_are_averaged(model: Ma
     with RegionReader(num_threads=1) as reader, torch.inference_mode():
         batch = reader.batch([slide.uri])
         alone = [
-            drive(model.zoom(batch.side_px), in_frames(batch.fetch, np.array([frame])))
+            drive(model.zoom(batch.side_px), wrap_in_frames(batch.fetch, np.array([frame])))
             .logit_B.double()
             .sigmoid()
             .item()

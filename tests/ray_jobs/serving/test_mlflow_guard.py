@@ -19,11 +19,11 @@ from mlflow.server import app as flask_app
 from mlflow.server import gateway_api, job_api
 from mlflow.server.assistant import api as assistant
 
-from ray_jobs.cluster.processes import answers, free_port, started
+from ray_jobs.cluster.processes import answers, free_port, run_process
 from ray_jobs.serving.mlflow_rules import SEARCHES, Need, classify, is_query
 from service.api.tokens import Tokens
 from service.queue.tables import Database
-from service.settings.service import service_settings
+from service.settings.service import read_service_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICE_TOKEN = "s" * 40
@@ -136,7 +136,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = folder / "service.yaml"
     values = {"storage": str(folder), "mlflow_token_file": str(folder / "mlflow-token"), "wrong_tokens_per_minute": 20}
     config.write_text(yaml.safe_dump(values))
-    database = Database(service_settings(str(config), []).database_url)
+    database = Database(read_service_settings(str(config), []).database_url)
     tokens = Tokens(database)
     (reader, _), (admin, _), (revoked, revoked_token) = (
         tokens.create("ada", "submit"),
@@ -152,7 +152,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--artifacts-destination",
         str(folder / "artifacts"),
     ]
-    with started(argv, log=folder / "log", env={"PYTHONPATH": str(ROOT)}, cwd=ROOT) as process:
+    with run_process(argv, log=folder / "log", env={"PYTHONPATH": str(ROOT)}, cwd=ROOT) as process:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 200
         while not answers(f"{url}/health"):
             assert process.poll() is None, (folder / "log").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ray_jobs.tracking.mlflow_run import RecordError, SystemMetrics, Tracker, start_run, tracking_uri
+from ray_jobs.tracking.mlflow_run import MlflowUnavailableError, SystemMetrics, Tracker, start_run, tracking_uri
 from service.cohort.manifest import Manifest, Slide
 from service.errors import UsageError
 
@@ -66,7 +66,7 @@ def test_compute_settings_may_change_between_attempts(tracker: Tracker) -> None:
 
 def test_an_unreachable_store_is_named_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match="is unreachable, nothing was started"):
+    with pytest.raises(MlflowUnavailableError, match="is unreachable, nothing was started"):
         start_run(f"sqlite:///{tmp_path}/file/mlflow.db", experiment="e", name="n", storage=str(tmp_path))
 
 

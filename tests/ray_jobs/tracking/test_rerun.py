@@ -11,11 +11,11 @@ from ray_jobs.tracking.mlflow_run import Tracker, start_run
 from ray_jobs.tracking.rerun import CONFIG_FILE, read_run
 from service.errors import UsageError
 from service.settings.parsing import to_dict
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 
 pytestmark = pytest.mark.slow  # MLflow needs seconds to create a database
 
-SETTINGS = train_settings(None, ["recipe.seed=7", "model.zoom.schedule=[2,2]", "train_without_strata=[itc]"])
+SETTINGS = read_train_settings(None, ["recipe.seed=7", "model.zoom.schedule=[2,2]", "train_without_strata=[itc]"])
 
 
 @pytest.fixture(scope="module")

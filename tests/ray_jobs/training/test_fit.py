@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from magnet.config import ClassifierConfig
-from magnet.memory import Memory
+from magnet.memory import StepMemory
 from ray_jobs.training import fit
 from ray_jobs.training.fit import DoesNotFitError, fit_to_gpus, get_gpu_budget_bytes
 from service.settings.train import TrainSettings
@@ -22,8 +22,8 @@ BYTES_PER_SLIDE = 10**9
 
 @pytest.fixture
 def a_gigabyte_per_slide(monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict_memory(settings: TrainSettings, cut: Any) -> Memory:
-        return Memory(cut.micro_batch, {"encoder": BYTES_PER_SLIDE * cut.micro_batch})
+    def predict_memory(settings: TrainSettings, cut: Any) -> StepMemory:
+        return StepMemory(cut.micro_batch, {"encoder": BYTES_PER_SLIDE * cut.micro_batch})
 
     monkeypatch.setattr(fit, "predict_memory", predict_memory)
 

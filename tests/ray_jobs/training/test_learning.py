@@ -18,11 +18,11 @@ from magnet.sampler import sample
 from magnet.windows import WindowRequest
 from magnet.zoom import MagNet
 from ray_jobs.training.bare_loop import train_bare
-from ray_jobs.training.evaluate import zooms_of
+from ray_jobs.training.evaluate import zoom_slides
 from ray_jobs.training.learner import Learner
 from service.cohort.manifest import Slide, load_manifest
-from service.cohort.outlines import HIT, Outlines, covered, read_outlines
-from service.settings.train import TrainSettings, train_settings
+from service.cohort.outlines import MIN_HIT_COVERAGE, Outlines, measure_coverage, read_outlines
+from service.settings.train import TrainSettings, read_train_settings
 from service.slides.reader import RegionReader
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
@@ -60,7 +60,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TrainedWorld:
     """Train a model for a minute, from slide labels alone."""
     folder = tmp_path_factory.mktemp("learning") / "cohort"
     make_cohort(folder, COHORT, jobs=2)
-    manifest, settings = load_manifest(str(folder / "manifest.csv"), need_labels=True), train_settings(None, SETTINGS)
+    manifest, settings = (
+        load_manifest(str(folder / "manifest.csv"), need_labels=True),
+        read_train_settings(None, SETTINGS),
+    )
     torch.manual_seed(settings.recipe.seed)
     reader = RegionReader(num_threads=2)
     model = MagNet(settings.model)
@@ -74,13 +77,15 @@ def last_boxes(model: MagNet, world: TrainedWorld, **options: object) -> dict[st
     positive = [slide for slide in world.test if slide.label]
     return {
         slide.slide_id: to_level0(zoomed.trace.regions[-1][0], batch.info[0].size_px)
-        for slide, batch, zoomed in zooms_of(model, positive, world.reader, "fp32", **options)
+        for slide, batch, zoomed in zoom_slides(model, positive, world.reader, "fp32", **options)
     }
 
 
 def hit_rate(boxes: dict[str, NDArray[np.float64]], world: TrainedWorld) -> float:
     """Return the share of slides with a box on the lesion, 0 to 1."""
-    return float(np.mean([(covered(box, world.lesions[name]) >= HIT).any() for name, box in boxes.items()]))
+    return float(
+        np.mean([(measure_coverage(box, world.lesions[name]) >= MIN_HIT_COVERAGE).any() for name, box in boxes.items()])
+    )
 
 
 def test_lesions_are_hit_far_more_often_than_by_random_boxes_of_the_same_sizes(world: TrainedWorld) -> None:
@@ -128,12 +133,12 @@ def _points(world: TrainedWorld, slide: Slide, kind: str, rng: np.random.Generat
     lesion, decoy = world.lesions.get(slide.slide_id), world.decoys.get(slide.slide_id)
     points = rng.uniform(0, COHORT.side_px, (20_000, 2))
     box = np.concatenate([points - 64, np.full((len(points), 1), 128.0)], axis=1)
-    on_lesion, on_decoy = covered(box, lesion) > 0.99, covered(box, decoy) > 0.99
+    on_lesion, on_decoy = measure_coverage(box, lesion) > 0.99, measure_coverage(box, decoy) > 0.99
     if kind == "tissue":
         image = world.reader.thumbnail(slide.uri, 256).astype(int)
         colour = image[tuple((points * 256 / COHORT.side_px).astype(int).T[::-1])]
         stained = (colour.max(axis=1) - colour.min(axis=1)) > 40
-        of_kind = stained & (covered(box, lesion) == 0) & (covered(box, decoy) == 0)
+        of_kind = stained & (measure_coverage(box, lesion) == 0) & (measure_coverage(box, decoy) == 0)
     else:
         of_kind = on_lesion if kind == "lesion" else on_decoy
     return points[of_kind][:4]

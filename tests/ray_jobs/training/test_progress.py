@@ -31,8 +31,8 @@ def test_two_reports_are_some_seconds_apart(clock, capsys) -> None:
     for step in range(1, 61):  # a second each
         clock[0] += 1
         reporter.report(step, {"loss": 1.0, "slides": 1.0, "step_s": 1.0, "wait_s": 0.0})
-    assert len(capsys.readouterr().out.splitlines()) == 60 // progress.EVERY_S
-    assert len(records) == 60 // progress.EVERY_S
+    assert len(capsys.readouterr().out.splitlines()) == 60 // progress.REPORT_EVERY_S
+    assert len(records) == 60 // progress.REPORT_EVERY_S
 
 
 def test_the_last_step_is_always_reported(clock, capsys) -> None:
@@ -53,4 +53,4 @@ def test_nothing_is_reported_before_this_worker_has_had_a_slide(clock, capsys) -
 
 
 def test_a_duration_has_hours_only_when_it_needs_them() -> None:
-    assert [progress.clock(seconds) for seconds in (0, 123, 3725)] == ["0:00", "2:03", "1:02:05"]
+    assert [progress.format_duration(seconds) for seconds in (0, 123, 3725)] == ["0:00", "2:03", "1:02:05"]

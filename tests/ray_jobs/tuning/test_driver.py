@@ -16,7 +16,7 @@ from ray_jobs.training.learner import Learner
 from ray_jobs.tuning import driver, trial
 from ray_jobs.tuning.search_task import SearchTask
 from service.cohort.manifest import Manifest
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 from service.settings.tune import SearchSettings
 from tests.ray_jobs.training import attempt_rig as attempts
 
@@ -103,7 +103,7 @@ def test_a_trial_out_of_memory_is_recorded_and_the_best_of_the_others_is_deliver
     driver._deliver(mlflow_run.Tracker(search.tracking_uri, search.parent_run), search, outcomes)
 
     written = Path(search.storage) / "hunt" / "best.yaml"
-    best = train_settings(str(written))
+    best = read_train_settings(str(written))
     assert best.model.zoom.schedule == (1, 1)
     assert replace(best, model=search.base.model) == search.base
     assert yaml.safe_load(written.read_text())["model"]["zoom"]["schedule"] == [1, 1]

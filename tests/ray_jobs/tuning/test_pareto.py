@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from magnet.memory import Memory
-from magnet.plan import Cut
+from magnet.memory import StepMemory
+from magnet.plan import BatchSplit
 from ray_jobs.tuning import search_space
 from ray_jobs.tuning.pareto import Outcome, Point, draw_front, make_points, make_table, pareto_front
 from ray_jobs.tuning.search_space import select_schedules
 from service.errors import UsageError
-from service.settings.train import TrainSettings, train_settings
+from service.settings.train import TrainSettings, read_train_settings
 from service.settings.tune import SearchSettings
 
 
@@ -50,15 +50,15 @@ def test_schedules_beyond_the_budget_or_the_gpu_are_refused_with_a_reason(monkey
     """The model takes 1 GB, a node above the last patches 0.1 GB, a patch 0.5 GB; only three schedules are measured."""
     measured = []
 
-    def predict_memory(settings: TrainSettings, cut: Cut) -> Memory:
+    def predict_memory(settings: TrainSettings, cut: BatchSplit) -> StepMemory:
         zoom = settings.model.zoom
         measured.append(zoom.schedule)
         inner = sum(zoom.num_nodes[:-1])
-        return Memory(cut.micro_batch, {"all": 10**9 + inner * 10**8 + zoom.num_patches * 5 * 10**8})
+        return StepMemory(cut.micro_batch, {"all": 10**9 + inner * 10**8 + zoom.num_patches * 5 * 10**8})
 
     monkeypatch.setattr(search_space, "predict_memory", predict_memory)
     search = SearchSettings(schedules=((2, 2), (3, 3), (4, 4), (2, 2, 4)), max_patches=15)
-    allowed, refused = select_schedules(search, train_settings(None), 5e9)
+    allowed, refused = select_schedules(search, read_train_settings(None), 5e9)
     # (2, 2): 1 + .3 + 2 = 3.3 GB of 4.5 to use; (3, 3): 1 + .4 + 4.5 = 5.9 GB
     assert allowed == [(2, 2)]
     assert [refusal.schedule for refusal in refused] == [(3, 3), (4, 4), (2, 2, 4)]
@@ -69,4 +69,4 @@ def test_schedules_beyond_the_budget_or_the_gpu_are_refused_with_a_reason(monkey
 
 def test_a_search_without_any_allowed_schedule_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no schedule is left to try.*4 last patches, max_patches is 1"):
-        select_schedules(SearchSettings(schedules=((2, 2),), max_patches=1), train_settings(None), None)
+        select_schedules(SearchSettings(schedules=((2, 2),), max_patches=1), read_train_settings(None), None)

@@ -39,7 +39,7 @@ class Api:
         return self.http.post("/v1/jobs", json=body, headers=headers)
 
 
-def api(folder: Path, **settings: Any) -> Api:
+def make_api(folder: Path, **settings: Any) -> Api:
     """Return an API whose storage is in a folder, and whose cluster is unreachable."""
     lab = folder / "lab"
     lab.mkdir(exist_ok=True)

@@ -13,13 +13,13 @@ import pytest
 from service.client import Client, ServiceError
 from service.queue.requests import Check
 from service.results import scores
-from tests.service.api.api_app import Api, api
-from tests.service.results.score_row import scored_row
+from tests.service.api.api_app import Api, make_api
+from tests.service.results.score_row import make_scored_row
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Api:
-    return api(tmp_path)
+    return make_api(tmp_path)
 
 
 def test_a_job_is_submitted_listed_and_shown(app: Api) -> None:
@@ -141,7 +141,7 @@ def test_a_trainings_settings_start_from_their_preset(app: Api) -> None:
 
 
 def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    app = api(tmp_path, max_body_bytes=1000)
+    app = make_api(tmp_path, max_body_bytes=1000)
     assert app.submit().status_code == 201
     answer = app.submit("x" * 1200)
     assert (answer.status_code, answer.json()["status"]) == (413, 413)
@@ -150,14 +150,14 @@ def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_user_above_the_rate_is_refused(tmp_path: Path) -> None:
-    app = api(tmp_path, requests_per_minute=3)
+    app = make_api(tmp_path, requests_per_minute=3)
     statuses = [app.http.get("/v1/jobs", headers=app.headers["ada"]).status_code for _ in range(7)]
     assert statuses == [200] * 6 + [429]  # a burst is twice the rate
     assert app.http.get("/v1/jobs", headers=app.headers["bob"]).status_code == 200
 
 
 def test_no_user_queues_more_than_the_limit(tmp_path: Path) -> None:
-    app = api(tmp_path, max_queued_per_user=2)
+    app = make_api(tmp_path, max_queued_per_user=2)
     assert [app.submit(f"{k}.csv").status_code for k in range(3)] == [201, 201, 429]
     assert app.submit(who="bob").status_code == 201
 
@@ -190,7 +190,7 @@ def test_results_of_a_scoring_are_read(app: Api, tmp_path: Path) -> None:
     job_id = app.http.post("/v1/jobs", json={"job": job}, headers=app.headers["ada"]).json()["id"]
     url, out, ada = f"/v1/jobs/{job_id}", f"{app.settings.storage}/users/ada/jobs/{job_id}/scores", app.headers["ada"]
     assert app.http.get(f"{url}/scores", headers=ada).status_code == 404
-    table = pa.Table.from_pylist([scored_row("s 1", float("nan"))], schema=scores.SCHEMA)
+    table = pa.Table.from_pylist([make_scored_row("s 1", float("nan"))], schema=scores.SCHEMA)
     scores.write_table(f"{out}/scores.parquet", table)
     scores.write_csv(f"{out}/scores.csv", table.drop_columns(["regions"]))
     (Path(out) / "pictures").mkdir()

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from service.queue.lease import Lease
 from service.settings.service import OidcSettings
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 load_all_checks()
@@ -31,7 +31,7 @@ EXAMPLES = int(os.environ.get("MAGNET_FUZZ_EXAMPLES", "40"))
 def app(tmp_path_factory: pytest.TempPathFactory) -> Api:
     oidc = OidcSettings(issuer="http://127.0.0.1:1", client_id="magnet", scope_of_group={"lab": "submit"})
     limits = dict.fromkeys(("requests_per_minute", "wrong_tokens_per_minute", "max_queued_per_user"), 10**6)
-    return api(tmp_path_factory.mktemp("api"), oidc=oidc, **limits)
+    return make_api(tmp_path_factory.mktemp("api"), oidc=oidc, **limits)
 
 
 @pytest.fixture(scope="module")

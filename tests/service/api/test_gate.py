@@ -14,14 +14,14 @@ import pytest
 from service.api.errors import RefusedError
 from service.api.gate.body import read_body
 from service.api.gate.limits import to_source
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Api:
-    return api(tmp_path_factory.mktemp("gate"), wrong_tokens_per_minute=100_000)
+    return make_api(tmp_path_factory.mktemp("gate"), wrong_tokens_per_minute=100_000)
 
 
 class Client:
@@ -84,7 +84,7 @@ def test_no_byte_of_a_body_is_read_if_its_stated_length_is_too_large(app: Api) -
 
 
 def test_no_byte_of_a_body_is_read_above_the_rate(tmp_path: Path) -> None:
-    app, client = api(tmp_path, requests_per_minute=1), Client([b"x"] * 1000)
+    app, client = make_api(tmp_path, requests_per_minute=1), Client([b"x"] * 1000)
     for _ in range(2):
         app.http.get("/v1/whoami", headers=app.headers["ada"])
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"]) == 429
@@ -109,7 +109,7 @@ def test_bodies_of_routes_that_take_none_are_not_read(app: Api, method: str, pat
 
 
 def test_reading_stops_at_the_first_byte_above_the_limit(tmp_path: Path) -> None:
-    app, client = api(tmp_path, max_body_bytes=100), Client([b"x"] * 1000)
+    app, client = make_api(tmp_path, max_body_bytes=100), Client([b"x"] * 1000)
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"]) == 413
     assert client.num_reads == 101
 
@@ -121,7 +121,7 @@ def test_the_body_of_a_login_has_a_smaller_limit(app: Api) -> None:
 
 
 def test_a_body_that_does_not_arrive_is_refused_with_408(tmp_path: Path) -> None:
-    app, client = api(tmp_path, request_timeout_s=0.05), Client([b"{"], stalls=True)
+    app, client = make_api(tmp_path, request_timeout_s=0.05), Client([b"{"], stalls=True)
     assert client.request(app, "POST", "/v1/jobs", app.headers["ada"]) == 408
 
 
@@ -198,7 +198,7 @@ def test_only_host_names_of_the_service_are_accepted(app: Api, host: str, status
 
 
 def test_the_rate_counts_by_user_for_all_tokens(tmp_path: Path) -> None:
-    app = api(tmp_path, requests_per_minute=3)
+    app = make_api(tmp_path, requests_per_minute=3)
     statuses, headers = [], app.headers["ada"]
     for _ in range(7):
         answer = app.http.post("/v1/tokens/rotate", json={}, headers=headers)
@@ -212,7 +212,7 @@ def test_the_rate_counts_by_user_for_all_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tls", [False, True])
 def test_every_response_forbids_browsers_to_run_store_or_frame_it(tmp_path: Path, path: str, tls: bool) -> None:
     files = {"tls_certificate": "c.pem", "tls_key": "k.pem"} if tls else {}
-    headers = api(tmp_path, **files).http.get(path).headers
+    headers = make_api(tmp_path, **files).http.get(path).headers
     assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
     assert headers["referrer-policy"] == "no-referrer"
     policy = headers["content-security-policy"]
@@ -231,13 +231,13 @@ def test_the_documentation_loads_nothing_from_other_servers(app: Api) -> None:
 
 
 def test_a_service_on_all_interfaces_accepts_addresses_and_its_host_names(tmp_path: Path) -> None:
-    app = api(tmp_path, host="0.0.0.0", hosts=("magnet.lab",))
+    app = make_api(tmp_path, host="0.0.0.0", hosts=("magnet.lab",))
     hosts = ("192.0.2.1:8290", "[2001:db8::1]", "magnet.lab", "evil.example")
     assert [app.http.get("/healthz", headers={"Host": host}).status_code for host in hosts] == [200, 200, 200, 421]
 
 
 def test_wrong_tokens_are_limited_and_valid_ones_of_the_same_address_are_not(tmp_path: Path) -> None:
-    app = api(tmp_path, wrong_tokens_per_minute=2)
+    app = make_api(tmp_path, wrong_tokens_per_minute=2)
     wrong = [app.http.get("/v1/jobs", headers={"Authorization": "Bearer magnet_x"}).status_code for _ in range(4)]
     assert wrong == [401] * 4  # a burst is twice the rate
     assert app.http.get("/v1/jobs").status_code == 429
@@ -247,7 +247,7 @@ def test_wrong_tokens_are_limited_and_valid_ones_of_the_same_address_are_not(tmp
 
 
 def test_logins_count_as_requests_without_a_valid_token(tmp_path: Path) -> None:
-    app = api(tmp_path, wrong_tokens_per_minute=1)
+    app = make_api(tmp_path, wrong_tokens_per_minute=1)
     statuses = [app.http.post("/v1/login", json={"id_token": "x"}).status_code for _ in range(3)]
     assert statuses == [404, 404, 429]
 

@@ -19,7 +19,7 @@ from joserfc.jwk import ECKey, RSAKey
 
 from service.api import oidc
 from service.settings.service import OidcSettings
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 from tests.service.background import running
 
 pytestmark = pytest.mark.slow
@@ -87,7 +87,7 @@ def provider() -> Iterator[FakeProvider]:
 def app(tmp_path: Path, provider: FakeProvider) -> Api:
     scopes = {"readers": "read", "staff": "submit", "heads": "admin"}
     settings = OidcSettings(issuer=provider.issuer, client_id=CLIENT, scope_of_group=scopes, session_hours=2.0)
-    return api(tmp_path, oidc=settings, wrong_tokens_per_minute=10_000)
+    return make_api(tmp_path, oidc=settings, wrong_tokens_per_minute=10_000)
 
 
 def log_in(app: Api, token: str, **more: Any) -> Any:
@@ -117,7 +117,7 @@ def test_an_id_token_is_accepted_once_in_any_spelling(app: Api, provider: FakePr
 
 
 def test_a_service_without_a_provider_has_no_login(tmp_path: Path) -> None:
-    app = api(tmp_path)
+    app = make_api(tmp_path)
     assert app.http.get("/v1/login").status_code == 404
     assert log_in(app, "x.y.z").status_code == 404
 
@@ -263,6 +263,6 @@ def test_rotation_does_not_extend_a_login(app: Api, provider: FakeProvider) -> N
 
 def test_a_login_ends_within_the_services_limit(tmp_path: Path, provider: FakeProvider) -> None:
     settings = OidcSettings(issuer=provider.issuer, client_id=CLIENT, scope_of_group={"staff": "submit"})
-    app = api(tmp_path, oidc=settings, max_token_days=0.25)
+    app = make_api(tmp_path, oidc=settings, max_token_days=0.25)
     token = log_in(app, provider.make_token()).json()
     assert token["expires_s"] - token["created_s"] == pytest.approx(6 * 3600)

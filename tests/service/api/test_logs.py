@@ -9,9 +9,9 @@ import pytest
 from service import storage
 from service.api import log_stream
 from service.progress.record import Progress
-from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Beat, attempt_folder
+from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Heartbeat, attempt_folder
 from service.queue.store import Limits
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ NO_LIMITS = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 
 @pytest.fixture
 def app(tmp_path: Path) -> Api:
-    return api(tmp_path)
+    return make_api(tmp_path)
 
 
 def start_job(app: Api) -> tuple[str, AttemptFolder]:
@@ -83,7 +83,7 @@ def test_a_followed_log_contains_all_attempts(app: Api) -> None:
 def test_a_log_that_does_not_grow_is_not_read_again(app: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, folder = start_job(app)
     folder.write_log(0, b"one\n")
-    folder.write_beat(Beat(count=1, log_bytes=4))
+    folder.write_beat(Heartbeat(count=1, log_bytes=4))
     app.store.beat(job_id, 1, Progress(activity="a"))
     names, looks, read_bytes, get_job = [], [], storage.read_bytes, app.http.app.state.store.job
 
@@ -94,7 +94,7 @@ def test_a_log_that_does_not_grow_is_not_read_again(app: Api, monkeypatch: pytes
     def counting_get_job(job_id: str) -> object:
         looks.append(job_id)
         if len(looks) == 6:  # another heartbeat, with an unchanged log
-            folder.write_beat(Beat(count=2, log_bytes=4))
+            folder.write_beat(Heartbeat(count=2, log_bytes=4))
             app.store.beat(job_id, 1, Progress(activity="b"))
         if len(looks) == 12:
             app.store.end(job_id, 1, state="done", reason=None, exit_code=0)

@@ -19,7 +19,7 @@ import pytest
 
 from ray_jobs.cluster.processes import free_port
 from service.queue import audit
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 from tests.service.background import running
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def mlflow() -> Iterator[FakeMlflow]:
 @pytest.fixture
 def app(tmp_path: Path, mlflow: FakeMlflow) -> Api:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    return api(tmp_path, mlflow=mlflow.url, mlflow_token_file=str(tmp_path / "token"))
+    return make_api(tmp_path, mlflow=mlflow.url, mlflow_token_file=str(tmp_path / "token"))
 
 
 def promote(app: Api, model: str, who: str = "pia", **more: str) -> Any:
@@ -137,12 +137,12 @@ def test_an_unreachable_or_refusing_mlflow_is_reported_with_503(app: Api, tmp_pa
     (tmp_path / "token").unlink()
     assert promote(app, "models:/magnet@challenger").status_code == 503
     (tmp_path / "other").mkdir()
-    unreachable = api(tmp_path / "other", mlflow="http://127.0.0.1:1")
+    unreachable = make_api(tmp_path / "other", mlflow="http://127.0.0.1:1")
     assert promote(unreachable, "models:/magnet@challenger").status_code == 503
 
 
 def test_promotion_without_an_mlflow_server_is_refused(tmp_path: Path) -> None:
-    answer = promote(api(tmp_path), "models:/magnet@challenger")
+    answer = promote(make_api(tmp_path), "models:/magnet@challenger")
     assert (answer.status_code, "no MLflow server" in answer.json()["detail"]) == (422, True)
 
 
@@ -180,7 +180,7 @@ def test_a_real_mlflow_server_sets_the_alias(tmp_path: Path) -> None:
             for _ in range(2):
                 response = http.post("/model-versions/create", json={"name": "magnet", "source": "s3://bucket/model"})
                 assert response.status_code == 200, response.text
-        app = api(tmp_path, mlflow=url)
+        app = make_api(tmp_path, mlflow=url)
         assert promote(app, "models:/magnet/1").json()["earlier"] is None
         assert promote(app, "models:/magnet@nobody").status_code == 404
         assert promote(app, "models:/other/1").status_code == 404

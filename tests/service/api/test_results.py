@@ -10,7 +10,7 @@ import pytest
 from service.queue import audit
 from service.queue.store import Limits
 from service.settings.service import Place
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ NO_LIMITS = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 
 @pytest.fixture
 def app(tmp_path: Path) -> Api:
-    return api(tmp_path)
+    return make_api(tmp_path)
 
 
 def submit_scoring(app: Api, who: str, out: str | None = None) -> Any:
@@ -102,12 +102,12 @@ def test_a_link_to_a_file_outside_is_not_followed(app: Api, tmp_path: Path) -> N
 
 
 def test_a_closed_place_is_no_longer_read(tmp_path: Path) -> None:
-    app = api(tmp_path)
+    app = make_api(tmp_path)
     job_id = submit_scoring(app, "ada", f"{app.lab}/out").json()["id"]
     finish(app, job_id)
     write_results(Path(app.lab) / "out")
     assert read(app, "ada", job_id)[0] == 200
-    app.http.app.state.settings = api(tmp_path, places=(Place(prefix=app.lab, read=("bob",)),)).settings
+    app.http.app.state.settings = make_api(tmp_path, places=(Place(prefix=app.lab, read=("bob",)),)).settings
     assert read(app, "ada", job_id) == [403] * 5
 
 
@@ -208,6 +208,6 @@ def test_a_job_is_accepted_while_its_store_does_not_respond(tmp_path: Path, monk
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setattr("service.api.manifests.DEADLINE_S", 0.2)
-    app = api(tmp_path, places=(Place(prefix="s3://bucket"),))
+    app = make_api(tmp_path, places=(Place(prefix="s3://bucket"),))
     job = {"kind": "check", "manifest": "s3://bucket/a.csv"}
     assert app.http.post("/v1/jobs", json={"job": job}, headers=app.headers["ada"]).status_code == 201

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from service.queue import audit
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 from tests.service.api.api_server import read_until_closed, serving
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Api:
-    return api(tmp_path_factory.mktemp("server"), request_timeout_s=0.5, max_connections=4)
+    return make_api(tmp_path_factory.mktemp("server"), request_timeout_s=0.5, max_connections=4)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_head_that_is_too_large_is_refused(port: int) -> None:
 
 
 def test_connections_are_bounded_and_freed(tmp_path: Path) -> None:
-    app = api(tmp_path, max_connections=2)
+    app = make_api(tmp_path, max_connections=2)
     with serving(app) as port:
         connections = [connect(port) for _ in range(2)]
         try:
@@ -126,7 +126,7 @@ def test_connections_are_bounded_and_freed(tmp_path: Path) -> None:
 
 
 def test_a_followed_log_is_no_longer_counted_after_its_client_disconnects(tmp_path: Path) -> None:
-    app = api(tmp_path, max_followed_per_user=2)
+    app = make_api(tmp_path, max_followed_per_user=2)
     job_id, ada = app.submit().json()["id"], app.headers["ada"]
     with serving(app) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ada, timeout=30) as http:
 
@@ -171,7 +171,7 @@ def write_certificate(folder: Path) -> tuple[str, str]:
 
 def test_the_api_speaks_https_with_its_certificate(tmp_path: Path) -> None:
     cert, key = write_certificate(tmp_path)
-    app = api(tmp_path, tls_certificate=cert, tls_key=key, request_timeout_s=0.5)
+    app = make_api(tmp_path, tls_certificate=cert, tls_key=key, request_timeout_s=0.5)
     trusting = ssl.create_default_context(cafile=cert)
     with serving(app) as port:
         url = f"https://127.0.0.1:{port}/v1/jobs"
@@ -184,7 +184,7 @@ def test_the_api_speaks_https_with_its_certificate(tmp_path: Path) -> None:
 
 
 def test_an_ipv6_address_is_served(tmp_path: Path) -> None:
-    app = api(tmp_path, host="::1")
+    app = make_api(tmp_path, host="::1")
     with serving(app) as port:
         assert httpx2.get(f"http://[::1]:{port}/v1/jobs", headers=app.headers["ada"]).status_code == 200
 
@@ -193,7 +193,7 @@ def test_an_ipv6_address_is_served(tmp_path: Path) -> None:
 def test_a_forwarded_address_is_accepted_from_trusted_proxies_only(
     tmp_path: Path, trusted: tuple[str, ...], address: str
 ) -> None:
-    app = api(tmp_path, trusted_proxies=trusted)
+    app = make_api(tmp_path, trusted_proxies=trusted)
     with serving(app) as port:
         headers = {"X-Forwarded-For": "203.0.113.5, 192.0.2.9"}
         assert httpx2.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers).status_code == 401

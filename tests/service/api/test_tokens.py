@@ -10,11 +10,11 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import UsageError
-from service.operations.serving import admin_token
+from service.operations.serving import create_admin_token
 from service.queue import audit
 from service.queue.tables import tokens
 from service.settings.service import Quota
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ DAY_S = 86400
 
 @pytest.fixture
 def app(tmp_path: Path) -> Api:
-    return api(tmp_path)
+    return make_api(tmp_path)
 
 
 def create_token(app: Api, **body: Any) -> Any:
@@ -46,7 +46,7 @@ def test_tokens_expire_unless_their_creator_sets_no_end(app: Api) -> None:
 
 
 def test_no_token_lives_longer_than_the_service_allows(tmp_path: Path) -> None:
-    app = api(tmp_path, max_token_days=30.0)
+    app = make_api(tmp_path, max_token_days=30.0)
     assert lifetime_days(create_token(app).json()) == pytest.approx(30)
     assert [create_token(app, days=days).status_code for days in (30, 31, None)] == [201, 422, 422]
     rotated = app.http.post(
@@ -108,12 +108,12 @@ def test_the_last_use_is_written_once_a_minute(app: Api) -> None:
 def test_a_malformed_owner_is_refused(app: Api, owner: str) -> None:
     assert create_token(app, owner=owner).status_code == 422
     with pytest.raises(UsageError, match="owner"):
-        admin_token(app.settings, owner)
+        create_admin_token(app.settings, owner)
 
 
 def test_whoami_shows_quotas_and_their_usage(tmp_path: Path) -> None:
     quotas = {"@students": Quota(max_queued=2, max_recurring=1), "bob": Quota(max_queued=0)}
-    app = api(tmp_path, groups={"students": ("ada", "eve"), "lab": ("ada",)}, quotas=quotas)
+    app = make_api(tmp_path, groups={"students": ("ada", "eve"), "lab": ("ada",)}, quotas=quotas)
     assert [app.submit(f"{k}.csv").status_code for k in range(3)] == [201, 201, 429]
     assert app.submit(who="bob").status_code == 429
     assert app.submit(who="pia").status_code == 201
@@ -159,7 +159,7 @@ def test_every_change_is_in_the_audit_log(app: Api) -> None:
 
 
 def test_a_refused_change_is_recorded_only_as_denied(tmp_path: Path) -> None:
-    app = api(tmp_path, max_queued_per_user=1)
+    app = make_api(tmp_path, max_queued_per_user=1)
     statuses = [app.submit("a.csv").status_code, app.submit("b.csv").status_code]
     assert statuses == [201, 429]
     assert [action for _, action, _ in list_actions(app)] == ["job.submit", "request.denied"]
@@ -189,7 +189,7 @@ def test_a_user_has_a_bounded_number_of_valid_tokens(app: Api, monkeypatch: pyte
 
 
 def test_denied_requests_are_recorded_at_a_bounded_rate(tmp_path: Path) -> None:
-    app = api(tmp_path, wrong_tokens_per_minute=1000)
+    app = make_api(tmp_path, wrong_tokens_per_minute=1000)
     assert (
         app.http.post("/v1/tokens", json={"owner": "x", "scope": "read"}, headers=app.headers["ada"]).status_code == 403
     )

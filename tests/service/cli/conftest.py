@@ -8,7 +8,7 @@ import pytest
 
 from service.cli import connect
 from service.client import Client
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
     """An API in the test's process, which the commands call with the token of ada."""
-    app = api(tmp_path)
+    app = make_api(tmp_path)
     Path(app.lab).mkdir(exist_ok=True)
     (Path(app.lab) / "m.csv").write_text("slide_id,uri\na,a.tiff\n")
     secret = app.headers["ada"]["Authorization"].removeprefix("Bearer ")

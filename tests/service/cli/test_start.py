@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.parser import parser
+from service.cli.parser import build_parser
 from service.queue import requests
 
 pytestmark = pytest.mark.slow
@@ -77,7 +77,7 @@ def test_importing_the_client_loads_neither_databases_nor_settings_of_jobs(tmp_p
 
 
 def test_every_command_names_a_function_that_exists() -> None:
-    names = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr,index,call-overload]
+    names = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr,index,call-overload]
     code = "import importlib, sys\n"
     for name, command in names.items():
         if target := command.get_default("target"):

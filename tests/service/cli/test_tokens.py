@@ -15,11 +15,11 @@ import yaml
 from service.api.tokens import Tokens
 from service.cli.main import run
 from service.client import device_login
-from service.environment import client_settings, keep_client
+from service.environment import read_client_settings, write_client_file
 from service.errors import UsageError
 from service.queue import audit
 from service.queue.tables import Database
-from service.settings.service import service_settings
+from service.settings.service import read_service_settings
 from tests.service.cli.http_server import HttpServer, RecordedRequest, Reply, Route, serving
 
 USAGE = {"used": 1, "limit": 20}
@@ -38,7 +38,7 @@ def service(home: Path) -> Iterator[HttpServer]:
     """A service to which this machine is logged in."""
     routes: dict[str, Route] = {"GET /v1/whoami": Reply(CALLER)}
     with serving(routes) as server:
-        keep_client(server.url, "magnet_old")
+        write_client_file(server.url, "magnet_old")
         yield server
 
 
@@ -47,7 +47,7 @@ def client_file(home: Path) -> Path:
 
 
 def test_only_its_user_can_ever_read_the_client_file(home: Path) -> None:
-    keep_client("https://lab", "magnet_x")
+    write_client_file("https://lab", "magnet_x")
     file = client_file(home)
     assert json.loads(file.read_text()) == {"url": "https://lab", "token": "magnet_x"}
     assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o600, 0o700)
@@ -55,20 +55,20 @@ def test_only_its_user_can_ever_read_the_client_file(home: Path) -> None:
 
 
 def test_a_stored_token_goes_to_its_own_service_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_client("https://lab", "magnet_x")
-    assert client_settings().token == "magnet_x"
+    write_client_file("https://lab", "magnet_x")
+    assert read_client_settings().token == "magnet_x"
     monkeypatch.setenv("MAGNET_URL", "https://other")
-    assert client_settings().token is None
+    assert read_client_settings().token is None
     monkeypatch.setenv("MAGNET_URL", "https://lab/")
-    assert client_settings().token == "magnet_x"
+    assert read_client_settings().token == "magnet_x"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"url": 3}'])
 def test_a_damaged_client_file_is_an_error_that_says_what_to_do(home: Path, text: str) -> None:
-    keep_client("https://lab", "magnet_x")
+    write_client_file("https://lab", "magnet_x")
     client_file(home).write_text(text)
     with pytest.raises(UsageError, match="magnet login"):
-        client_settings()
+        read_client_settings()
 
 
 def test_whoami_shows_owner_end_and_limits(service: HttpServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_the_first_token_expires_as_asked(tmp_path: Path, capsys: pytest.Capture
     for options, days in ((["--days", "1"], 1), ([], 7)):
         assert run(["token", "ada", "--scope", "admin", "--config", str(config), *options]) == 0
         capsys.readouterr()
-        database = Database(service_settings(str(config), []).database_url)
+        database = Database(read_service_settings(str(config), []).database_url)
         newest = Tokens(database).list_tokens()[-1]
         database.close()
         assert (newest.owner, newest.scope) == ("ada", "admin")
@@ -246,7 +246,7 @@ def test_a_login_revokes_the_stored_token_that_it_replaces(home: Path, monkeypat
             f"DELETE /v1/tokens/{CALLER['token_id']}": Reply(status=204),
         }
         with serving(routes) as service:
-            keep_client(service.url, "magnet_old")
+            write_client_file(service.url, "magnet_old")
             assert run(["login", service.url]) == 0
             [revoked] = service.calls(f"DELETE /v1/tokens/{CALLER['token_id']}")
     assert revoked.headers["Authorization"] == "Bearer magnet_old"

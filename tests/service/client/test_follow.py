@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from service.client import Client, ServiceError
-from service.operations.serving import admin_token
+from service.operations.serving import create_admin_token
 from service.queue.attempt_folder import attempt_folder
 from service.queue.requests import Check
 from service.queue.store import JobStore
 from service.queue.tables import Database, jobs
-from service.settings.service import ServiceSettings, service_settings
+from service.settings.service import ServiceSettings, read_service_settings
 
 ROOT = Path(__file__).parents[3]
 START = "from service.cli.main import main; main()"
@@ -36,9 +36,9 @@ class ApiProcess:
             port = free.getsockname()[1]
         self.config, self.folder = folder / "service.yaml", folder
         self.config.write_text(yaml.safe_dump({"storage": str(folder / "storage"), "port": port}))
-        self.settings: ServiceSettings = service_settings(str(self.config), [])
+        self.settings: ServiceSettings = read_service_settings(str(self.config), [])
         self.url = f"http://127.0.0.1:{port}"
-        self.token = admin_token(self.settings, "ada")
+        self.token = create_admin_token(self.settings, "ada")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from service.cohort.camelyon import main
-from service.cohort.label_policy import training_slides
+from service.cohort.label_policy import select_training_slides
 from service.cohort.manifest import Manifest, load_manifest
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 from service.testing.fake_store import HttpStore
 
 PUBLISHED = {  # slides of each center with each label, counted in stages.csv: 318, 36, 59 and 87 in total
@@ -115,8 +115,8 @@ def test_the_configs_train_without_itc_and_test_with_itc(config: str, full_copy:
     manifest = make_manifest(full_copy, tmp_path / "m.csv")
     path = str(Path(__file__).parents[3] / "configs" / f"{config}.yaml")
     for overrides, fits in (([], ("train",)), (["fit_on=train+val"], ("train", "val"))):
-        settings = train_settings(path, overrides)
-        used = training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
+        settings = read_train_settings(path, overrides)
+        used = select_training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
         trained = {slide.slide_id for slide in used.split("train")}
         assert trained == {s.slide_id for name in fits for s in manifest.split(name) if s.stratum != "itc"}
         assert used.split("test") == manifest.split("test")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service.cohort.label_policy import slide_counts, training_slides
+from service.cohort.label_policy import describe_splits, select_training_slides
 from service.cohort.manifest import Manifest, ManifestError, load_manifest
 from service.settings.parsing import SettingsError
-from service.settings.train import train_settings
+from service.settings.train import read_train_settings
 
 ROWS = """slide_id,uri,label,stratum,split
 n1,n1.tif,0,negative,train
@@ -34,18 +34,18 @@ def ids(manifest: Manifest) -> dict[str, list[str]]:
 
 
 def test_nothing_is_left_out_by_default(tmp_path: Path) -> None:
-    settings = train_settings(None)
+    settings = read_train_settings(None)
     manifest = cohort(tmp_path)
-    used = training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
+    used = select_training_slides(manifest, without_strata=settings.train_without_strata, fit_on=settings.fit_on)
     assert used == manifest
-    assert "left out" not in slide_counts(used)
+    assert "left out" not in describe_splits(used)
 
 
 def test_a_stratum_is_left_out_of_train_and_val_but_not_of_test(tmp_path: Path) -> None:
-    used = training_slides(cohort(tmp_path), without_strata=("itc",), fit_on="train")
+    used = select_training_slides(cohort(tmp_path), without_strata=("itc",), fit_on="train")
     assert ids(used) == {"train": ["n1", "a1", "u1"], "val": ["n2", "a2"], "test": ["n3", "i3"]}
     assert [slide.slide_id for slide in used.left_out] == ["i1", "i2"]
-    assert slide_counts(used) == {
+    assert describe_splits(used) == {
         "train": "3 slides, 2 positive",
         "val": "2 slides, 1 positive",
         "test": "2 slides, 1 positive",
@@ -54,26 +54,26 @@ def test_a_stratum_is_left_out_of_train_and_val_but_not_of_test(tmp_path: Path) 
 
 
 def test_the_final_retraining_uses_train_and_val(tmp_path: Path) -> None:
-    used = training_slides(cohort(tmp_path), without_strata=("itc",), fit_on="train+val")
+    used = select_training_slides(cohort(tmp_path), without_strata=("itc",), fit_on="train+val")
     assert ids(used) == {"train": ["n1", "a1", "u1", "n2", "a2"], "val": [], "test": ["n3", "i3"]}
 
 
 def test_the_final_retraining_needs_no_val(tmp_path: Path) -> None:
     rows = "".join(line for line in ROWS.splitlines(keepends=True) if not line.endswith("val\n"))
     with pytest.raises(ManifestError, match="no slide has split val"):
-        training_slides(cohort(tmp_path, rows), without_strata=(), fit_on="train")
-    assert ids(training_slides(cohort(tmp_path, rows), without_strata=(), fit_on="train+val"))["val"] == []
+        select_training_slides(cohort(tmp_path, rows), without_strata=(), fit_on="train")
+    assert ids(select_training_slides(cohort(tmp_path, rows), without_strata=(), fit_on="train+val"))["val"] == []
 
 
 def test_the_remaining_slides_must_have_both_labels(tmp_path: Path) -> None:
     manifest = cohort(tmp_path, ROWS.replace("u1,u1.tif,1,,train\n", ""))
     with pytest.raises(ManifestError, match="no slide in train has label 1"):
-        training_slides(manifest, without_strata=("macro", "micro", "itc"), fit_on="train")
+        select_training_slides(manifest, without_strata=("macro", "micro", "itc"), fit_on="train")
 
 
 def test_the_policy_is_a_setting() -> None:
-    settings = train_settings(None, ["train_without_strata=[itc]", "fit_on=train+val"])
+    settings = read_train_settings(None, ["train_without_strata=[itc]", "fit_on=train+val"])
     assert (settings.train_without_strata, settings.fit_on) == (("itc",), "train+val")
     for wrong in ("train_without_strata=[negative]", "fit_on=test"):
         with pytest.raises(SettingsError, match=wrong.partition("=")[0]):
-            train_settings(None, [wrong])
+            read_train_settings(None, [wrong])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from service.cohort.manifest import Manifest, ManifestError, check_slides, load_manifest, with_splits
+from service.cohort.manifest import Manifest, ManifestError, assign_splits, check_slides, load_manifest
 from service.errors import NotFoundError, SlideError
 from service.slides.reader import RegionReader
 
@@ -272,7 +272,7 @@ class TestSplits:
         return load(folder, "slide_id,uri,patient_id,label,stratum\n" + "".join(rows[::order]))
 
     def test_patients_stay_together_and_strata_are_distributed_evenly(self, tmp_path: Path) -> None:
-        slides = with_splits(self.cohort(tmp_path), 0, SHARES).slides
+        slides = assign_splits(self.cohort(tmp_path), 0, SHARES).slides
         assert len({(s.patient_id, s.split) for s in slides}) == 20
         assert Counter((s.stratum, s.split) for s in slides) == {
             ("negative", "train"): 12,
@@ -288,23 +288,23 @@ class TestSplits:
 
     def test_splits_depend_on_the_seed_but_not_on_the_order_of_rows(self, tmp_path: Path) -> None:
         def splits(order: int, seed: int) -> dict[str, str | None]:
-            return {s.slide_id: s.split for s in with_splits(self.cohort(tmp_path, order), seed, SHARES).slides}
+            return {s.slide_id: s.split for s in assign_splits(self.cohort(tmp_path, order), seed, SHARES).slides}
 
         assert splits(1, 0) == splits(-1, 0)
         assert splits(1, 0) != splits(1, 1)
 
     def test_splits_of_the_manifest_are_kept(self, tmp_path: Path) -> None:
         manifest = load(tmp_path, GOOD)
-        assert with_splits(manifest, 0, SHARES) is manifest
+        assert assign_splits(manifest, 0, SHARES) is manifest
 
     def test_too_few_patients_for_both_labels_in_train_are_an_error(self, tmp_path: Path) -> None:
         manifest = load(tmp_path, "slide_id,uri,label\na,a.tif,0\nb,b.tif,1\n")
         with pytest.raises(ManifestError, match="no slide in train has label"):
-            with_splits(manifest, 0, {"val": 1.0})
+            assign_splits(manifest, 0, {"val": 1.0})
 
     def test_slides_without_labels_can_be_split(self, tmp_path: Path) -> None:
         content = "slide_id,uri\n" + "".join(f"s{k},{k}.tif\n" for k in range(10))
-        slides = with_splits(load(tmp_path, content, need_labels=False), 0, SHARES).slides
+        slides = assign_splits(load(tmp_path, content, need_labels=False), 0, SHARES).slides
         assert Counter(s.split for s in slides) == {"train": 6, "val": 2, "test": 2}
 
 

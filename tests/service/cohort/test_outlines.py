@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import shapely
 
-from service.cohort.outlines import covered, read_asap, read_outlines
+from service.cohort.outlines import measure_coverage, read_asap, read_outlines
 from service.errors import UsageError
 
 
@@ -30,13 +30,13 @@ def test_covered_shares_equal_shares_of_areas(tmp_path: Path) -> None:
     outlines = read_outlines(write_geojson(tmp_path / "o.geojson", triangle))
     boxes = np.array([[0, 0, 100], [0, 0, 50], [50, 50, 50], [200, 200, 10], [-50, 0, 100]], dtype=float)
     # half of the square; all of it; only a corner; nothing; the triangle's left half in the box's right half
-    assert covered(boxes, outlines["a"]) == pytest.approx([0.5, 1, 0, 0, (5000 - 1250) / 10000])
+    assert measure_coverage(boxes, outlines["a"]) == pytest.approx([0.5, 1, 0, 0, (5000 - 1250) / 10000])
 
 
 def test_overlapping_outlines_of_a_slide_are_counted_once(tmp_path: Path) -> None:
     square = (0, 0), (10, 0), (10, 10), (0, 10)
     outlines = read_outlines(write_geojson(tmp_path / "o.geojson", polygon("a", *square), polygon("a", *square)))
-    assert covered(np.array([[0.0, 0.0, 20.0]]), outlines["a"]) == pytest.approx([0.25])
+    assert measure_coverage(np.array([[0.0, 0.0, 20.0]]), outlines["a"]) == pytest.approx([0.25])
 
 
 def test_an_outline_that_crosses_itself_is_repaired(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_an_outline_that_crosses_itself_is_repaired(tmp_path: Path) -> None:
 
 
 def test_no_outline_covers_nothing() -> None:
-    assert covered(np.array([[0.0, 0.0, 20.0]]), None).tolist() == [0]
+    assert measure_coverage(np.array([[0.0, 0.0, 20.0]]), None).tolist() == [0]
 
 
 @pytest.mark.parametrize(

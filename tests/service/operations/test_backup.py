@@ -31,7 +31,7 @@ from service.queue.requests import Check
 from service.queue.store import JobStore
 from service.queue.tables import Database
 from service.queue.tables import jobs as jobs_table
-from service.settings.service import ServiceSettings, service_settings
+from service.settings.service import ServiceSettings, read_service_settings
 from tests.postgres import postgres
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ class ServiceFolder:
             port = listener.getsockname()[1]
         values = {"storage": str(storage), "port": port} | more
         (storage / "service.yaml").write_text(yaml.safe_dump(values))
-        self.settings: ServiceSettings = service_settings(str(storage / "service.yaml"), [])
+        self.settings: ServiceSettings = read_service_settings(str(storage / "service.yaml"), [])
 
     def write(self, state: str) -> None:
         """Set the state of all parts."""

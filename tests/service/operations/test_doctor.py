@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from service.cli.main import run
-from service.environment import keep_client
+from service.environment import write_client_file
 from service.operations.check import Check
 from service.operations.doctor import run_checks
 from service.operations.file_modes import find_exposed
@@ -84,7 +84,7 @@ def test_the_api_of_the_settings_is_called_not_the_one_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving({"GET /healthz": ALIVE, "GET /v1/jobs": NO_JOBS}) as other:
-        keep_client(other.url, "magnet_other")
+        write_client_file(other.url, "magnet_other")
         monkeypatch.setenv("MAGNET_URL", other.url)
         assert not run_named_checks(make_settings(tmp_path))["api"].ok
         with serving({"GET /healthz": ALIVE, "GET /v1/jobs": NO_JOBS}) as server:
@@ -98,7 +98,7 @@ def test_the_api_of_the_settings_is_called_not_the_one_of_the_environment(
 def test_the_stored_token_is_sent_only_to_its_service(tmp_path: Path) -> None:
     with serving({"GET /healthz": ALIVE, "GET /v1/jobs": NO_JOBS}) as server:
         settings = make_settings(tmp_path, port=int(server.url.rpartition(":")[2]))
-        keep_client(f"http://localhost:{settings.port}", "magnet_stored")
+        write_client_file(f"http://localhost:{settings.port}", "magnet_stored")
         assert run_named_checks(settings)["api"].ok
         assert server.calls("GET /v1/jobs")[0].headers["Authorization"] == "Bearer magnet_stored"
         server.routes["GET /v1/jobs"] = Reply({"detail": "the token has expired", "to_do": "magnet login"}, 401)

@@ -12,17 +12,17 @@ import yaml
 
 from service.progress.record import Progress
 from service.queue import attempts as module
-from service.queue.attempt_folder import AttemptFolder, Beat, Ending, Stop, attempt_folder
+from service.queue.attempt_folder import AttemptFolder, Ending, Heartbeat, Stop, attempt_folder
 from service.queue.attempts import Attempts, Outcome
 from service.queue.job import Job
 from service.queue.observer import Observer
-from service.queue.ray_api import RayAwayError, RayRefusedError
+from service.queue.ray_api import RayRefusedError, RayUnavailableError
 from service.queue.requests import Check, Train, Tune
 from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, attempts, jobs
 from service.settings.service import ServiceSettings
-from service.settings.train import train_settings
-from service.settings.tune import SearchSettings, search_settings
+from service.settings.train import read_train_settings
+from service.settings.tune import SearchSettings, read_search_settings
 from service.supervisor.secrets import Mask
 
 ALL = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
@@ -85,7 +85,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 def test_launch_submits_the_command_of_the_kind(rig: Rig) -> None:
     """It is what a user would type, and the same for every attempt."""
-    job = rig.started(Train(manifest="/m.csv", settings=train_settings(None, ["recipe.epochs=3"])))
+    job = rig.started(Train(manifest="/m.csv", settings=read_train_settings(None, ["recipe.epochs=3"])))
     assert rig.attempts.launch(job.id, 1) is None
     [command] = rig.ray.commands
     arguments = command[command.index("--") + 1 :]
@@ -93,7 +93,7 @@ def test_launch_submits_the_command_of_the_kind(rig: Rig) -> None:
     runs = rig.settings.runs(job.owner)
     expected = ["py", "-m", "ray_jobs.train", "--manifest", "/m.csv", "--config", config, "--storage", runs]
     assert arguments == [*expected, "--name", job.id]
-    assert train_settings(config) == train_settings(None, ["recipe.epochs=3"])
+    assert read_train_settings(config) == read_train_settings(None, ["recipe.epochs=3"])
     assert yaml.safe_load(Path(config).read_text())["recipe"]["epochs"] == 3
     assert rig.store.job(job.id).state == "running"
 
@@ -113,12 +113,12 @@ def test_a_search_is_submitted_with_its_search_settings(rig: Rig) -> None:
     assert rig.attempts.launch(job.id, 1) is None
     search = f"{rig.settings.job_folder(job.owner, job.id)}/search.yaml"
     assert rig.ray.commands[0][-2:] == ["--search", search]
-    assert search_settings(search, []) == SearchSettings(trials=7, schedules=((3, 2), (2, 2, 2)))
+    assert read_search_settings(search, []) == SearchSettings(trials=7, schedules=((3, 2), (2, 2, 2)))
 
 
 def test_a_repeated_launch_does_not_start_an_attempt_again(rig: Rig) -> None:
     job = rig.started()
-    rig.folder(job).write_beat(Beat(count=1, log_bytes=0))
+    rig.folder(job).write_beat(Heartbeat(count=1, log_bytes=0))
     assert rig.attempts.launch(job.id, 1) is None
     assert rig.ray.commands == []
 
@@ -126,7 +126,7 @@ def test_a_repeated_launch_does_not_start_an_attempt_again(rig: Rig) -> None:
 def test_a_launch_waits_for_an_unavailable_cluster_and_reports_it_once(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig.ray.fails = [RayAwayError("no answer")] * 5
+    rig.ray.fails = [RayUnavailableError("no answer")] * 5
     job = rig.started()
     seen: list[str | None] = []
     monkeypatch.setattr(module.time, "sleep", lambda _: seen.append(rig.store.job(job.id).activity))
@@ -147,7 +147,7 @@ def test_a_job_that_ray_refuses_fails_for_good(rig: Rig) -> None:
 def test_the_supervisor_is_believed_although_ray_reports_a_running_job(rig: Rig) -> None:
     job = rig.started()
     rig.attempts.launch(job.id, 1)
-    ended = Beat(count=2, log_bytes=5, progress=Progress(done=1, total=2), ending=Ending(exit_code=3, last="x"))
+    ended = Heartbeat(count=2, log_bytes=5, progress=Progress(done=1, total=2), ending=Ending(exit_code=3, last="x"))
     rig.folder(job).write_beat(ended)
     assert rig.attempts.follow(job.id, 1, 5.0) == Outcome(exit_code=3, reason="x")
     assert rig.store.job(job.id).done == 1
@@ -174,7 +174,7 @@ def test_a_silent_job_is_stopped_although_ray_reports_it_as_running(rig: Rig) ->
 def test_nothing_is_decided_while_ray_is_unavailable(rig: Rig) -> None:
     job = rig.started()
     rig.attempts.launch(job.id, 1)
-    rig.ray.fails = [RayAwayError("no answer")]
+    rig.ray.fails = [RayUnavailableError("no answer")]
     assert rig.attempts.follow(job.id, 1, 0.3) is None
     rig.store.cancel(job.id)
     outcome = rig.attempts.follow(job.id, 1, 5.0)  # but a cancelled job is stopped by the file in its folder
@@ -236,7 +236,7 @@ def since(rig: Rig, job: Job, seconds: float) -> None:
 
 def beat(rig: Rig, job: Job, count: int, idle_s: float, ending: Ending | None = None) -> None:
     progress = Progress(done=3, total=9, activity="scoring")
-    rig.folder(job).write_beat(Beat(count=count, log_bytes=9, progress=progress, idle_s=idle_s, ending=ending))
+    rig.folder(job).write_beat(Heartbeat(count=count, log_bytes=9, progress=progress, idle_s=idle_s, ending=ending))
 
 
 def test_a_job_without_progress_shows_it_after_half_of_the_limit(rig: Rig) -> None:
@@ -260,7 +260,7 @@ def test_a_job_without_progress_is_ended_with_that_reason_and_retried(rig: Rig, 
     assert look(rig, job) is None
     since(rig, job, 4000)
     beat(rig, job, 2, 3700.0)
-    rig.ray.fails = [RayAwayError("no answer")] if ray_away else []
+    rig.ray.fails = [RayUnavailableError("no answer")] if ray_away else []
     assert look(rig, job) is None
     assert rig.folder(job).is_stop_requested()
     assert rig.ray.stopped == ([] if ray_away else [f"{job.id}-1"])
@@ -304,7 +304,7 @@ def test_a_job_that_succeeds_while_it_is_stopped_is_done(rig: Rig) -> None:
 def test_a_silent_job_over_its_hours_is_given_up_although_ray_is_unavailable(rig: Rig) -> None:
     job = running(rig)
     since(rig, job, 5 * 3600)
-    rig.ray.fails = [RayAwayError("no answer")]
+    rig.ray.fails = [RayUnavailableError("no answer")]
     outcome = rig.attempts.follow(job.id, 1, 5.0)
     assert outcome is not None
     assert outcome.final
@@ -350,7 +350,7 @@ def test_an_unexpected_error_at_the_launch_fails_the_job_but_not_the_workflow(ri
 )
 def test_a_heartbeat_that_a_job_has_overwritten_does_not_count(rig: Rig, content: bytes) -> None:
     job = running(rig)
-    rig.folder(job).write_beat(Beat(count=1, log_bytes=0))
+    rig.folder(job).write_beat(Heartbeat(count=1, log_bytes=0))
     (Path(rig.folder(job).uri) / "beat.json").write_bytes(content)
     rig.ray.states.clear()
     outcome = rig.attempts.follow(job.id, 1, 5.0)
@@ -360,7 +360,7 @@ def test_a_heartbeat_that_a_job_has_overwritten_does_not_count(rig: Rig, content
 
 def test_a_heartbeat_with_invalid_progress_counts(rig: Rig) -> None:
     job = running(rig)
-    rig.folder(job).write_beat(Beat(count=1, log_bytes=0, progress=Progress(done=10**30, activity="a\0b")))
+    rig.folder(job).write_beat(Heartbeat(count=1, log_bytes=0, progress=Progress(done=10**30, activity="a\0b")))
     assert look(rig, job) is None
     assert rig.store.job(job.id).done is None
     assert rig.store.job(job.id).beat_s is not None

@@ -19,7 +19,7 @@ from service.queue.lease import Lease, LeaseLostError, is_held
 from service.queue.requests import Check
 from service.queue.store import JobStore, Limits
 from service.queue.tables import Database, incidents, jobs
-from tests.service.api.api_app import Api, api
+from tests.service.api.api_app import Api, make_api
 
 ALL = Limits({"check": 9, "train": 9, "tune": 9, "score": 9}, 9)
 
@@ -74,7 +74,7 @@ def test_incidents_are_bounded(database: Database) -> None:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Api:
-    service = api(tmp_path)
+    service = make_api(tmp_path)
     assert Lease(service.store.database, "dispatcher", "me", 60).take()
     return service
 

@@ -23,7 +23,7 @@ from service.queue import tables
 from service.queue.job import STATES
 from service.queue.job_reader import Filter
 from service.queue.store import JobStore, Limits
-from service.queue.tables import METADATA, MIGRATIONS, Database, DatabaseAwayError, DatabaseCorruptError
+from service.queue.tables import METADATA, MIGRATIONS, Database, DatabaseCorruptError, DatabaseUnavailableError
 from tests.postgres import postgres
 
 pytestmark = pytest.mark.slow
@@ -238,5 +238,5 @@ def test_a_database_that_is_locked_for_long_is_unavailable(tmp_path: Path, monke
     database = Database(f"sqlite:///{tmp_path}/queue.db")
     with closing(sqlite3.connect(tmp_path / "queue.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DatabaseAwayError), database.writing():
+        with pytest.raises(DatabaseUnavailableError), database.writing():
             pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.queue.quotas import Limits, effective
+from service.queue.quotas import Limits, effective_limits
 from service.settings.service import Quota, ServiceSettings
 
 SETTINGS = ServiceSettings(
@@ -21,14 +21,14 @@ SETTINGS = ServiceSettings(
 
 
 def test_a_user_without_a_quota_has_the_services_limits() -> None:
-    assert effective(SETTINGS, "eve") == Limits(max_queued=100, max_running=4, max_recurring=7)
+    assert effective_limits(SETTINGS, "eve") == Limits(max_queued=100, max_running=4, max_recurring=7)
 
 
 def test_members_of_groups_have_the_strictest_limit() -> None:
-    assert effective(SETTINGS, "ada") == Limits(max_queued=50, max_running=3, max_recurring=7)
-    assert effective(SETTINGS, "ada", ["guests"]).max_queued == 5
-    assert effective(SETTINGS, "ada", ["guests"]).max_running == 3
+    assert effective_limits(SETTINGS, "ada") == Limits(max_queued=50, max_running=3, max_recurring=7)
+    assert effective_limits(SETTINGS, "ada", ["guests"]).max_queued == 5
+    assert effective_limits(SETTINGS, "ada", ["guests"]).max_running == 3
 
 
 def test_the_own_quota_of_a_user_wins_where_it_has_a_value() -> None:
-    assert effective(SETTINGS, "bob") == Limits(max_queued=5, max_running=0, max_recurring=7)
+    assert effective_limits(SETTINGS, "bob") == Limits(max_queued=5, max_running=0, max_recurring=7)

@@ -10,7 +10,7 @@ import pytest
 from service import storage
 from service.errors import NotFoundError, StorageError
 from service.queue import retention as module
-from service.queue.attempt_folder import Beat, attempt_folder
+from service.queue.attempt_folder import Heartbeat, attempt_folder
 from service.queue.job_reader import Filter
 from service.queue.job_rows import ConflictError
 from service.queue.requests import Check
@@ -34,7 +34,7 @@ class Rig:
         self.store.add(Check(manifest="/m.csv"), "ada")
         [job] = self.store.admit(Limits({"check": 9}, 9))
         folder = attempt_folder(self.settings.job_folder("ada", job.id), 1)
-        folder.write_beat(Beat(count=1, log_bytes=3))
+        folder.write_beat(Heartbeat(count=1, log_bytes=3))
         folder.write_log(0, b"log")
         for name in ("settings.yaml", "scores/scores.csv"):
             storage.write_bytes(f"{self.settings.job_folder('ada', job.id)}/{name}", b"x")

@@ -13,7 +13,7 @@ def make_region(layer: int, x: float, y: float, side: float, **more: Any) -> dic
     return {field.name: None for field in REGION} | values | more
 
 
-def scored_row(slide_id: str, probability: float, label: int | None = None, **more: Any) -> dict[str, Any]:
+def make_scored_row(slide_id: str, probability: float, label: int | None = None, **more: Any) -> dict[str, Any]:
     """Return the row of a slide of 1,000 x 800 px at .5 um/px; last patches are at (100, 100) and (600, 600)."""
     slide = Slide(row=1, slide_id=slide_id, uri=f"/{slide_id}.svs", patient_id=f"p-{slide_id}", label=label)
     regions = [
@@ -32,6 +32,6 @@ def scored_row(slide_id: str, probability: float, label: int | None = None, **mo
     return empty_row(slide) | values | {"software": "torch 2"} | more
 
 
-def unscored_row(slide_id: str, status: str, reason: str) -> dict[str, Any]:
+def make_unscored_row(slide_id: str, status: str, reason: str) -> dict[str, Any]:
     slide = Slide(row=1, slide_id=slide_id, uri=f"/{slide_id}.svs", patient_id=f"p-{slide_id}")
     return empty_row(slide) | {"status": status, "reason": reason}

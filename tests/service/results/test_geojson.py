@@ -11,7 +11,7 @@ from shapely.geometry import shape
 
 from service.results.geojson import to_geojson
 from service.results.pictures import LAYER_COLOURS
-from tests.service.results.score_row import scored_row
+from tests.service.results.score_row import make_scored_row
 
 
 def read_back(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def read_back(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_polygons_equal_the_regions() -> None:
-    row = scored_row("s", 0.75)
+    row = make_scored_row("s", 0.75)
     features = read_back(row)
     regions = row["regions"][1:]  # the root is the slide
     assert len(features) == len(regions)
@@ -35,7 +35,7 @@ def test_polygons_equal_the_regions() -> None:
 
 
 def test_objects_have_names_classes_colours_and_measurements() -> None:
-    features = read_back(scored_row("s", 0.75))
+    features = read_back(make_scored_row("s", 0.75))
     properties = [feature["properties"] for feature in features]
     assert [p["name"] for p in properties] == ["layer 1, region 1", "layer 1, region 2", "patch 1", "patch 2"]
     assert {p["objectType"] for p in properties} == {"annotation"}
@@ -48,7 +48,7 @@ def test_objects_have_names_classes_colours_and_measurements() -> None:
 
 
 def test_ids_are_uuids_that_do_not_change_between_runs() -> None:
-    first, again, other = (read_back(scored_row(name, 0.5)) for name in ("s", "s", "t"))
+    first, again, other = (read_back(make_scored_row(name, 0.5)) for name in ("s", "s", "t"))
     ids = [uuid.UUID(feature["id"]) for feature in first]
     assert len(set(ids)) == 4
     assert [feature["id"] for feature in again] == list(map(str, ids))

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 import shapely
 
-from service.results.localisation import localisation
+from service.results.localisation import measure_localisation
 from service.results.scores import SCHEMA
-from tests.service.results.score_row import scored_row, unscored_row
+from tests.service.results.score_row import make_scored_row, make_unscored_row
 
 
 def table(*rows: dict[str, object]) -> pa.Table:
@@ -22,13 +22,13 @@ def test_hits_coverage_and_froc_of_a_cohort() -> None:
     two = shapely.union_all([shapely.box(100, 100, 200, 300), shapely.box(900, 0, 1000, 50)])
     outlines = {"hit": two, "missed": shapely.box(0, 700, 100, 800), "refused": two}
     rows = table(
-        scored_row("hit", 0.9, 1),
-        scored_row("missed", 0.8, 1),
-        scored_row("without lesions", 0.1, 0),
-        scored_row("unknown", 0.7),
-        unscored_row("refused", "refused", "blank"),
+        make_scored_row("hit", 0.9, 1),
+        make_scored_row("missed", 0.8, 1),
+        make_scored_row("without lesions", 0.1, 0),
+        make_scored_row("unknown", 0.7),
+        make_unscored_row("refused", "refused", "blank"),
     )
-    result = localisation(rows, outlines)
+    result = measure_localisation(rows, outlines)
     assert result is not None
     assert (result.num_slides, result.num_slides_hit) == (2, 1)
     assert result.layers[1].share == pytest.approx((100 * 100 / (100 * 200 + 100 * 50) + 0) / 2)
@@ -43,13 +43,13 @@ def test_hits_coverage_and_froc_of_a_cohort() -> None:
 
 
 def test_a_patch_is_ranked_by_its_own_probability_if_it_has_one() -> None:
-    row = scored_row("hit", 0.9, 1)
+    row = make_scored_row("hit", 0.9, 1)
     for region, probability in zip(row["regions"][-2:], (0.95, 0.2), strict=True):
         region["patch_probability"] = probability
-    result = localisation(table(row), {"hit": shapely.box(100, 100, 200, 200)})
+    result = measure_localisation(table(row), {"hit": shapely.box(100, 100, 200, 200)})
     assert result is not None
     assert result.froc.sensitivity == (1,) * 6
 
 
 def test_a_cohort_without_outlines_of_scored_slides_has_no_result() -> None:
-    assert localisation(table(scored_row("a", 0.9)), {"b": shapely.box(0, 0, 1, 1)}) is None
+    assert measure_localisation(table(make_scored_row("a", 0.9)), {"b": shapely.box(0, 0, 1, 1)}) is None

@@ -11,7 +11,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 from magnet.regions import from_level0
 from service.results import pictures
-from service.results.pictures import FOOT_PX, GAP_PX, HEAD_PX, LAYER_COLOURS, OVERLAY_PX, overlay_picture, round_length
+from service.results.pictures import FOOT_PX, GAP_PX, HEAD_PX, LAYER_COLOURS, OVERLAY_PX, draw_overlay, round_length
 
 SIZE = (8000, 6000)
 PALE = (250, 240, 245)
@@ -31,7 +31,7 @@ def regions(*boxes: tuple[float, float, float], size: tuple[int, int] = SIZE) ->
 def draw(
     layers: list[NDArray[np.float64]], size: tuple[int, int] = SIZE, title: str = "t", mpp: float | None = 0.25
 ) -> NDArray[np.int16]:
-    picture = overlay_picture(thumbnail(size), size, layers, title=title, mpp=mpp)
+    picture = draw_overlay(thumbnail(size), size, layers, title=title, mpp=mpp)
     with Image.open(io.BytesIO(picture)) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
         return np.asarray(image).astype(np.int16)

@@ -18,9 +18,9 @@ from service.results.scores import (
     REGION,
     SCHEMA,
     ScoresError,
-    documentation,
+    describe_columns,
     empty_row,
-    finish,
+    join_parts,
     read_part,
     read_parts,
     write_part,
@@ -60,7 +60,7 @@ def test_an_empty_row_holds_the_columns_of_the_manifest() -> None:
 
 def test_every_column_has_a_description() -> None:
     assert all(field.metadata[b"what"] for field in [*SCHEMA, *REGION])
-    text = documentation()
+    text = describe_columns()
     assert text.startswith("Version 2 ")
     assert all(f"| `{field.name}` |" in text for field in [*SCHEMA, *REGION])
 
@@ -70,7 +70,7 @@ def test_parts_become_one_table_in_the_manifests_order(tmp_path: Path) -> None:
     out = str(tmp_path)
     write_part(out, [make_scored(slides[3], 0.4), make_failed(slides[0])])
     write_part(out, [make_scored(slides[1], 0.1), make_scored(slides[2], 0.3)])
-    table = finish(out, slides)
+    table = join_parts(out, slides)
     assert table["slide_id"].to_pylist() == ["d", "a", "c", "b"]
     assert table["probability"].to_pylist() == [None, 0.1, 0.3, 0.4]
     read_back = pq.read_table(tmp_path / "scores.parquet")
@@ -82,7 +82,7 @@ def test_parts_become_one_table_in_the_manifests_order(tmp_path: Path) -> None:
 def test_the_csv_reads_back(tmp_path: Path) -> None:
     slides = [make_slide("a"), make_slide("b", label=None)]
     write_part(str(tmp_path), [make_scored(slides[0]), make_failed(slides[1])])
-    finish(str(tmp_path), slides)
+    join_parts(str(tmp_path), slides)
     first, second = csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text()))
     assert list(first) == [name for name in SCHEMA.names if name != "regions"]
     assert (first["slide_id"], first["probability"], first["running"]) == ("a", "0.25", "0.5 0.25")
@@ -97,7 +97,7 @@ def test_the_csv_reads_back(tmp_path: Path) -> None:
 def test_a_patient_id_is_not_a_formula_in_csv_and_unchanged_in_parquet(tmp_path: Path, text: str) -> None:
     slide = replace(make_slide("a"), patient_id=text)
     write_part(str(tmp_path), [make_scored(slide)])
-    write_patients(str(tmp_path), finish(str(tmp_path), [slide]))
+    write_patients(str(tmp_path), join_parts(str(tmp_path), [slide]))
     for name in ("scores", "patients"):
         [row] = csv.DictReader(io.StringIO((tmp_path / f"{name}.csv").read_bytes().decode(), newline=""))
         assert row["patient_id"] == f"'{text}"
@@ -109,14 +109,14 @@ def test_a_rerun_completes_the_finished_parts(tmp_path: Path) -> None:
     assert len(read_parts(out)) == 0
     write_part(out, [make_scored(slides[0])])
     with pytest.raises(ScoresError, match="slides without a row: b, c; run the same command again") as caught:
-        finish(out, slides)
+        join_parts(out, slides)
     assert caught.value.uri == out
     assert not (tmp_path / "scores.parquet").exists()
     assert read_parts(out)["slide_id"].to_pylist() == ["a"]
     write_part(out, [make_scored(slides[1]), make_failed(slides[2])])
-    assert finish(out, slides)["status"].to_pylist() == ["scored", "scored", "failed"]
+    assert join_parts(out, slides)["status"].to_pylist() == ["scored", "scored", "failed"]
     again = (tmp_path / "scores.parquet").read_bytes()
-    finish(out, slides)
+    join_parts(out, slides)
     assert (tmp_path / "scores.parquet").read_bytes() == again
 
 
@@ -124,7 +124,7 @@ def test_rows_of_the_same_slides_replace_their_part(tmp_path: Path) -> None:
     slides, out = [make_slide("a"), make_slide("b")], str(tmp_path)
     first = write_part(out, [make_scored(slide, 0.1) for slide in slides])
     assert write_part(out, [make_scored(slide, 0.9) for slide in slides]) == first
-    assert finish(out, slides)["probability"].to_pylist() == [0.9, 0.9]
+    assert join_parts(out, slides)["probability"].to_pylist() == [0.9, 0.9]
 
 
 def test_duplicated_rows_are_an_error(tmp_path: Path) -> None:
@@ -132,19 +132,19 @@ def test_duplicated_rows_are_an_error(tmp_path: Path) -> None:
     write_part(out, [make_scored(slides[0])])
     write_part(out, [make_scored(slides[0]), make_scored(slides[1])])
     with pytest.raises(ScoresError, match=": slides with several rows: a; run"):
-        finish(out, slides)
+        join_parts(out, slides)
 
 
 def test_rows_of_other_slides_are_left_out(tmp_path: Path) -> None:
     slides, out = [make_slide("a"), make_slide("b")], str(tmp_path)
     write_part(out, [make_scored(slide) for slide in slides])
-    assert finish(out, slides[1:])["slide_id"].to_pylist() == ["b"]
+    assert join_parts(out, slides[1:])["slide_id"].to_pylist() == ["b"]
 
 
 def test_tables_are_written_to_an_object_store(store: HttpStore) -> None:
     slides, out = [make_slide("a"), make_slide("b")], "s3://bucket/scores/run1"
     write_part(out, [make_scored(slide) for slide in slides])
-    assert finish(out, slides)["slide_id"].to_pylist() == ["a", "b"]
+    assert join_parts(out, slides)["slide_id"].to_pylist() == ["a", "b"]
     assert storage.exists("s3://bucket/scores/run1/scores.csv")
     assert len(read_parts(out)) == 2
 
@@ -169,7 +169,7 @@ def test_a_row_with_an_unknown_status_is_an_error(tmp_path: Path) -> None:
     slides, out = [make_slide("a"), make_slide("b")], str(tmp_path)
     write_part(out, [make_scored(slides[0]), empty_row(slides[1]) | {"status": "lost"}])
     with pytest.raises(ScoresError, match="unknown status lost; known are scored, refused, failed"):
-        finish(out, slides)
+        join_parts(out, slides)
 
 
 def test_rows_of_another_version_are_an_error(tmp_path: Path) -> None:

@@ -10,22 +10,22 @@ from PIL import Image, ImageColor
 
 from magnet.regions import ROOT, compose
 from service.results.pictures import GAP_PX, LAYER_COLOURS
-from service.results.zoom_tree import HEAD_PX, LABEL_PX, MAX_VIEW_PX, ROW_HEAD_PX, WIDTH_PX, Layer, zoom_tree_picture
+from service.results.zoom_tree import HEAD_PX, LABEL_PX, MAX_VIEW_PX, ROW_HEAD_PX, WIDTH_PX, LayerViews, draw_zoom_tree
 
 
-def make_layers(schedule: tuple[int, ...], children: NDArray[np.float64]) -> list[Layer]:
+def make_layers(schedule: tuple[int, ...], children: NDArray[np.float64]) -> list[LayerViews]:
     """Return a zoom whose regions all have the same children; view n of a layer has the grey level 60 + 10 n."""
     regions, layers = ROOT[None], []
     for number in (1, *schedule):
         regions = regions if number == 1 and not layers else compose(regions[:, None], children[:number]).reshape(-1, 3)
         views = np.stack([np.full((32, 32, 3), 60 + 10 * (n % 16), np.uint8) for n in range(len(regions))])
-        layers.append(Layer(views, regions, 0.5))
+        layers.append(LayerViews(views, regions, 0.5))
     return layers
 
 
-def draw(layers: list[Layer], schedule: tuple[int, ...]) -> NDArray[np.int16]:
+def draw(layers: list[LayerViews], schedule: tuple[int, ...]) -> NDArray[np.int16]:
     running = np.linspace(0.1, 0.9, len(layers[-1].views)).tolist()
-    with Image.open(io.BytesIO(zoom_tree_picture(layers, running, schedule, title="s", note="n"))) as image:
+    with Image.open(io.BytesIO(draw_zoom_tree(layers, running, schedule, title="s", note="n"))) as image:
         return np.asarray(image).astype(np.int16)
 
 
@@ -72,5 +72,5 @@ def test_many_patches_take_more_rows_but_no_more_width() -> None:
 
 def test_a_zoom_that_ended_early_is_drawn_with_the_patches_that_were_read() -> None:
     layers = make_layers((2, 2), CHILDREN)
-    layers[-1] = Layer(layers[-1].views[:3], layers[-1].regions[:3], None)
+    layers[-1] = LayerViews(layers[-1].views[:3], layers[-1].regions[:3], None)
     assert draw(layers, (2, 2)).shape[1] == WIDTH_PX

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from service.settings.parsing import SettingsError
-from service.settings.score import ScoreSettings, score_settings
+from service.settings.score import ScoreSettings, read_score_settings
 
 
 def test_overrides_and_files_change_thresholds(tmp_path: Path) -> None:
     config = tmp_path / "score.yaml"
     config.write_text("gate: {max_pen: 0.5}\nframes: 8\ncompute: {num_workers: 3}\n")
-    settings = score_settings(str(config), ["gate.min_sharpness=0.2", "stop_when_settled=0.05"])
+    settings = read_score_settings(str(config), ["gate.min_sharpness=0.2", "stop_when_settled=0.05"])
     assert settings.gate is not None
     assert (settings.gate.max_pen, settings.gate.min_sharpness, settings.gate.max_dark) == (0.5, 0.2, 0.5)
     assert (settings.frames, settings.compute.num_workers) == (8, 3)
@@ -22,13 +22,13 @@ def test_overrides_and_files_change_thresholds(tmp_path: Path) -> None:
 
 
 def test_the_gate_can_be_switched_off() -> None:
-    assert score_settings(None, ["gate=null"]).gate is None
+    assert read_score_settings(None, ["gate=null"]).gate is None
 
 
 def test_settings_that_change_rows_exclude_resources_and_pictures() -> None:
-    default, changed = ScoreSettings(), score_settings(None, ["compute.num_workers=4", "pictures=false"])
+    default, changed = ScoreSettings(), read_score_settings(None, ["compute.num_workers=4", "pictures=false"])
     assert default.deciding() == changed.deciding()
-    assert default.deciding() != score_settings(None, ["gate.max_pen=0.3"]).deciding()
+    assert default.deciding() != read_score_settings(None, ["gate.max_pen=0.3"]).deciding()
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_settings_that_change_rows_exclude_resources_and_pictures() -> None:
 )
 def test_wrong_settings_are_named_in_the_error(override: str) -> None:
     with pytest.raises(SettingsError, match=override.partition("=")[0].rpartition(".")[2]):
-        score_settings(None, [override])
+        read_score_settings(None, [override])

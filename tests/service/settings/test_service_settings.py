@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from service.settings.parsing import SettingsError
-from service.settings.service import ServiceSettings, service_settings
+from service.settings.service import ServiceSettings, read_service_settings
 
 
 def test_the_shipped_example_is_valid_and_hides_its_database() -> None:
-    settings = service_settings(str(Path(__file__).parents[3] / "infra" / "service.yaml"), [])
+    settings = read_service_settings(str(Path(__file__).parents[3] / "infra" / "service.yaml"), [])
     assert [place.prefix for place in settings.places] == ["s3://lab/slides", "s3://archive", "s3://lab/results"]
     assert "db.lab" not in repr(settings)
 
@@ -37,4 +37,4 @@ def test_the_default_database_is_a_file_in_the_storage_folder(tmp_path: Path) ->
 )
 def test_the_wrong_setting_is_named_in_the_error(overrides: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        service_settings(None, overrides)
+        read_service_settings(None, overrides)

@@ -10,8 +10,8 @@ import pytest
 
 from magnet.config import ModelConfig
 from magnet.presets import PRESETS
-from service.settings.parsing import SettingsError, flat, merged, parse, to_dict
-from service.settings.train import ComputeSettings, TrainSettings, changed, train_settings
+from service.settings.parsing import SettingsError, flatten, merge_settings, parse, to_dict
+from service.settings.train import ComputeSettings, TrainSettings, find_changes, read_train_settings
 from service.testing.fake_store import HttpStore
 
 
@@ -22,7 +22,7 @@ def write_config(folder: Path, text: str) -> str:
 
 
 def test_defaults_are_the_evidence_preset() -> None:
-    settings = train_settings(None)
+    settings = read_train_settings(None)
     assert settings.preset == "evidence"
     assert settings.model.classifier.head == "evidence"
     assert settings.recipe.value_weight == PRESETS["evidence"]["recipe"]["value_weight"]
@@ -30,7 +30,7 @@ def test_defaults_are_the_evidence_preset() -> None:
 
 
 def test_the_papers_preset_equals_the_defaults() -> None:
-    assert train_settings(None, ["preset=paper"]) == TrainSettings(preset="paper")
+    assert read_train_settings(None, ["preset=paper"]) == TrainSettings(preset="paper")
 
 
 def test_a_file_changes_the_preset_and_overrides_change_both(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_file_changes_the_preset_and_overrides_change_both(tmp_path: Path) -> 
         compute: {num_workers: 2}
         """,
     )
-    settings = train_settings(uri, ["recipe.epochs=9", "model.zoom.schedule=[2,2,2]", "alias=champion"])
+    settings = read_train_settings(uri, ["recipe.epochs=9", "model.zoom.schedule=[2,2,2]", "alias=champion"])
     assert settings.model.zoom.schedule == (2, 2, 2)
     assert settings.model.zoom.patch_px == 64
     assert (settings.recipe.epochs, settings.recipe.batch) == (9, 8)
@@ -55,8 +55,8 @@ def test_a_file_changes_the_preset_and_overrides_change_both(tmp_path: Path) -> 
 def test_on_and_off_are_texts_and_true_and_false_are_booleans(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("recipe: {theta_gradient: off, augment: false}\n")
-    settings = train_settings(str(config), ["recipe.theta_gradient=on", "model.locator.tissue_mask=True"])
-    assert train_settings(str(config)).recipe.theta_gradient == "off"
+    settings = read_train_settings(str(config), ["recipe.theta_gradient=on", "model.locator.tissue_mask=True"])
+    assert read_train_settings(str(config)).recipe.theta_gradient == "off"
     assert settings.recipe.theta_gradient == "on"
     assert settings.recipe.augment is False
     assert settings.model.locator.tissue_mask is True
@@ -64,11 +64,11 @@ def test_on_and_off_are_texts_and_true_and_false_are_booleans(tmp_path: Path) ->
 
 def test_settings_are_read_from_an_object_store(store: HttpStore) -> None:
     (store.folder / "run.yaml").write_text("recipe: {epochs: 3}")
-    assert train_settings("s3://bucket/run.yaml").recipe.epochs == 3
+    assert read_train_settings("s3://bucket/run.yaml").recipe.epochs == 3
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
-    assert train_settings(write_config(tmp_path, "# nothing\n")) == train_settings(None)
+    assert read_train_settings(write_config(tmp_path, "# nothing\n")) == read_train_settings(None)
 
 
 def test_all_wrong_keys_and_values_are_reported_at_once(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_all_wrong_keys_and_values_are_reported_at_once(tmp_path: Path) -> None:
         """,
     )
     with pytest.raises(SettingsError) as caught:
-        train_settings(uri)
+        read_train_settings(uri)
     message = str(caught.value)
     assert message.startswith(f"{uri}: 5 wrong settings")
     for line in (
@@ -128,7 +128,7 @@ def test_all_wrong_keys_and_values_are_reported_at_once(tmp_path: Path) -> None:
 )
 def test_a_wrong_override_is_reported_with_its_reason(override: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        train_settings(None, ["recipe.epochs=5", override])
+        read_train_settings(None, ["recipe.epochs=5", override])
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,15 @@ def test_a_wrong_override_is_reported_with_its_reason(override: str, message: st
 def test_a_file_without_settings_is_named_in_the_error(tmp_path: Path, text: str, message: str) -> None:
     uri = write_config(tmp_path, text)
     with pytest.raises(SettingsError, match=message) as caught:
-        train_settings(uri)
+        read_train_settings(uri)
     assert str(caught.value).startswith(uri)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_settings_survive_json(preset: str) -> None:
-    settings = train_settings(None, [f"preset={preset}", "model.zoom.schedule=[2,3]", "compute.gpus_per_worker=0.5"])
+    settings = read_train_settings(
+        None, [f"preset={preset}", "model.zoom.schedule=[2,3]", "compute.gpus_per_worker=0.5"]
+    )
     assert parse(TrainSettings, json.loads(json.dumps(to_dict(settings))), "json") == settings
 
 
@@ -154,19 +156,19 @@ def test_parts_of_settings_can_be_parsed_separately() -> None:
 
 def test_flattened_keys_are_dotted_and_lists_become_texts() -> None:
     nested: dict[str, Any] = {"a": {"b": [3, 2], "c": {"d": None}}, "e": 1.5, "f": (1,), "g": {}}
-    assert flat(nested) == {"a.b": "3,2", "a.c.d": None, "e": 1.5, "f": "1"}
+    assert flatten(nested) == {"a.b": "3,2", "a.c.d": None, "e": 1.5, "f": "1"}
 
 
 def test_only_settings_that_differ_from_the_preset_count_as_changed() -> None:
-    assert changed(train_settings(None)) == {}
-    assert changed(train_settings(None, ["preset=paper"])) == {}
+    assert find_changes(read_train_settings(None)) == {}
+    assert find_changes(read_train_settings(None, ["preset=paper"])) == {}
     overrides = [
         "recipe.epochs=5",
         "model.zoom.schedule=[4]",
         "recipe.learning_rate=0.001",
         "compute.cpus_per_worker=2",
     ]
-    assert changed(train_settings(None, overrides)) == {
+    assert find_changes(read_train_settings(None, overrides)) == {
         "recipe.epochs": 5,
         "model.zoom.schedule": "4",
         "compute.cpus_per_worker": 2,  # the learning rate equals the preset's
@@ -175,16 +177,16 @@ def test_only_settings_that_differ_from_the_preset_count_as_changed() -> None:
 
 def test_merging_does_not_change_its_arguments() -> None:
     base, changes = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "e": {"f": 1}}
-    assert merged(base, changes) == {"a": {"b": 9, "c": 2}, "d": 3, "e": {"f": 1}}
+    assert merge_settings(base, changes) == {"a": {"b": 9, "c": 2}, "d": 3, "e": {"f": 1}}
     assert (base, changes) == ({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "e": {"f": 1}})
-    assert merged({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+    assert merge_settings({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
 
 
 def test_the_configs_of_the_repository_are_valid() -> None:
     configs = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
     assert configs
     for config in configs:
-        train_settings(str(config))
+        read_train_settings(str(config))
 
 
 @pytest.mark.parametrize("family", ["paper", "camelyon"])
@@ -194,7 +196,7 @@ def test_the_configs_of_the_repository_are_valid() -> None:
 def test_the_papers_configs_have_the_papers_values(
     family: str, layers: str, schedule: tuple[int, ...], batch: int
 ) -> None:
-    settings = train_settings(str(Path(__file__).parents[3] / "configs" / f"{family}-{layers}.yaml"))
+    settings = read_train_settings(str(Path(__file__).parents[3] / "configs" / f"{family}-{layers}.yaml"))
     model, recipe = settings.model, settings.recipe
     assert (settings.preset, model.zoom.schedule, recipe.batch) == ("paper", schedule, batch)
     assert (recipe.learning_rate, recipe.epochs, recipe.augment) == (3e-5, 200, True)
@@ -204,4 +206,4 @@ def test_the_papers_configs_have_the_papers_values(
     assert (model.zoom.frozen_patch, model.locator.sampler, model.locator.share_stacks) == (True, "lms", "node")
     assert settings.train_without_strata == (("itc",) if family == "camelyon" else ())
     differing = {"model.zoom.schedule", "model.classifier.weights", "model.auxiliary.weights", "recipe.batch"}
-    assert changed(settings).keys() <= differing | {"train_without_strata"}
+    assert find_changes(settings).keys() <= differing | {"train_without_strata"}

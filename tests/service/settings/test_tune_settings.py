@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.settings.parsing import SettingsError
-from service.settings.train import train_settings
-from service.settings.tune import SearchSettings, search_settings, trial_settings
+from service.settings.train import read_train_settings
+from service.settings.tune import SearchSettings, make_trial_settings, read_search_settings
 
 
 def test_all_schedules_of_two_to_five_layers_are_tried_by_default() -> None:
@@ -32,23 +32,23 @@ def test_all_schedules_of_two_to_five_layers_are_tried_by_default() -> None:
 )
 def test_a_wrong_setting_is_named_in_the_error(overrides: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        search_settings(None, overrides)
+        read_search_settings(None, overrides)
 
 
 def test_overrides_change_the_file(tmp_path: Path) -> None:
     path = tmp_path / "search.yaml"
     path.write_text("trials: 7\nschedules: [[3, 2], [3, 2, 3]]\nmax_patches: 36\n")
-    search = search_settings(str(path), ["trials=9"])
+    search = read_search_settings(str(path), ["trials=9"])
     assert (search.trials, search.schedules, search.max_patches) == (9, ((3, 2), (3, 2, 3)), 36)
 
 
 def test_a_trial_changes_only_the_chosen_settings() -> None:
-    base = train_settings(None, ["recipe.epochs=3"])
+    base = read_train_settings(None, ["recipe.epochs=3"])
     chosen = {"schedule": "2,1,2", "learning_rate": 5e-4, "temperature": 2.0, "encoder": "resnet18"}
-    settings = trial_settings(base, chosen | {"sampler": "lms", "frozen_patch": True})
+    settings = make_trial_settings(base, chosen | {"sampler": "lms", "frozen_patch": True})
     overrides = ["recipe.epochs=3", "model.zoom.schedule=[2,1,2]", "recipe.learning_rate=5e-4"]
     overrides += ["model.locator.temperature=2.0", "model.classifier.encoder=resnet18", "model.locator.sampler=lms"]
-    assert settings == train_settings(None, [*overrides, "model.zoom.frozen_patch=true"])
+    assert settings == read_train_settings(None, [*overrides, "model.zoom.frozen_patch=true"])
 
 
 def test_the_objective_subtracts_the_price_of_the_bytes() -> None:

@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 
 from magnet.weights import read_state_dict
 from service import storage
-from service.cohort.folder import is_folder, slides_under
+from service.cohort.folder import is_folder, list_slides
 from service.cohort.manifest import check_slides, load_manifest
 from service.cohort.outlines import read_outlines
 from service.errors import MagnetError
-from service.queue.allowed import joined
-from service.settings.train import train_settings
+from service.queue.allowed import join_result_file
+from service.settings.train import read_train_settings
 from service.slides.disk_cache import get_local_copy
 from service.slides.reader import RegionReader
 from service.storage.counters import ReadCounters
@@ -165,7 +165,7 @@ def read_rows(uri: str) -> object:
 
 
 def read_folder(uri: str) -> object:
-    return [storage.read_bytes(slide.uri) for slide in slides_under(uri)[0].slides] if is_folder(uri) else None
+    return [storage.read_bytes(slide.uri) for slide in list_slides(uri)[0].slides] if is_folder(uri) else None
 
 
 ACTIONS: dict[str, Callable[[str], object]] = {
@@ -180,12 +180,12 @@ ACTIONS: dict[str, Callable[[str], object]] = {
     "rows": read_rows,
     "folder": read_folder,
     "outlines": read_outlines,
-    "settings": train_settings,
+    "settings": read_train_settings,
     "weights": lambda uri: read_state_dict(uri, fetch=storage.read_bytes),
     "write_bytes": lambda uri: storage.write_bytes(uri, b"x"),
     "delete": storage.delete,
     "delete_all": storage.delete_all,
-    "image": lambda uri: storage.read_bytes(joined(f"{os.getcwd()}/out", uri)),
+    "image": lambda uri: storage.read_bytes(join_result_file(f"{os.getcwd()}/out", uri)),
 }
 
 PARTS = st.sampled_from(

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from service import storage
-from service.cohort.folder import slides_under
+from service.cohort.folder import list_slides
 from service.errors import AccessError, MagnetError, SlideChangedError, UnsupportedSlideError, UsageError
 from service.slides.disk_cache import find_companions, get_local_copy
 from service.slides.reader import RegionReader
 from service.storage.counters import ReadCounters
 from service.storage.ranges import OpenFiles, open_source
-from service.storage.rights import Right, Rights, held, in_force
+from service.storage.rights import Right, Rights, apply_rights, current_rights
 
 SECRET = b"secret of another user"
 
@@ -52,7 +52,7 @@ READS: dict[str, Callable[[str], object]] = {
     "stat": storage.stat,
     "ranges": lambda uri: open_source(uri, OpenFiles()).read(0, 4, ReadCounters()),
     "list": lambda uri: storage.list_uris(uri.rpartition("/")[0]),
-    "slides_under": lambda uri: slides_under(uri.rpartition("/")[0]),
+    "slides_under": lambda uri: list_slides(uri.rpartition("/")[0]),
 }
 
 
@@ -68,7 +68,7 @@ def test_only_links_that_lead_outside_are_refused_in_a_folder_of_slides(allowed:
     (allowed / "out.svs").symlink_to(allowed.parent / "closed" / "x.svs")
     (allowed / "in.svs").symlink_to(allowed / "x.svs")
     (allowed / "folder").symlink_to(allowed.parent / "closed")
-    slides = slides_under(str(allowed))[0].slides
+    slides = list_slides(str(allowed))[0].slides
     assert [slide.slide_id for slide in slides] == ["in", "out", "x"]
     assert storage.read_bytes(slides[0].uri) == SECRET
     with pytest.raises(AccessError):
@@ -176,12 +176,12 @@ def test_a_dicom_file_under_another_suffix_is_copied_because_openslide_reads_its
 
 def test_reading_on_behalf_of_a_user_respects_the_users_rights(allowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The API reads results in this way: its process has no rights that would limit it."""
-    rights = in_force()
+    rights = current_rights()
     assert rights is not None
     monkeypatch.delenv("MAGNET_RIGHTS")
     (allowed / "deep").mkdir()
     (allowed / "deep" / "x.svs").write_bytes(b"own")
-    with held(rights):
+    with apply_rights(rights):
         assert storage.read_bytes(f"{allowed}/deep/x.svs") == b"own"
         swap_before_open(monkeypatch, allowed / "deep", allowed.parent / "closed")
         with pytest.raises(AccessError):

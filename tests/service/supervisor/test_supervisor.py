@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from service.progress.record import Progress
-from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Beat, Stop
+from service.queue.attempt_folder import PART_BYTES, AttemptFolder, Heartbeat, Stop
 from service.supervisor.command_log import CommandLog
 from service.supervisor.secrets import Mask
 
@@ -38,7 +38,7 @@ def wait_for_log(folder: AttemptFolder, text: bytes) -> None:
         time.sleep(0.05)
 
 
-def last_beat(folder: Path) -> Beat:
+def last_beat(folder: Path) -> Heartbeat:
     beat = AttemptFolder(str(folder)).beat()
     assert beat is not None
     return beat
