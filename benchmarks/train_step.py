@@ -115,7 +115,7 @@ def measure_ray(case: Case, num_workers: int, folder: Path) -> dict[str, float]:
     # without the checks and the model registry of a whole job, which are no part of a step
     run_workers(task, name, str(folder), partial(run_worker, network=make_paced_network(case.ms_per_slide)))
     store = CheckpointStore(job)
-    last = store.published()[-1]
+    last = store.list_published()[-1]
     with tempfile.TemporaryDirectory() as place:
         store.fetch(last, Path(place), [checkpoints.SETTINGS_FILE])
         return checkpoints.read_info(Path(place)).metrics

@@ -88,7 +88,9 @@ def read_s3_settings() -> S3Settings:
 
 
 def read_s3_fingerprint() -> tuple[str | None, ...]:
-    """Return the variables that `read_s3_settings` depends on; equal values give equal settings unless AWS files change."""
+    """Return the variables that `read_s3_settings` depends on; equal values give equal settings
+    unless AWS files change.
+    """
     return tuple(os.environ.get(name) for name in _S3_VARIABLES)
 
 

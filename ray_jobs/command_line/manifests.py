@@ -90,7 +90,7 @@ def load_for_scoring(place: str, split: str | None) -> list[Slide]:
     """
     if is_folder(place):
         manifest, other = list_slides(place)
-        print(f"{place}: {len(manifest.slides)} slides, {other.told()}", flush=True)
+        print(f"{place}: {len(manifest.slides)} slides, {other.describe()}", flush=True)
     else:
         manifest = load_manifest(place, need_labels=False)
     slides = [slide for slide in manifest.slides if split in (None, slide.split)]
@@ -111,7 +111,7 @@ def check_manifest(place: str, *, need_labels: bool) -> None:
     """
     if is_folder(place):
         manifest, other = list_slides(place)
-        print(f"{place}: {other.told()}", flush=True)
+        print(f"{place}: {other.describe()}", flush=True)
     else:
         manifest = load_manifest(place, need_labels=need_labels)
     with RegionReader(num_threads=NUM_THREADS) as reader:

@@ -76,7 +76,7 @@ class CheckpointStore:
         self._delete_old()
         return PublishedCheckpoint(folder, step, selection, sha256)
 
-    def published(self) -> list[PublishedCheckpoint]:
+    def list_published(self) -> list[PublishedCheckpoint]:
         """Return all checkpoints with a readable marker, oldest first."""
         checkpoints = []
         for uri in storage.list_uris(self.uri, self.patience_s):
@@ -93,12 +93,12 @@ class CheckpointStore:
                 checkpoints.append(checkpoint)
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
-    def best(self) -> PublishedCheckpoint | None:
+    def find_best(self) -> PublishedCheckpoint | None:
         """Return the checkpoint with the best validation, or the newest if none was validated.
 
         Of two equally good checkpoints the earlier one is returned.
         """
-        published = self.published()
+        published = self.list_published()
         return _select_best(published) or (published[-1] if published else None)
 
     def fetch(self, checkpoint: PublishedCheckpoint, folder: Path, names: Sequence[str] | None = None) -> None:
@@ -132,7 +132,7 @@ class CheckpointStore:
             CheckpointError: all checkpoints are corrupt. The training must not start from the beginning unnoticed.
         """
         failures: list[str] = []
-        for checkpoint in reversed(self.published()):
+        for checkpoint in reversed(self.list_published()):
             try:
                 self.fetch(checkpoint, folder)
             except CheckpointError as error:
@@ -149,7 +149,7 @@ class CheckpointStore:
 
     def _delete_old(self) -> None:
         """Delete old checkpoints, and files that a crash left without a marker."""
-        published = self.published()
+        published = self.list_published()
         keep = {checkpoint.folder for checkpoint in published[-NEWEST_KEPT:]}
         if (best := _select_best(published)) is not None:
             keep.add(best.folder)

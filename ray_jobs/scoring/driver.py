@@ -100,7 +100,7 @@ def score(
 
 def _require_same_settings(settings: ScoreSettings, out: str) -> None:
     """Store the settings in a new folder; refuse a folder with other settings, whose rows would not be comparable."""
-    uri, deciding = storage.join(out, SETTINGS_FILE), settings.deciding()
+    uri, deciding = storage.join(out, SETTINGS_FILE), settings.row_settings()
     if not storage.exists(uri):
         storage.write_bytes(uri, (json.dumps(deciding, indent=2) + "\n").encode())
     elif (stored := json.loads(storage.read_bytes(uri))) != deciding:

@@ -105,8 +105,8 @@ def _format_table(
     ]
     lines.append(_format_line("lesion found", *(f"{number} of {len(outlined)}" for number in num_hits)))
     lines.append(
-        f"(A lesion is found if it covers at least {100 * MIN_HIT_COVERAGE:.0f} % of a last patch; both use the same number of "
-        f"patches)"
+        f"(A lesion is found if it covers at least {100 * MIN_HIT_COVERAGE:.0f} % of a last patch; both use the same "
+        f"number of patches)"
     )
     return lines
 

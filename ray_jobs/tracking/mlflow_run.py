@@ -107,11 +107,11 @@ class Tracker:
 
     # ------------------------------------------------------------------------------------------- through the outbox
 
-    def resume(self) -> None:
+    def load_outbox(self) -> None:
         """Take over the metrics that an earlier attempt could not send."""
         self.outbox.load()
 
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Add metrics of a step or of an epoch.
 
         A metric's name belongs to one of the two, and its steps increase. A step that an earlier attempt logged is not
@@ -119,15 +119,15 @@ class Tracker:
         """
         self.outbox.add_metrics(values, step=step)
 
-    def note_tags(self, values: Mapping[str, str]) -> None:
+    def add_tags(self, values: Mapping[str, str]) -> None:
         """Add tags."""
         self.outbox.add_tags(values)
 
-    def note_text(self, text: str, path: str) -> None:
+    def add_text(self, text: str, path: str) -> None:
         """Add the content of an artifact."""
         self.outbox.add_text(text, path)
 
-    def send(self) -> None:
+    def send_in_background(self) -> None:
         """Send the outbox in the background, unless that was done a moment ago."""
         self.outbox.send()
 
@@ -139,17 +139,17 @@ class Tracker:
         """Send the outbox, and retry for up to `patience_s` seconds. Returns False if MLflow stays unreachable."""
         return self.outbox.flush_patiently(patience_s)
 
-    def recovered(self) -> bool:
+    def consume_recovery(self) -> bool:
         """Return whether MLflow became reachable again since the last call."""
         return self.outbox.recovered()
 
-    def keep(self) -> None:
+    def save_outbox(self) -> None:
         """Send the outbox, or after a few seconds save it where the next attempt finds it."""
         self.outbox.save()
 
     # ------------------------------------------------------------------------------------------------------ at once
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def log_params(self, values: Mapping[str, Any]) -> None:
         """Log settings as parameters. Settings that change no result keep the value of the first attempt.
 
         Raises:
@@ -171,11 +171,11 @@ class Tracker:
         for i in range(0, len(params), MAX_PARAMS):
             self.client.log_batch(self.run_id, params=params[i : i + MAX_PARAMS])
 
-    def tags(self, values: Mapping[str, str]) -> None:
+    def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
         self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
-    def datasets(self, manifest: Manifest) -> None:
+    def log_datasets(self, manifest: Manifest) -> None:
         """Log the training and the validation slides as the run's inputs, by the manifest's name, URI and digest."""
         frame = manifest.to_frame()
         for context in ("train", "val"):
@@ -189,11 +189,11 @@ class Tracker:
                 dataset_input = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
                 self.client.log_inputs(self.run_id, datasets=[dataset_input])
 
-    def file(self, path: Path, folder: str | None = None) -> None:
+    def log_file(self, path: Path, folder: str | None = None) -> None:
         """Log a file as an artifact."""
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def figure(self, figure: Figure, path: str) -> None:
+    def log_figure(self, figure: Figure, path: str) -> None:
         """Log a figure as an artifact."""
         self.client.log_figure(self.run_id, figure, path)
 

@@ -83,7 +83,7 @@ def run_training(
     if finished:
         print("this job has finished; to start a new one, give it another --name")
         return 0
-    tracker.params(flatten(to_dict(settings)) | {"manifest": manifest.uri, "manifest_sha256": manifest.sha256})
+    tracker.log_params(flatten(to_dict(settings)) | {"manifest": manifest.uri, "manifest_sha256": manifest.sha256})
     tracker.begin()
     status = "FAILED"
     try:
@@ -108,21 +108,21 @@ def _record(
 ) -> None:
     """Write preset, manifest, packages and config file into the run."""
     overrides = json.dumps(find_changes(settings), sort_keys=True)
-    tracker.tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage, **tags})
-    tracker.tags({f"slides.{name.replace(' ', '_')}": count for name, count in describe_splits(manifest).items()})
-    tracker.datasets(manifest)
+    tracker.set_tags({"preset": settings.preset, "preset_overrides": overrides[:5000], "storage": storage, **tags})
+    tracker.set_tags({f"slides.{name.replace(' ', '_')}": count for name, count in describe_splits(manifest).items()})
+    tracker.log_datasets(manifest)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / rerun.CONFIG_FILE
         config.write_text(yaml.safe_dump(to_dict(settings), sort_keys=False))
-        tracker.file(config)
+        tracker.log_file(config)
         packages = Path(folder) / "packages.txt"
         packages.write_text(provenance.installed_packages())
-        tracker.file(packages)
+        tracker.log_file(packages)
 
 
 def _is_complete(store: CheckpointStore, task: Task) -> bool:
     """Return whether an earlier attempt took the last step, so that only the record is missing."""
-    published = store.published()
+    published = store.list_published()
     return bool(published) and published[-1].step == task.order.num_steps
 
 
@@ -180,14 +180,14 @@ def _deliver(
     Raises:
         RecordError: MLflow is unavailable; the message says how to complete the record later.
     """
-    tracker.resume()
+    tracker.load_outbox()
     if not tracker.flush_patiently(MLFLOW_PATIENCE_S):
         raise mlflow_run.MlflowUnavailableError(
             f"the training is complete and its checkpoints are in {task.folder}, but MLflow at {tracker.uri} is "
             f"unavailable. When it is available again, this completes the run and registers the model: "
             f"{command.resume_command(name)}"
         )
-    best = store.best()
+    best = store.find_best()
     assert best is not None  # every epoch publishes one
     settings = task.settings
     with tempfile.TemporaryDirectory(prefix="magnet-best-") as place:
@@ -197,7 +197,7 @@ def _deliver(
             values = json.loads(scores.read_text())
             drawn = draw_validation_figures(values["label"], values["probability"], values["threshold"])
             for file, figure in drawn.items():
-                tracker.figure(figure, f"best_epoch/{file}")
+                tracker.log_figure(figure, f"best_epoch/{file}")
         version = registry.register(
             tracker.uri, tracker.run_id, folder, name=settings.registered_model, alias=settings.alias
         )

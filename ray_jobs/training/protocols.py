@@ -30,27 +30,27 @@ class Tracker(Protocol):
     No method may fail or wait long when the server is unavailable: a training does not depend on its record.
     """
 
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Note metrics of a step, or of an epoch."""
         ...
 
-    def note_tags(self, values: Mapping[str, str]) -> None:
+    def add_tags(self, values: Mapping[str, str]) -> None:
         """Note tags."""
         ...
 
-    def note_text(self, text: str, path: str) -> None:
+    def add_text(self, text: str, path: str) -> None:
         """Note the content of an artifact; a later one of the same path replaces it."""
         ...
 
-    def send(self) -> None:
+    def send_in_background(self) -> None:
         """Send in the background what is noted."""
         ...
 
-    def keep(self) -> None:
+    def save_outbox(self) -> None:
         """Send what is noted, or store it where the next attempt finds it."""
         ...
 
-    def recovered(self) -> bool:
+    def consume_recovery(self) -> bool:
         """Return whether the server was unavailable and has come back since the last call."""
         ...
 

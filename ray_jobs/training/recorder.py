@@ -59,8 +59,8 @@ class Recorder:
             mean_loss: mean over the slides of all workers; None if the step had none.
         """
         if self._tracker is not None and mean_loss is not None:
-            self._tracker.metrics({"train/step_loss": mean_loss}, step=step)
-            self._tracker.send()
+            self._tracker.log_metrics({"train/step_loss": mean_loss}, step=step)
+            self._tracker.send_in_background()
 
     def log_progress(self, step: int, sums: Sums) -> None:
         """Print the progress now and then.
@@ -85,9 +85,9 @@ class Recorder:
             print_line(f"warning: {uri} is left out from now on: {lost[uri]}")
         ids = {slide.uri: slide.slide_id for slide in (*self._task.train, *self._task.val)}
         rows = [(ids[uri], uri, reason) for uri, reason in lost.items()]
-        self._tracker.note_text(_quarantine_csv(rows), "quarantine.csv")
-        self._tracker.note_tags({"quarantined": ", ".join(ids[uri] for uri in lost)[:MAX_TAG_LENGTH]})
-        self._tracker.keep()  # a training that loses slides may end soon, and must not take the reasons with it
+        self._tracker.add_text(_quarantine_csv(rows), "quarantine.csv")
+        self._tracker.add_tags({"quarantined": ", ".join(ids[uri] for uri in lost)[:MAX_TAG_LENGTH]})
+        self._tracker.save_outbox()  # a training that loses slides may end soon, and must not take the reasons with it
 
     def log_smaller_micro_batch(self, reason: str, before: int, after: int) -> None:
         """Print and track that the micro-batch became smaller.
@@ -99,7 +99,7 @@ class Recorder:
         """
         if self._tracker is not None:
             print_line(f"warning: {reason}: micro-batches of {after} slides from now on instead of {before}")
-            self._tracker.note_tags({"memory.micro_batch": f"{after}, out of memory with {before}"})
+            self._tracker.add_tags({"memory.micro_batch": f"{after}, out of memory with {before}"})
 
     def log_memory(self, micro_batch: int, predicted_bytes: int, peak_bytes: int) -> None:
         """Print and track the peak memory of the first steps, and what was predicted for it.
@@ -116,7 +116,7 @@ class Recorder:
             f"for micro-batches of {micro_batch}"
         )
         gigabytes = {"predicted": predicted_bytes / 1e9, "measured": peak_bytes / 1e9}
-        self._tracker.note_tags({f"memory.{name}_gb": f"{value:.3f}" for name, value in gigabytes.items()})
+        self._tracker.add_tags({f"memory.{name}_gb": f"{value:.3f}" for name, value in gigabytes.items()})
 
     def log_epoch(self, epoch: int, step: int, metrics: Mapping[str, float], warnings: Sequence[str]) -> None:
         """Print and track the end of an epoch.
@@ -133,16 +133,16 @@ class Recorder:
             print_line(f"warning: {sentence}")
         print_line(f"epoch {epoch}/{self._task.settings.recipe.epochs}  {format_epoch(metrics)}")
         # The x axis of these metrics is the epoch; the step is one of the metrics.
-        self._tracker.metrics({**metrics, "step": step}, step=epoch)
+        self._tracker.log_metrics({**metrics, "step": step}, step=epoch)
 
     def keep(self) -> None:
         """Make sure that the record so far outlives this process."""
         if self._tracker is not None:
-            self._tracker.keep()
+            self._tracker.save_outbox()
 
     def renew_monitor(self) -> None:
         """Restart the monitor after the server was unavailable."""
-        if self._tracker is not None and self._tracker.recovered():
+        if self._tracker is not None and self._tracker.consume_recovery():
             self.monitor.renew()
 
 

@@ -121,5 +121,5 @@ def run_attempt(config: dict[str, Any], network: type[MagNet] = MagNet) -> str |
 
 def _resume_record(tracker: Tracker, device: torch.device, num_workers: int) -> None:
     """Take over what an earlier attempt could not send, and note the hardware of this one."""
-    tracker.resume()
-    tracker.note_tags(hardware_tags(device) | {"hardware.num_workers": str(num_workers)})
+    tracker.load_outbox()
+    tracker.add_tags(hardware_tags(device) | {"hardware.num_workers": str(num_workers)})

@@ -116,17 +116,17 @@ def _record(
 ) -> None:
     """Write settings and refused schedules into the parent run."""
     search_params = {f"search.{key}": value for key, value in flatten(to_dict(task.settings)).items()}
-    tracker.params(task.parameters(task.base) | search_params)
+    tracker.log_params(task.parameters(task.base) | search_params)
     tracker.begin()
-    tracker.datasets(task.manifest)
-    tracker.tags({"schedules.allowed": str(len(allowed)), "schedules.refused": str(len(refused))})
+    tracker.log_datasets(task.manifest)
+    tracker.set_tags({"schedules.allowed": str(len(allowed)), "schedules.refused": str(len(refused))})
     print(f"{len(allowed)} schedules to choose from, {len(refused)} refused", flush=True)
     for refusal in refused[:SHOWN_REFUSALS]:
         print(f"  refused {format_schedule(refusal.schedule)}: {refusal.reason}")
     if len(refused) > SHOWN_REFUSALS:
         print(f"  and {len(refused) - SHOWN_REFUSALS} more, see refused.csv in MLflow", flush=True)
     rows = [(format_schedule(refusal.schedule), refusal.reason) for refusal in refused]
-    tracker.note_text(pd.DataFrame(rows, columns=["schedule", "reason"]).to_csv(index=False), "refused.csv")
+    tracker.add_text(pd.DataFrame(rows, columns=["schedule", "reason"]).to_csv(index=False), "refused.csv")
     tracker.flush()
 
 
@@ -216,7 +216,7 @@ def _deliver(tracker: mlflow_run.Tracker, task: SearchTask, outcomes: Sequence[O
         NothingFoundError: no trial has a score.
     """
     table = make_table(outcomes)
-    tracker.note_text(table.to_csv(index=False), "trials.csv")
+    tracker.add_text(table.to_csv(index=False), "trials.csv")
     tracker.flush()
     print(table.drop(columns="reason").to_string(index=False, float_format="%.4g"))
     for outcome in outcomes:
@@ -228,9 +228,9 @@ def _deliver(tracker: mlflow_run.Tracker, task: SearchTask, outcomes: Sequence[O
             "no trial has a validation AUROC; the reasons are printed above and in trials.csv of the parent run"
         )
     best = max(rated, key=lambda outcome: outcome.objective or 0)
-    tracker.figure(draw_front(outcomes), "front.png")
+    tracker.log_figure(draw_front(outcomes), "front.png")
     config_uri = _write_config(tracker, task, best)
-    tracker.note_tags({"best_trial": best.trial, "best_schedule": best.schedule})
+    tracker.add_tags({"best_trial": best.trial, "best_schedule": best.schedule})
     print(
         f"best: {best.schedule}, validation AUROC {best.auroc:.3f}, {(best.bytes_per_slide or 0) / 1e6:.2f} MB a slide"
     )
@@ -245,7 +245,7 @@ def _write_config(tracker: mlflow_run.Tracker, task: SearchTask, best: Outcome) 
     storage.write_bytes(uri, text.encode())
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / BEST_FILE).write_text(text)
-        tracker.file(Path(folder) / BEST_FILE)
+        tracker.log_file(Path(folder) / BEST_FILE)
     return uri
 
 

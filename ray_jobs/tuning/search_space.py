@@ -46,7 +46,7 @@ def select_schedules(
     allowed, refused = [], []
     predictor = None if gpu_bytes is None else PeakPredictor(base)
     max_patches = min(search.max_patches, MAX_PATCHES)  # a model accepts no more, whatever the search allows
-    for schedule in search.all_schedules():
+    for schedule in search.list_schedules():
         num_patches = int(np.prod(schedule))
         if num_patches > max_patches:
             refused.append(RefusedSchedule(schedule, f"{num_patches} last patches, max_patches is {max_patches}"))

@@ -106,11 +106,11 @@ def make_outcome(task: SearchTask, trial: str, settings: TrainSettings, status: 
     zoom = settings.model.zoom
     outcome = Outcome(trial, ",".join(map(str, zoom.schedule)), zoom.num_patches, status, reason)
     store = CheckpointStore(task.folder(trial))
-    if (best := store.best()) is None or best.selection is None:
+    if (best := store.find_best()) is None or best.selection is None:
         return outcome
     with TemporaryDirectory() as name:  # only the description is read, not the weights
         store.fetch(best, Path(name), [checkpoints.SETTINGS_FILE])
         metrics = checkpoints.read_info(Path(name)).metrics
     auroc, bytes_per_slide = metrics["val/auroc"], metrics["val/bytes_per_slide"]
-    objective = task.settings.objective(auroc, bytes_per_slide)
+    objective = task.settings.compute_objective(auroc, bytes_per_slide)
     return replace(outcome, auroc=auroc, bytes_per_slide=bytes_per_slide, objective=objective)

@@ -62,7 +62,7 @@ def run_trial(values: Values, task: SearchTask) -> None:
         status, reason = "failed", describe(error)
     outcome = make_outcome(task, trial, settings, status, reason)
     write_outcome(task, outcome, values)
-    tracker.note_tags({"outcome": status, "outcome_reason": reason[:5000]})
+    tracker.add_tags({"outcome": status, "outcome_reason": reason[:5000]})
     tracker.end("FAILED" if status == "failed" else "FINISHED")
     _report_outcome(task, outcome)
 
@@ -73,11 +73,11 @@ def _start_run(task: SearchTask, trial: str, settings: TrainSettings) -> mlflow_
         task.tracking_uri, experiment=settings.experiment, name=task.run_name(trial), storage=task.storage
     )
     tracker = mlflow_run.Tracker(task.tracking_uri, run_id, task.folder(trial))
-    tracker.resume()
-    tracker.tags({"mlflow.parentRunId": task.parent_run, "trial": trial})
-    tracker.params(task.parameters(settings))
+    tracker.load_outbox()
+    tracker.set_tags({"mlflow.parentRunId": task.parent_run, "trial": trial})
+    tracker.log_params(task.parameters(settings))
     tracker.begin()
-    tracker.datasets(task.manifest)
+    tracker.log_datasets(task.manifest)
     return tracker
 
 
@@ -96,7 +96,7 @@ def _train(search: SearchTask, trial: str, settings: TrainSettings, tracker: mlf
         )
 
     def report(metrics: dict[str, float]) -> None:
-        objective = search.settings.objective(metrics["val/auroc"], metrics["val/bytes_per_slide"])
+        objective = search.settings.compute_objective(metrics["val/auroc"], metrics["val/bytes_per_slide"])
         tune.report({"epoch": task.order.epochs_done(attempt.step), "objective": objective})
 
     with RegionReader(compute.tile_cache_mb << 20, compute.reader_threads, deadline_s=get_store_deadline_s()) as reader:
@@ -109,7 +109,7 @@ def _train(search: SearchTask, trial: str, settings: TrainSettings, tracker: mlf
             report=report,
             cold_reader=open_cold_reader,
         )
-        tracker.note_tags(hardware_tags(device))
+        tracker.add_tags(hardware_tags(device))
         order = attempt.task.order  # its micro-batch fits the GPU
         attempt.run(lambda step: stream_locally(reader, task.uris, order, settings.model.zoom, first_step=step))
 

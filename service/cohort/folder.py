@@ -29,11 +29,11 @@ class OtherFiles:
     not_utf8: tuple[str, ...] = ()
     """Paths that are not UTF-8, with escaped bytes. They cannot be listed: no table, log or database accepts them."""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Describe the files in one line."""
-        return "; ".join(filter(None, [self._describe_kinds(), self.not_utf8_note()]))
+        return "; ".join(filter(None, [self._describe_kinds(), self.describe_not_utf8()]))
 
-    def not_utf8_note(self) -> str:
+    def describe_not_utf8(self) -> str:
         """Describe the names that are not UTF-8 in one line; empty if there are none."""
         if not self.not_utf8:
             return ""
@@ -78,7 +78,8 @@ def list_slides(folder: str) -> tuple[Manifest, OtherFiles]:
     other = OtherFiles(tuple(name for name in names if not _is_slide(name)), not_utf8)
     if not slide_files:
         raise UsageError(
-            f"no slides in this folder ({other.told()}); the names of slides end in {', '.join(SUFFIXES)}", uri=folder
+            f"no slides in this folder ({other.describe()}); the names of slides end in {', '.join(SUFFIXES)}",
+            uri=folder,
         )
     slide_ids = _make_ids([name for name, _ in slide_files])
     slides = [

@@ -252,7 +252,7 @@ class Arrivals:
                 return "no files here, or no such folder; if slides are expected, check its name"
             manifest, other = list_slides(watch.folder)
         new = self._settled_slides(entry, watch, manifest.slides)[:MAX_SLIDES]
-        left_out = f"; {other.not_utf8_note()}" if other.not_utf8 else ""
+        left_out = f"; {other.describe_not_utf8()}" if other.not_utf8 else ""
         return (self._score(entry, watch, new, groups) if new else "nothing new") + left_out
 
     def _score(self, entry: Entry, watch: Watch, new: list[tuple[Slide, str]], groups: list[str]) -> str:

@@ -85,7 +85,7 @@ class Attempts:
                 log.exception("%s: attempt %d cannot be launched", job_id, number)
                 return Outcome(reason=f"the service cannot launch this job: {describe(error)}; report it", final=True)
             else:
-                self.store.running(job_id, number)
+                self.store.mark_running(job_id, number)
                 return None
 
     def _submit(self, job: Job) -> None:
@@ -157,14 +157,14 @@ class Attempts:
         # A job that finished before it noticed that it was cancelled is done.
         if code in exit_status.WITH_RESULTS:
             note = None if code == exit_status.DONE else "some slides failed; the table says which and why"
-            self.store.end(job_id, number, state="done", reason=note, exit_code=code)
+            self.store.end_attempt(job_id, number, state="done", reason=note, exit_code=code)
         elif job.cancel_requested:
-            self.store.end(job_id, number, state="cancelled", reason="cancelled while it ran", exit_code=code)
+            self.store.end_attempt(job_id, number, state="cancelled", reason="cancelled while it ran", exit_code=code)
         elif outcome.final or code in exit_status.FINAL or job.attempts_left < 1:
-            self.store.end(job_id, number, state="failed", reason=reason, exit_code=code)
+            self.store.end_attempt(job_id, number, state="failed", reason=reason, exit_code=code)
         else:
             wait_s = self._backoff.wait_s(number - job.first_attempt + 1)
-            self.store.again(job_id, number, reason=reason, exit_code=code, wait_s=wait_s)
+            self.store.requeue(job_id, number, reason=reason, exit_code=code, wait_s=wait_s)
 
 
 def _parse_request(job: Job) -> Check | Train | Tune | Score:

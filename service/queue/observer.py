@@ -152,7 +152,7 @@ class Observer:
             progress = (
                 replace(beat.progress, activity=None, done=None, total=None, eta_s=None) if is_idle else beat.progress
             )
-            self._store.beat(self._job_id, self._number, progress, beat.idle_s)
+            self._store.record_heartbeat(self._job_id, self._number, progress, beat.idle_s)
             self._beat = beat
         return beat
 

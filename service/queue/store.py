@@ -279,7 +279,7 @@ class JobStore(JobReader):
         add_event(connection, job_id, "starting", f"attempt {number}")
         return job_row(connection, job_id)
 
-    def running(self, job_id: str, number: int) -> None:
+    def mark_running(self, job_id: str, number: int) -> None:
         """Mark the attempt as taken by Ray; its hours, and its time without progress, count from now."""
         now_s = time.time()
         with self.writing() as connection:
@@ -290,7 +290,7 @@ class JobStore(JobReader):
                 connection.execute(attempts.update().where(*this_attempt).values(state="running", started_s=now_s))
                 add_event(connection, job_id, "running", f"attempt {number} is with Ray")
 
-    def beat(self, job_id: str, number: int, progress: Progress, idle_s: float = 0.0) -> None:
+    def record_heartbeat(self, job_id: str, number: int, progress: Progress, idle_s: float = 0.0) -> None:
         """Record a heartbeat of the attempt, and how far it is.
 
         Args:
@@ -320,7 +320,7 @@ class JobStore(JobReader):
             )
             add_event(connection, job_id, job_row(connection, job_id).state, reason)
 
-    def end(self, job_id: str, number: int, *, state: str, reason: str | None, exit_code: int | None) -> None:
+    def end_attempt(self, job_id: str, number: int, *, state: str, reason: str | None, exit_code: int | None) -> None:
         """End the attempt and its job.
 
         Args:
@@ -334,7 +334,7 @@ class JobStore(JobReader):
         values = {"state": state, "reason": None if reason is None else clean(reason), "ended_s": now_s}
         self._settle(job_id, number, state, values, reason, exit_code)
 
-    def again(self, job_id: str, number: int, *, reason: str, exit_code: int | None, wait_s: float) -> None:
+    def requeue(self, job_id: str, number: int, *, reason: str, exit_code: int | None, wait_s: float) -> None:
         """End the attempt as failed, and queue the job again.
 
         Args:

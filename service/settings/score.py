@@ -49,7 +49,7 @@ class ScoreSettings(ZoomSettings):
     pictures: bool = True
     """Whether to write zoom trees, overlays and GeoJSON."""
 
-    def deciding(self) -> dict[str, Any]:
+    def row_settings(self) -> dict[str, Any]:
         """Return the settings that change rows. All rows in one folder of scores must have the same."""
         return {name: value for name, value in to_dict(self).items() if name not in ("compute", "pictures")}
 

@@ -72,7 +72,7 @@ class SearchSettings:
                 "method = grid: cannot search the ranges learning_rate and temperature; use method optuna or random"
             )
 
-    def all_schedules(self) -> list[Schedule]:
+    def list_schedules(self) -> list[Schedule]:
         """Return the schedules to try, the shallowest first, those with more than `max_patches` included."""
         if self.schedules:
             return list(dict.fromkeys(self.schedules))
@@ -80,7 +80,7 @@ class SearchSettings:
         depths = range(self.depths[0], self.depths[1] + 1)
         return [schedule for depth in depths for schedule in product(regions, repeat=depth)]
 
-    def objective(self, auroc: float, bytes_per_slide: float) -> float:
+    def compute_objective(self, auroc: float, bytes_per_slide: float) -> float:
         """Return the value that the search maximises: the AUROC less the price of the bytes read."""
         return auroc - self.auroc_per_mb * bytes_per_slide / 1e6
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.simulate_scale import BYTES, CORE_S, LAYERS, REQUESTS, Cluster, exponential, row, simulate
+from benchmarks.simulate_scale import BYTES, CORE_S, LAYERS, REQUESTS, Cluster, exponential, simulate, simulate_row
 
 
 def constant(mean_s: float) -> float:
@@ -57,7 +57,7 @@ def test_exponential_times_give_what_mean_value_analysis_gives(zooms: int) -> No
 
 def test_no_simulation_beats_its_bound_and_requests_follow_from_slides() -> None:
     for cluster in (Cluster(), Cluster(gpus=2, cores=8, cached=0.9), Cluster(in_flight=2, latency_s=0.3)):
-        found = row(cluster)
+        found = simulate_row(cluster)
         assert found["slides_s"] <= found["bound_slides_s"] * 1.05
         assert found["requests_s"] == pytest.approx(found["slides_s"] * REQUESTS * (1 - cluster.cached))
 

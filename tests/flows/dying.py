@@ -21,12 +21,12 @@ STEPS: dict[str, tuple[type, str]] = {
     "admitted": (store.JobStore, "admit"),
     "given a workflow": (dispatcher.Dispatcher, "_start_workflow"),
     "handed to Ray": (ray_api.RayJobs, "submit"),
-    "noted as running": (store.JobStore, "running"),
-    "heard of": (store.JobStore, "beat"),
+    "noted as running": (store.JobStore, "mark_running"),
+    "heard of": (store.JobStore, "record_heartbeat"),
     "stop requested": (ray_api.RayJobs, "stop"),
     "settled": (attempts.Attempts, "settle"),
-    "written down as ended": (store.JobStore, "end"),
-    "queued again": (store.JobStore, "again"),
+    "written down as ended": (store.JobStore, "end_attempt"),
+    "queued again": (store.JobStore, "requeue"),
 }
 
 

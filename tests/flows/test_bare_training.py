@@ -57,7 +57,7 @@ def test_a_preempted_training_saves_its_last_step_and_the_next_attempt_continues
             assert first.finish().status == PREEMPTED, first.output
         steps = [record["step"] for record in logged(first) if "step" in record]
         assert steps[-1] < EPOCHS * STEPS_PER_EPOCH
-        assert CheckpointStore(str(folder)).published()[-1].step == steps[-1]  # nothing is done twice
+        assert CheckpointStore(str(folder)).list_published()[-1].step == steps[-1]  # nothing is done twice
         with training(manifest, folder, NEVER, tmp_path / "second.log") as second:
             assert second.finish().status == 0, second.output
         assert whole.finish().status == 0, whole.output
@@ -96,7 +96,7 @@ def test_a_store_that_refuses_requests_and_hangs_for_a_minute_each_costs_only_ti
     assert logged(job) == logged(whole)
     assert "warning" not in job.output  # no checkpoint was skipped
     checkpoints = [
-        [(checkpoint.step, checkpoint.selection) for checkpoint in CheckpointStore(str(bucket / name)).published()]
+        [(checkpoint.step, checkpoint.selection) for checkpoint in CheckpointStore(str(bucket / name)).list_published()]
         for name in ("job", "whole")
     ]
     assert checkpoints[0] == checkpoints[1]

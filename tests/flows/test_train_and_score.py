@@ -209,9 +209,9 @@ def test_after_a_crash_each_slide_is_scored_once_and_no_finished_slide_is_read_a
     assert not (tmp_path / "scores.parquet").exists()
     after_driver = service.slide_reads()
     assert all(after_driver[slide_id] == reads[slide_id] for slide_id in first)
-    second = score(service, trained, new_manifest[0], tmp_path, "--num-workers", "2")
-    assert second.status == 3, second.output
-    assert f"{len(second)} of 19 slides are already done" in second.output
+    rerun = score(service, trained, new_manifest[0], tmp_path, "--num-workers", "2")
+    assert rerun.status == 3, rerun.output
+    assert f"{len(second)} of 19 slides are already done" in rerun.output
     assert all(service.slide_reads()[slide_id] == after_driver[slide_id] for slide_id in second)
     parts = [pq.read_table(path)["slide_id"].to_pylist() for path in (tmp_path / "parts").iterdir()]
     assert Counter(slide_id for part in parts for slide_id in part) == Counter(new_manifest[1]["slide_id"])

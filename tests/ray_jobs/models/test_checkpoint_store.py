@@ -33,12 +33,12 @@ def publish(store: CheckpointStore, step: int, selection: float | None = None) -
 
 
 def steps(store: CheckpointStore) -> list[int]:
-    return [checkpoint.step for checkpoint in store.published()]
+    return [checkpoint.step for checkpoint in store.list_published()]
 
 
 def test_a_new_job_has_no_checkpoint(store: CheckpointStore, tmp_path: Path) -> None:
-    assert store.published() == []
-    assert store.best() is None
+    assert store.list_published() == []
+    assert store.find_best() is None
     assert store.fetch_newest(tmp_path) is None
 
 
@@ -46,7 +46,7 @@ def test_the_two_newest_and_the_best_are_kept(store: CheckpointStore) -> None:
     for step, selection in ((1, 0.1), (2, 0.9), (3, None), (4, 0.5), (5, None), (12, 0.9)):
         publish(store, step, selection)
     assert steps(store) == [2, 5, 12]
-    best = store.best()
+    best = store.find_best()
     assert best is not None
     assert best.step == 2  # the earlier of two equally good ones
     names = {storage.name(storage.parent(uri)) for uri in storage.list_uris(store.uri)}
@@ -56,7 +56,7 @@ def test_the_two_newest_and_the_best_are_kept(store: CheckpointStore) -> None:
 def test_without_validation_the_newest_is_the_best(store: CheckpointStore) -> None:
     publish(store, 1)
     publish(store, 2)
-    best = store.best()
+    best = store.find_best()
     assert best is not None
     assert best.step == 2
 
@@ -77,7 +77,7 @@ def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
 ) -> None:
     publish(store, 1)
     publish(store, 2)
-    newest = store.published()[-1].folder
+    newest = store.list_published()[-1].folder
     if damage == "changed":
         storage.write_bytes(storage.join(newest, "weights"), b"wx")
     elif damage == "corrupt marker":
@@ -99,7 +99,7 @@ def test_if_all_checkpoints_are_corrupt_the_job_does_not_start_from_the_beginnin
     store: CheckpointStore, tmp_path: Path
 ) -> None:
     publish(store, 1)
-    storage.write_bytes(storage.join(store.published()[0].folder, "weights"), b"")
+    storage.write_bytes(storage.join(store.list_published()[0].folder, "weights"), b"")
     with pytest.raises(CheckpointError, match=r"all checkpoints are corrupt: .*weights: is corrupt.*another --name"):
         store.fetch_newest(tmp_path)
 

@@ -42,25 +42,25 @@ def test_a_run_names_job_code_versions_and_machine(tracker: Tracker) -> None:
 def test_artifacts_are_in_the_storage_folder(tracker: Tracker, folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("a: 1\n")
-    tracker.file(config)
+    tracker.log_file(config)
     (artifact,) = (folder / "artifacts").rglob(f"{tracker.run_id}/**/config.yaml")
     assert artifact.read_text() == "a: 1\n"
 
 
 def test_settings_are_logged_and_changed_settings_are_refused(tracker: Tracker) -> None:
     settings = {f"group.key{n}": n for n in range(250)} | {"schedule": "3,2", "weights": None}
-    tracker.params(settings)
-    tracker.params(settings)
+    tracker.log_params(settings)
+    tracker.log_params(settings)
     params = tracker.client.get_run(tracker.run_id).data.params
     assert params == {name: str(value) for name, value in settings.items()}
     with pytest.raises(UsageError, match=r"schedule = 4 \(was 3,2\), weights = x \(was None\).* another --name"):
-        tracker.params(settings | {"schedule": "4", "weights": "x"})
+        tracker.log_params(settings | {"schedule": "4", "weights": "x"})
     assert tracker.client.get_run(tracker.run_id).data.params == params
 
 
 def test_compute_settings_may_change_between_attempts(tracker: Tracker) -> None:
-    tracker.params({"compute.num_workers": 2, "recipe.batch": 8})
-    tracker.params({"compute.num_workers": 4, "recipe.batch": 8})
+    tracker.log_params({"compute.num_workers": 2, "recipe.batch": 8})
+    tracker.log_params({"compute.num_workers": 4, "recipe.batch": 8})
     assert tracker.client.get_run(tracker.run_id).data.params == {"compute.num_workers": "2", "recipe.batch": "8"}
 
 
@@ -71,10 +71,10 @@ def test_an_unreachable_store_is_named_at_the_start(tmp_path: Path) -> None:
 
 
 def test_tags_and_training_slides_are_logged(tracker: Tracker) -> None:
-    tracker.tags({"preset": "paper"})
+    tracker.set_tags({"preset": "paper"})
     splits = ("train", "train", "test")
     slides = [Slide(row=n, slide_id=f"s{n}", uri=f"{n}", patient_id="p", split=split) for n, split in enumerate(splits)]
-    tracker.datasets(Manifest(slides=tuple(slides), uri="s3://bucket/cohort.csv", sha256=""))
+    tracker.log_datasets(Manifest(slides=tuple(slides), uri="s3://bucket/cohort.csv", sha256=""))
     run = tracker.client.get_run(tracker.run_id)
     assert run.data.tags["preset"] == "paper"
     (dataset_input,) = run.inputs.dataset_inputs

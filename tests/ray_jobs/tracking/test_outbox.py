@@ -36,7 +36,7 @@ def unreachable(folder: Path) -> Iterator[None]:
 
 def test_metrics_are_sent_with_their_steps(tracker: Tracker) -> None:
     for epoch in (1, 2, 3):
-        tracker.metrics({"loss": 1.0 / epoch, "auroc": 0.5}, step=epoch)
+        tracker.log_metrics({"loss": 1.0 / epoch, "auroc": 0.5}, step=epoch)
     assert logged(tracker, "loss") == []
     assert tracker.flush()
     assert logged(tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
@@ -45,18 +45,18 @@ def test_metrics_are_sent_with_their_steps(tracker: Tracker) -> None:
 def test_metrics_beyond_one_request_are_sent_in_several(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MAX_BATCH", 7)
     for epoch in range(1, 21):
-        tracker.metrics({"loss": float(epoch)}, step=epoch)
+        tracker.log_metrics({"loss": float(epoch)}, step=epoch)
     assert tracker.flush()
     assert logged(tracker, "loss") == [(epoch, float(epoch)) for epoch in range(1, 21)]
 
 
 def test_a_resumed_attempt_logs_no_epoch_twice(tracker: Tracker) -> None:
     for epoch in (1, 2):
-        tracker.metrics({"loss": float(epoch), "step": 10.0 * epoch}, step=epoch)
+        tracker.log_metrics({"loss": float(epoch), "step": 10.0 * epoch}, step=epoch)
     tracker.flush()
     second = Tracker(tracker.uri, tracker.run_id)
     for epoch in (2, 3):  # it resumes from the checkpoint of epoch 1
-        second.metrics({"loss": 100.0 * epoch, "step": 10.0 * epoch}, step=epoch)
+        second.log_metrics({"loss": 100.0 * epoch, "step": 10.0 * epoch}, step=epoch)
     second.flush()
     assert logged(tracker, "loss") == [(1, 1.0), (2, 2.0), (3, 300.0)]
 
@@ -64,16 +64,16 @@ def test_a_resumed_attempt_logs_no_epoch_twice(tracker: Tracker) -> None:
 def test_metrics_are_kept_while_the_store_is_unreachable_and_sent_later(
     tracker: Tracker, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker.metrics({"loss": 3.0}, step=1)
+    tracker.log_metrics({"loss": 3.0}, step=1)
     with unreachable(folder), caplog.at_level(logging.WARNING, logger=outbox.__name__):
         assert not tracker.flush()
         assert not tracker.flush()
         assert caplog.text.count("is unreachable; metrics are kept and the job continues") == 1
-        tracker.metrics({"loss": 2.0}, step=2)
-        assert not tracker.recovered()
+        tracker.log_metrics({"loss": 2.0}, step=2)
+        assert not tracker.consume_recovery()
     assert tracker.flush()
-    assert tracker.recovered()
-    assert not tracker.recovered()
+    assert tracker.consume_recovery()
+    assert not tracker.consume_recovery()
     assert tracker.flush()  # nothing is sent twice
     assert logged(tracker, "loss") == [(1, 3.0), (2, 2.0)]
 
@@ -82,20 +82,20 @@ def test_the_next_attempt_sends_what_a_dead_attempt_could_not_send(
     tracker: Tracker, folder: Path, tmp_path: Path
 ) -> None:
     first = Tracker(tracker.uri, tracker.run_id, str(tmp_path))
-    first.metrics({"loss": 4.0}, step=1)
+    first.log_metrics({"loss": 4.0}, step=1)
     assert first.flush()
     with unreachable(folder):
-        first.metrics({"loss": 3.0, "auroc": 0.5}, step=2)
-        first.note_tags({"quarantined": "a"})
-        first.note_text("slide_id\na\n", "quarantine.csv")
-        first.keep()
+        first.log_metrics({"loss": 3.0, "auroc": 0.5}, step=2)
+        first.add_tags({"quarantined": "a"})
+        first.add_text("slide_id\na\n", "quarantine.csv")
+        first.save_outbox()
         assert (tmp_path / OUTBOX_FILE).exists()
         second = Tracker(tracker.uri, tracker.run_id, str(tmp_path))
-        second.resume()
-        second.metrics({"loss": 3.0, "auroc": 0.5}, step=2)  # it resumes from a checkpoint before that step
-        second.metrics({"loss": 2.0}, step=3)
+        second.load_outbox()
+        second.log_metrics({"loss": 3.0, "auroc": 0.5}, step=2)  # it resumes from a checkpoint before that step
+        second.log_metrics({"loss": 2.0}, step=3)
         assert not second.flush()
-    second.keep()
+    second.save_outbox()
     assert logged(tracker, "loss") == [(1, 4.0), (2, 3.0), (3, 2.0)]
     assert logged(tracker, "auroc") == [(2, 0.5)]
     assert tracker.client.get_run(tracker.run_id).data.tags["quarantined"] == "a"
@@ -109,9 +109,9 @@ def test_a_corrupt_outbox_file_is_reported_and_the_job_continues(
     (tmp_path / OUTBOX_FILE).write_text('{"step": 1, "time_ms"')
     second = Tracker(tracker.uri, tracker.run_id, str(tmp_path))
     with caplog.at_level(logging.WARNING, logger=outbox.__name__):
-        second.resume()
+        second.load_outbox()
     assert f"{tmp_path / OUTBOX_FILE} is unreadable" in caplog.text
-    second.metrics({"loss": 1.0}, step=1)
+    second.log_metrics({"loss": 1.0}, step=1)
     assert second.flush()
     assert logged(tracker, "loss") == [(1, 1.0)]
 
@@ -123,11 +123,11 @@ def test_a_request_whose_answer_was_lost_is_not_repeated(tracker: Tracker, monke
         send(*arguments, **options)  # type: ignore[arg-type]
         raise OSError("connection reset")
 
-    tracker.metrics({"loss": 1.0}, step=1)
+    tracker.log_metrics({"loss": 1.0}, step=1)
     with monkeypatch.context() as patch:
         patch.setattr(tracker.client, "log_batch", send_and_lose_the_answer)
         assert not tracker.flush()
-    tracker.metrics({"loss": 2.0}, step=2)
+    tracker.log_metrics({"loss": 2.0}, step=2)
     assert tracker.flush()
     assert logged(tracker, "loss") == [(1, 1.0), (2, 2.0)]
 
@@ -143,17 +143,17 @@ def test_a_server_that_hangs_does_not_block_the_training(tracker: Tracker, monke
 
     monkeypatch.setattr(outbox, "SAVE_AFTER_S", 0.05)
     monkeypatch.setattr(tracker.client, "log_batch", hang)
-    tracker.metrics({"loss": 1.0}, step=1)
-    tracker.send()
+    tracker.log_metrics({"loss": 1.0}, step=1)
+    tracker.send_in_background()
     assert hanging.wait(10)
-    tracker.metrics({"loss": 2.0}, step=2)
-    tracker.send()
-    tracker.keep()
+    tracker.log_metrics({"loss": 2.0}, step=2)
+    tracker.send_in_background()
+    tracker.save_outbox()
     release.set()
 
 
 def test_the_outbox_is_sent_when_the_run_ends(tracker: Tracker) -> None:
-    tracker.metrics({"loss": 3.0}, step=1)
+    tracker.log_metrics({"loss": 3.0}, step=1)
     tracker.end("FINISHED")
     assert logged(tracker, "loss") == [(1, 3.0)]
     assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"

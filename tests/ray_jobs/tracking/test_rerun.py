@@ -23,10 +23,10 @@ def run(uri: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     """MLflow's tracking URI, and the id of a run as `train.py` leaves it."""
     run_id, _ = start_run(uri, experiment="rerun", name="first", storage=str(folder))
     tracker = Tracker(uri, run_id)
-    tracker.params({"manifest": "s3://b/cohort.csv", "manifest_sha256": "abc"})
+    tracker.log_params({"manifest": "s3://b/cohort.csv", "manifest_sha256": "abc"})
     config = tmp_path_factory.mktemp("config") / CONFIG_FILE
     config.write_text(yaml.safe_dump(to_dict(SETTINGS)))
-    tracker.file(config)
+    tracker.log_file(config)
     tracker.end("FINISHED")
     return uri, run_id
 

@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(
 ) -> None:
     task = make_task(tmp_path)
     train_until(task, 2)
-    newest = CheckpointStore(str(tmp_path)).published()[-1]
+    newest = CheckpointStore(str(tmp_path)).list_published()[-1]
     torn = Path(newest.folder) / checkpoints.TRAINING_FILE
     torn.write_bytes(torn.read_bytes()[:-1])
     rest, _ = train(task)
@@ -96,7 +96,7 @@ def test_a_full_disk_costs_one_checkpoint_and_does_not_stop_the_training(
     printed = capsys.readouterr().out
     assert "warning: no checkpoint after step 2, training continues and tries again later" in printed
     assert "No space left on device" in printed
-    assert CheckpointStore(str(tmp_path)).published()[-1].step == 3
+    assert CheckpointStore(str(tmp_path)).list_published()[-1].step == 3
 
 
 @SLOW

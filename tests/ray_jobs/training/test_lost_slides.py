@@ -110,7 +110,7 @@ def test_lost_slides_stay_lost_after_an_interruption(tmp_path: Path) -> None:
 def test_a_lost_validation_slide_has_no_score(tmp_path: Path) -> None:
     _, attempt = train(make_task(tmp_path), FakeReader(lambda uri, at: uri == f"s{NUM_TRAIN}" and at >= 1))
     assert list(attempt.quarantine.lost) == [f"s{NUM_TRAIN}"]
-    best = CheckpointStore(str(tmp_path)).best()
+    best = CheckpointStore(str(tmp_path)).find_best()
     assert best is not None
     scores = json.loads((Path(best.folder) / checkpoints.VALIDATION_FILE).read_text())
     assert scores["slide_id"] == ["id7"]

@@ -27,7 +27,7 @@ def start_job(app: Api) -> tuple[str, AttemptFolder]:
     """Submit a job and start an attempt; return the job's ID and the attempt's folder."""
     job_id = app.submit().json()["id"]
     app.store.admit(NO_LIMITS)
-    app.store.running(job_id, 1)
+    app.store.mark_running(job_id, 1)
     return job_id, attempt_folder(app.settings.job_folder("ada", job_id), 1)
 
 
@@ -39,7 +39,7 @@ def test_a_log_continues_at_the_byte_where_it_ended(app: Api) -> None:
     assert (first.headers["x-log-attempt"], first.headers["x-log-next"]) == ("1", "9")
     assert first.headers["x-job-state"] == "running"
     folder.write_log(0, "größer\nnext\n".encode())
-    app.store.end(job_id, 1, state="done", reason=None, exit_code=0)
+    app.store.end_attempt(job_id, 1, state="done", reason=None, exit_code=0)
     then = app.http.get(url, params={"attempt": 1, "offset": 9}, headers=ada)
     assert (then.content, then.headers["x-log-next"], then.headers["x-job-state"]) == (b"next\n", "14", "done")
     last = app.http.get(url, params={"attempt": 1, "offset": 14}, headers=ada)
@@ -71,11 +71,11 @@ def test_a_job_without_an_attempt_has_an_empty_log(app: Api) -> None:
 def test_a_followed_log_contains_all_attempts(app: Api) -> None:
     job_id, folder = start_job(app)
     folder.write_log(0, b"one\n")
-    app.store.again(job_id, 1, reason="lost", exit_code=None, wait_s=0.0)
+    app.store.requeue(job_id, 1, reason="lost", exit_code=None, wait_s=0.0)
     app.store.admit(NO_LIMITS)
     attempt_folder(app.settings.job_folder("ada", job_id), 2).write_log(0, b"two\n")
-    app.store.running(job_id, 2)
-    app.store.end(job_id, 2, state="done", reason=None, exit_code=0)
+    app.store.mark_running(job_id, 2)
+    app.store.end_attempt(job_id, 2, state="done", reason=None, exit_code=0)
     text = app.http.get(f"/v1/jobs/{job_id}/logs?follow=true&attempt=1", headers=app.headers["ada"]).text
     assert text == "one\n--- attempt 2 ---\ntwo\n"
 
@@ -84,7 +84,7 @@ def test_a_log_that_does_not_grow_is_not_read_again(app: Api, monkeypatch: pytes
     job_id, folder = start_job(app)
     folder.write_log(0, b"one\n")
     folder.write_beat(Heartbeat(count=1, log_bytes=4))
-    app.store.beat(job_id, 1, Progress(activity="a"))
+    app.store.record_heartbeat(job_id, 1, Progress(activity="a"))
     names, looks, read_bytes, get_job = [], [], storage.read_bytes, app.http.app.state.store.job
 
     def counting_read(uri: str, deadline_s: float | None = None) -> bytes:
@@ -95,9 +95,9 @@ def test_a_log_that_does_not_grow_is_not_read_again(app: Api, monkeypatch: pytes
         looks.append(job_id)
         if len(looks) == 6:  # another heartbeat, with an unchanged log
             folder.write_beat(Heartbeat(count=2, log_bytes=4))
-            app.store.beat(job_id, 1, Progress(activity="b"))
+            app.store.record_heartbeat(job_id, 1, Progress(activity="b"))
         if len(looks) == 12:
-            app.store.end(job_id, 1, state="done", reason=None, exit_code=0)
+            app.store.end_attempt(job_id, 1, state="done", reason=None, exit_code=0)
         return get_job(job_id)
 
     monkeypatch.setattr(storage, "read_bytes", counting_read)

@@ -29,7 +29,7 @@ def submit_scoring(app: Api, who: str, out: str | None = None) -> Any:
 
 def finish(app: Api, job_id: str, state: str = "done") -> None:
     app.store.admit(NO_LIMITS)
-    app.store.end(job_id, app.store.job(job_id).attempt, state=state, reason=None, exit_code=0)
+    app.store.end_attempt(job_id, app.store.job(job_id).attempt, state=state, reason=None, exit_code=0)
 
 
 def write_results(folder: Path, text: str = "by ada") -> None:

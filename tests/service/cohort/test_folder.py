@@ -24,8 +24,8 @@ def test_every_slide_below_becomes_a_row_and_other_files_are_counted(tmp_path: P
     assert [slide.uri for slide in manifest.slides][:2] == [str(tmp_path / "a.svs"), str(tmp_path / "sub" / "b c.TIFF")]
     assert manifest.slides[0].patient_id == "a"
     assert manifest.slides[0].label is None
-    assert other.told().startswith("4 other files left out (")
-    assert "1 .txt" in other.told()
+    assert other.describe().startswith("4 other files left out (")
+    assert "1 .txt" in other.describe()
 
 
 def test_slides_with_equal_ids_get_unique_ones(tmp_path: Path) -> None:

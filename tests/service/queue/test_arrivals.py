@@ -175,7 +175,7 @@ def test_an_unexpected_error_disables_only_its_watch(rig: Rig, monkeypatch: pyte
     (rig.folder / "in" / "a.svs").write_bytes(b"1")
     for _ in range(2):
         rig.arrivals.add(Watch(folder=f"{rig.folder}/in/", settle_s=0), "ada")
-    real, calls = module.slides_under, []
+    real, calls = module.list_slides, []
 
     def failing(folder: str) -> Any:
         calls.append(folder)

@@ -129,12 +129,12 @@ def test_every_write_of_a_dispatcher_whose_lease_went_to_another_is_refused(data
     before = store.job(job.id)
     writes = [
         lambda: store.admit(ALL),
-        lambda: store.running(job.id, 1),
-        lambda: store.beat(job.id, 1, Progress(done=1)),
+        lambda: store.mark_running(job.id, 1),
+        lambda: store.record_heartbeat(job.id, 1, Progress(done=1)),
         lambda: store.set_activity(job.id, 1, "x"),
         lambda: store.mark_waiting(job.id, 1, "x"),
-        lambda: store.end(job.id, 1, state="failed", reason="x", exit_code=1),
-        lambda: store.again(job.id, 1, reason="x", exit_code=1, wait_s=0),
+        lambda: store.end_attempt(job.id, 1, state="failed", reason="x", exit_code=1),
+        lambda: store.requeue(job.id, 1, reason="x", exit_code=1, wait_s=0),
         lambda: store.expire(time.time()),
         lambda: store.forget(job.id),
         lambda: store.add(Check(manifest="/m.csv"), "ada"),
@@ -177,7 +177,7 @@ def test_a_job_that_is_cancelled_while_it_is_admitted_stays_cancelled(database: 
 def test_text_that_a_database_refuses_is_cleaned(database: Database) -> None:
     store = JobStore(database)
     job = started_job(store)
-    store.end(job.id, 1, state="failed", reason="a\0b \ud800", exit_code=1)
+    store.end_attempt(job.id, 1, state="failed", reason="a\0b \ud800", exit_code=1)
     assert store.job(job.id).reason == "ab ?"
 
 

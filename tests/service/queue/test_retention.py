@@ -38,7 +38,7 @@ class Rig:
         folder.write_log(0, b"log")
         for name in ("settings.yaml", "scores/scores.csv"):
             storage.write_bytes(f"{self.settings.job_folder('ada', job.id)}/{name}", b"x")
-        self.store.end(job.id, 1, state="done", reason=None, exit_code=0)
+        self.store.end_attempt(job.id, 1, state="done", reason=None, exit_code=0)
         with self.store.database.writing() as connection:
             then = {"ended_s": time.time() - days_ago * DAY_S}
             connection.execute(jobs.update().where(jobs.c.id == job.id).values(then))

@@ -38,7 +38,7 @@ def store(database: Database) -> JobStore:
     for job in store.page(Filter(), limit=500):  # of the tests before
         store.cancel(job.id)
         if job.state in ("starting", "running"):
-            store.end(job.id, job.attempt, state="failed", reason=None, exit_code=None)
+            store.end_attempt(job.id, job.attempt, state="failed", reason=None, exit_code=None)
     return store
 
 
@@ -60,14 +60,14 @@ def test_an_attempt_starts_runs_and_ends_once(store: JobStore) -> None:
     job, _ = store.add(Check(manifest="/m"), "ada")
     assert [started.id for started in store.admit(ALL)] == [job.id]
     assert store.admit(ALL) == []
-    store.running(job.id, 1)
-    store.running(job.id, 1)
-    store.beat(job.id, 1, Progress(done=3, total=4, eta_s=5.0, activity="scoring"))
-    store.beat(job.id, 1, Progress(mlflow_run="ab"))  # what a record lacks stays
+    store.mark_running(job.id, 1)
+    store.mark_running(job.id, 1)
+    store.record_heartbeat(job.id, 1, Progress(done=3, total=4, eta_s=5.0, activity="scoring"))
+    store.record_heartbeat(job.id, 1, Progress(mlflow_run="ab"))  # what a record lacks stays
     shown = store.job(job.id)
     assert (shown.state, shown.done, shown.total, shown.mlflow_run) == ("running", 3, 4, "ab")
-    store.end(job.id, 1, state="done", reason=None, exit_code=0)
-    store.end(job.id, 1, state="failed", reason="late", exit_code=1)
+    store.end_attempt(job.id, 1, state="done", reason=None, exit_code=0)
+    store.end_attempt(job.id, 1, state="failed", reason="late", exit_code=1)
     assert store.job(job.id).state == "done"
     assert [event.state for event in store.events(job.id)] == ["queued", "starting", "running", "done"]
 
@@ -75,17 +75,17 @@ def test_an_attempt_starts_runs_and_ends_once(store: JobStore) -> None:
 def test_a_late_report_of_an_earlier_attempt_changes_nothing(store: JobStore) -> None:
     job, _ = store.add(Check(manifest="/m"), "ada")
     store.admit(ALL)
-    store.again(job.id, 1, reason="killed", exit_code=None, wait_s=0)
+    store.requeue(job.id, 1, reason="killed", exit_code=None, wait_s=0)
     assert store.admit(ALL)[0].attempt == 2
-    store.end(job.id, 1, state="done", reason=None, exit_code=0)
-    store.beat(job.id, 1, Progress(done=1))
+    store.end_attempt(job.id, 1, state="done", reason=None, exit_code=0)
+    store.record_heartbeat(job.id, 1, Progress(done=1))
     assert (store.job(job.id).state, store.job(job.id).done) == ("starting", None)
 
 
 def test_a_job_is_not_admitted_before_its_next_attempt_is_due(store: JobStore) -> None:
     job, _ = store.add(Check(manifest="/m"), "ada")
     store.admit(ALL)
-    store.again(job.id, 1, reason="killed", exit_code=None, wait_s=60)
+    store.requeue(job.id, 1, reason="killed", exit_code=None, wait_s=60)
     assert store.admit(ALL) == []
     assert store.cancel(job.id).state == "cancelled"
 
@@ -95,7 +95,7 @@ def test_a_running_job_is_cancelled_by_a_flag_and_an_ended_one_not_at_all(store:
     store.admit(ALL)
     assert (store.cancel(job.id).state, store.cancel(job.id).cancel_requested) == ("starting", 1)
     assert [e.text for e in store.events(job.id)].count("cancel requested") == 1
-    store.end(job.id, 1, state="cancelled", reason="cancelled", exit_code=None)
+    store.end_attempt(job.id, 1, state="cancelled", reason="cancelled", exit_code=None)
     assert store.cancel(job.id).state == "cancelled"
 
 
@@ -103,7 +103,7 @@ def test_a_retry_by_hand_continues_the_numbers_and_gives_new_attempts(store: Job
     job, _ = store.add(Check(manifest="/m"), "ada", max_attempts=1)
     store.admit(ALL)
     assert store.job(job.id).attempts_left == 0
-    store.end(job.id, 1, state="failed", reason="x", exit_code=1)
+    store.end_attempt(job.id, 1, state="failed", reason="x", exit_code=1)
     store.retry(job.id)
     assert store.admit(ALL)[0].attempt == 2
     assert store.job(job.id).attempts_left == 0
@@ -114,7 +114,7 @@ def test_a_retry_by_hand_continues_the_numbers_and_gives_new_attempts(store: Job
 def test_a_retry_by_hand_counts_against_the_quota(store: JobStore) -> None:
     failed, _ = store.add(Check(manifest="/m"), "ada")
     store.admit(ALL)
-    store.end(failed.id, 1, state="failed", reason="x", exit_code=1)
+    store.end_attempt(failed.id, 1, state="failed", reason="x", exit_code=1)
     store.add(Check(manifest="/m"), "ada")
     with pytest.raises(TooManyJobsError, match="1 jobs of ada"):
         store.retry(failed.id, max_queued=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magnet.zoom import AT_ONCE
+from magnet.zoom import PATCHES_PER_READ
 from service.results.early_stopping import WINDOW_PATCHES, has_settled, simulate_early_stopping
 
 
@@ -15,7 +15,7 @@ def test_only_the_last_patches_decide_whether_a_probability_has_settled() -> Non
 
 
 def test_the_simulation_checks_as_often_as_a_zoom() -> None:
-    assert WINDOW_PATCHES == AT_ONCE
+    assert WINDOW_PATCHES == PATCHES_PER_READ
 
 
 def test_savings_and_changed_calls_counted_by_hand() -> None:

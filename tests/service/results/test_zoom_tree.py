@@ -8,16 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from magnet.regions import ROOT, compose
+from magnet.regions import ROOT
 from service.results.pictures import GAP_PX, LAYER_COLOURS
 from service.results.zoom_tree import HEAD_PX, LABEL_PX, MAX_VIEW_PX, ROW_HEAD_PX, WIDTH_PX, LayerViews, draw_zoom_tree
+
+
+def compose(parents: NDArray[np.float64], children: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the children (s, tx, ty) of all parents in root coordinates, parent by parent."""
+    scaled = parents[:, None, :1] * children
+    scaled[..., 1:] += parents[:, None, 1:]
+    return scaled.reshape(-1, 3)
 
 
 def make_layers(schedule: tuple[int, ...], children: NDArray[np.float64]) -> list[LayerViews]:
     """Return a zoom whose regions all have the same children; view n of a layer has the grey level 60 + 10 n."""
     regions, layers = ROOT[None], []
     for number in (1, *schedule):
-        regions = regions if number == 1 and not layers else compose(regions[:, None], children[:number]).reshape(-1, 3)
+        regions = regions if number == 1 and not layers else compose(regions, children[:number])
         views = np.stack([np.full((32, 32, 3), 60 + 10 * (n % 16), np.uint8) for n in range(len(regions))])
         layers.append(LayerViews(views, regions, 0.5))
     return layers

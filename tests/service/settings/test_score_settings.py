@@ -27,8 +27,8 @@ def test_the_gate_can_be_switched_off() -> None:
 
 def test_settings_that_change_rows_exclude_resources_and_pictures() -> None:
     default, changed = ScoreSettings(), read_score_settings(None, ["compute.num_workers=4", "pictures=false"])
-    assert default.deciding() == changed.deciding()
-    assert default.deciding() != read_score_settings(None, ["gate.max_pen=0.3"]).deciding()
+    assert default.row_settings() == changed.row_settings()
+    assert default.row_settings() != read_score_settings(None, ["gate.max_pen=0.3"]).row_settings()
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from service.settings.tune import SearchSettings, make_trial_settings, read_sear
 
 
 def test_all_schedules_of_two_to_five_layers_are_tried_by_default() -> None:
-    schedules = SearchSettings().all_schedules()
+    schedules = SearchSettings().list_schedules()
     assert len(schedules) == len(set(schedules)) == 4**2 + 4**3 + 4**4 + 4**5
     assert {(1, 1), (3, 2, 3), (3, 2, 3, 2), (4, 4, 4, 4, 4)} <= set(schedules)
-    assert SearchSettings(schedules=((3, 2), (3, 2), (2,))).all_schedules() == [(3, 2), (2,)]
+    assert SearchSettings(schedules=((3, 2), (3, 2), (2,))).list_schedules() == [(3, 2), (2,)]
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,5 @@ def test_a_trial_changes_only_the_chosen_settings() -> None:
 
 
 def test_the_objective_subtracts_the_price_of_the_bytes() -> None:
-    assert SearchSettings().objective(0.9, 5e6) == 0.9
-    assert SearchSettings(auroc_per_mb=0.01).objective(0.9, 5e6) == pytest.approx(0.85)
+    assert SearchSettings().compute_objective(0.9, 5e6) == 0.9
+    assert SearchSettings(auroc_per_mb=0.01).compute_objective(0.9, 5e6) == pytest.approx(0.85)

@@ -74,7 +74,7 @@ def test_the_longest_prefix_decides_and_writing_is_a_separate_right() -> None:
     }
     for places, write in ((reads, False), (writes, True)):
         for place, allowed in places.items():
-            location = storage.rights.canonical(storage.uri.parse(place), follow_links=True)
+            location = storage.rights.canonicalize(storage.uri.parse(place), follow_links=True)
             assert rights.allows(location, write=write) == allowed
 
 
