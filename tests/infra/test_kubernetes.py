@@ -159,7 +159,7 @@ def test_the_service_takes_its_settings(overlay: str, tmp_path: Path) -> None:
 def test_jobs_are_commands_that_the_image_has(kind: str, module: object) -> None:
     words = shlex.split(_find("overlays/production/jobs", "RayJob", f"example-{kind}")["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", f"ray_jobs.{kind}"]
-    parser = module._parser()  # type: ignore[attr-defined]  # the one that the job's own main uses
+    parser = module._make_parser()  # type: ignore[attr-defined]  # the one that the job's own main uses
     parser.parse_args(words[3:])
     with pytest.raises(SystemExit):
         parser.parse_args([*words[3:], "--manifset", "x"])

@@ -70,20 +70,20 @@ class FakeTracker:
     tags: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
 
-    def metrics(self, values: dict[str, float], *, step: int) -> None:
+    def log_metrics(self, values: dict[str, float], *, step: int) -> None:
         self.points.append((step, dict(values)))
 
-    def note_tags(self, values: dict[str, str]) -> None:
+    def add_tags(self, values: dict[str, str]) -> None:
         self.tags |= values
 
-    def note_text(self, text: str, path: str) -> None:
+    def add_text(self, text: str, path: str) -> None:
         self.texts[path] = text
 
-    def send(self) -> None: ...
+    def send_in_background(self) -> None: ...
 
-    def keep(self) -> None: ...
+    def save_outbox(self) -> None: ...
 
-    def recovered(self) -> bool:
+    def consume_recovery(self) -> bool:
         return False
 
     def losses(self) -> dict[int, float]:

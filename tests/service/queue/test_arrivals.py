@@ -183,7 +183,7 @@ def test_an_unexpected_error_disables_only_its_watch(rig: Rig, monkeypatch: pyte
             raise KeyError("nobody expects this")
         return real(folder)
 
-    monkeypatch.setattr(module, "slides_under", failing)
+    monkeypatch.setattr(module, "list_slides", failing)
     rig.arrivals.tick()
     first, second = rig.arrivals.all()
     assert (first.disabled or "").startswith("KeyError: 'nobody expects this'")
