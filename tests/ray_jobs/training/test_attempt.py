@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(
     torn = Path(newest.folder) / checkpoints.TRAINING_FILE
     torn.write_bytes(torn.read_bytes()[:-1])
     rest, _ = train(task)
-    assert "is damaged, its content is not what was published; going back" in caplog.text
+    assert "is corrupt: its content differs from what was published; trying the checkpoint before it" in caplog.text
     assert min(rest.losses()) == 2
     assert rest.losses().items() <= uninterrupted[0].losses().items()
     assert rest.epochs() == uninterrupted[0].epochs()
