@@ -22,9 +22,9 @@ import torch
 from magnet.fake_slide import formula_fetch, waves
 from magnet.plan import BatchSplit
 from magnet.zoom import MagNet
-from ray_jobs.training.fit import list_batch_cuts, predict_memory
+from ray_jobs.training.input.micro_batch import StepInput
 from ray_jobs.training.learner import Learner, TooLargeError
-from ray_jobs.training.micro_batch import StepInput
+from ray_jobs.training.memory.fit import list_batch_cuts, predict_memory
 from service.settings.train import TrainSettings, read_train_settings
 
 SIDE_PX = 110_000

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 
 from ray_jobs.command_line import arguments, command
-from ray_jobs.training.fit import get_first_gpu_bytes
-from ray_jobs.training.plan_report import print_plan
+from ray_jobs.training.memory.fit import get_first_gpu_bytes
+from ray_jobs.training.memory.plan_report import print_plan
 from service.errors import UsageError
 from service.settings.train import read_train_settings
 

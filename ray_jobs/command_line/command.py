@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ray_jobs.command_line.permanence import find_root_error, is_transient
+from ray_jobs.command_line.transient_errors import find_root_error, is_transient
 from service import exit_status
 from service.errors import MagnetError, ProgramError, UsageError
 from service.progress.file import append_error

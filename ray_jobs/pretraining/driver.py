@@ -40,9 +40,9 @@ from magnet.sampler import MARGIN_PX, sample
 from magnet.views import area_pool, grey_filter, tissue_mask
 from magnet.windows import WindowRequest, Windows
 from ray_jobs.models.network_check import network_errors
+from ray_jobs.training.input.seeds import derive_step_seed
 from ray_jobs.training.learner import NotFiniteError, autocast
-from ray_jobs.training.progress import REPORT_EVERY_S, print_line
-from ray_jobs.training.seeds import derive_step_seed
+from ray_jobs.training.record.progress import REPORT_EVERY_S, print_line
 from service import storage
 from service.cohort.manifest import Slide
 from service.errors import UsageError

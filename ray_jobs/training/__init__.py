@@ -10,10 +10,10 @@ steps      does one worker's part of one step: opens slides, leaves out unreadab
 learner    holds model and optimizer, and takes one optimizer step
 task       is the data that the driver sends to each worker: settings, slides, folder
 
-What these use: `order` and `seeds` (what a step contains), `stream` and `roots` (micro-batches read in advance),
-`micro_batch` (their two forms), `prefetch` (threads), `group` and `agreement` (exchange between workers), `quarantine`,
-`preemption`, `fit` (memory), `evaluate`, `epoch_sums`, `epoch_end`, `resume` (checkpoints), `recorder` (what is printed
-and tracked). `bare_loop` is a training without Ray, for benchmarks and tests.
+What these use: `input` (order of the slides, seeds, micro-batches read in advance), `memory` (prediction and choice of
+the micro-batch), `record` (what is printed and tracked), `group` and `agreement` (exchange between workers),
+`quarantine`, `preemption`, `evaluate`, `resume` (checkpoints). `bare_loop` is a training without Ray, for benchmarks and
+tests.
 
 `attempt`, `steps`, `learner` and all that they import run without Ray and MLflow; import-linter checks it.
 """

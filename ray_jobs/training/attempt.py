@@ -15,19 +15,19 @@ from magnet.health import ViewedRegions
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.training import resume
 from ray_jobs.training.agreement import GroupStatus, WorkerStatus
-from ray_jobs.training.deadline import get_store_deadline_s
-from ray_jobs.training.epoch_end import advise_on_waiting, measure_region_health
-from ray_jobs.training.epoch_sums import Sums, add, add_workers, compute_epoch_metrics
 from ray_jobs.training.evaluate import Evaluation, evaluate
 from ray_jobs.training.group import gather
+from ray_jobs.training.input.deadline import get_store_deadline_s
+from ray_jobs.training.input.prefetch import FetchPool, prefetch
 from ray_jobs.training.learner import Learner
-from ray_jobs.training.memory_use import measure_peak_bytes, measure_peak_memory
+from ray_jobs.training.memory.peaks import measure_peak_bytes, measure_peak_memory
 from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
-from ray_jobs.training.prefetch import FetchPool, prefetch
-from ray_jobs.training.progress import print_line
 from ray_jobs.training.protocols import Monitor, ProgressSink, ReaderOpener, Reporter, Stream, Tracker
 from ray_jobs.training.quarantine import Quarantine
-from ray_jobs.training.recorder import Recorder
+from ray_jobs.training.record.epoch_end import advise_on_waiting, measure_region_health
+from ray_jobs.training.record.epoch_sums import Sums, add, add_workers, compute_epoch_metrics
+from ray_jobs.training.record.progress import print_line
+from ray_jobs.training.record.recorder import Recorder
 from ray_jobs.training.steps import StepResult, Steps
 from ray_jobs.training.task import Task
 from ray_jobs.training.timer import StepTimer

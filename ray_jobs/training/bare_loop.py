@@ -15,9 +15,9 @@ import torch
 from magnet.config import RecipeConfig
 from magnet.windows import Fetch, WindowRequest, Windows, wrap_in_frames
 from magnet.zoom import MagNet
+from ray_jobs.training.input.micro_batch import StepInput
+from ray_jobs.training.input.order import Order
 from ray_jobs.training.learner import Learner
-from ray_jobs.training.micro_batch import StepInput
-from ray_jobs.training.order import Order
 from service.cohort.manifest import Slide
 from service.slides.reader_protocol import Batch, Reader
 

@@ -8,9 +8,9 @@ import torch
 
 from magnet.zoom import MagNet
 from ray_jobs.training.attempt import Attempt
-from ray_jobs.training.fit import fit_to_gpus, get_gpu_budget_bytes
 from ray_jobs.training.group import gather
 from ray_jobs.training.learner import Learner
+from ray_jobs.training.memory.fit import fit_to_gpus, get_gpu_budget_bytes
 from ray_jobs.training.preemption import PreemptionNotice
 from ray_jobs.training.protocols import Monitor, ProgressSink, ReaderOpener, Reporter, Tracker
 from ray_jobs.training.task import Task

@@ -23,8 +23,8 @@ from ray_jobs.models import checkpoints, registry
 from ray_jobs.models.checkpoint_store import CheckpointStore
 from ray_jobs.models.network_check import require_network
 from ray_jobs.tracking import mlflow_run, provenance, rerun
-from ray_jobs.training.deadline import get_store_deadline_s
-from ray_jobs.training.figures import draw_validation_figures
+from ray_jobs.training.input.deadline import get_store_deadline_s
+from ray_jobs.training.record.figures import draw_validation_figures
 from ray_jobs.training.task import Task
 from ray_jobs.training.worker import PROGRAM_ERROR, run_worker
 from service import environment

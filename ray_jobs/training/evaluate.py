@@ -17,8 +17,8 @@ from magnet.metrics import auroc_by_stratum
 from magnet.windows import Fetch, drive_many
 from magnet.zoom import MagNet, ZoomOptions, ZoomResult
 from ray_jobs.training.group import gather
+from ray_jobs.training.input.prefetch import prefetch
 from ray_jobs.training.learner import autocast
-from ray_jobs.training.prefetch import prefetch
 from ray_jobs.training.quarantine import SlideLostError, fetch_or_lose, raise_lost
 from ray_jobs.training.timer import WaitTimer
 from service.cohort.manifest import Slide

@@ -22,10 +22,10 @@ from magnet.objective import objective
 from magnet.windows import WindowRequest, Windows, drive_many
 from magnet.zoom import MagNet, ZoomOptions, ZoomResult
 from ray_jobs.training.group import gather
-from ray_jobs.training.micro_batch import StepInput
+from ray_jobs.training.input.micro_batch import StepInput
+from ray_jobs.training.input.seeds import derive_micro_batch_seed, derive_step_seed
 from ray_jobs.training.quarantine import SlideLostError
 from ray_jobs.training.running_statistics import RunningStatistics
-from ray_jobs.training.seeds import derive_micro_batch_seed, derive_step_seed
 from service.errors import StoppedError
 
 Retry = Callable[[StepInput, SlideLostError], StepInput | None]

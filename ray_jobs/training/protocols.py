@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
-from ray_jobs.training.micro_batch import MicroBatch
+from ray_jobs.training.input.micro_batch import MicroBatch
 from service.progress.record import Progress
 from service.slides.reader_protocol import Reader
 

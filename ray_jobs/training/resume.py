@@ -15,10 +15,10 @@ from magnet.config import ModelConfig
 from magnet.health import ViewedRegions
 from ray_jobs.models import checkpoints
 from ray_jobs.models.checkpoint_store import CheckpointStore
-from ray_jobs.training.epoch_sums import Sums
 from ray_jobs.training.evaluate import Evaluation
 from ray_jobs.training.group import gather
 from ray_jobs.training.learner import Learner
+from ray_jobs.training.record.epoch_sums import Sums
 
 
 @dataclass(frozen=True, slots=True)

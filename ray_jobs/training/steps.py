@@ -10,12 +10,12 @@ import torch
 
 from magnet.plan import next_smaller_micro_batch
 from magnet.windows import WindowRequest, Windows, wrap_in_frames
-from ray_jobs.training.epoch_sums import Sums, add, sum_reads
-from ray_jobs.training.fit import DoesNotFitError
+from ray_jobs.training.input.micro_batch import MicroBatch, StepInput
 from ray_jobs.training.learner import Learner, NotFiniteError, TooLargeError
-from ray_jobs.training.micro_batch import MicroBatch, StepInput
+from ray_jobs.training.memory.fit import DoesNotFitError
 from ray_jobs.training.quarantine import Quarantine, SlideLostError, fetch_or_lose, raise_lost
-from ray_jobs.training.recorder import Recorder
+from ray_jobs.training.record.epoch_sums import Sums, add, sum_reads
+from ray_jobs.training.record.recorder import Recorder
 from ray_jobs.training.task import Task
 from service.slides.reader_protocol import Batch, Reader
 

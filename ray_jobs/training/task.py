@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ray_jobs.training.order import Order
+from ray_jobs.training.input.order import Order
 from service.cohort.manifest import Slide
 from service.settings.train import TrainSettings
 

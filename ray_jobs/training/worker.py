@@ -15,16 +15,16 @@ from ray.exceptions import RayActorError
 from magnet.zoom import MagNet
 from ray_jobs.cluster.progress_relay import make_progress_sink
 from ray_jobs.cluster.reader_actors import make_reader
-from ray_jobs.command_line.permanence import find_root_error, is_transient
+from ray_jobs.command_line.transient_errors import find_root_error, is_transient
 from ray_jobs.tracking.mlflow_run import SystemMetrics, Tracker
 from ray_jobs.tracking.provenance import hardware_tags
 from ray_jobs.training.build import build_attempt
-from ray_jobs.training.deadline import get_store_deadline_s
-from ray_jobs.training.fit import DoesNotFitError
+from ray_jobs.training.input.deadline import get_store_deadline_s
+from ray_jobs.training.input.stream import stream
 from ray_jobs.training.learner import NotFiniteError
+from ray_jobs.training.memory.fit import DoesNotFitError
 from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
 from ray_jobs.training.quarantine import QuarantineError
-from ray_jobs.training.stream import stream
 from ray_jobs.training.task import Task
 from service import storage
 from service.errors import MagnetError

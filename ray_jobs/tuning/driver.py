@@ -25,7 +25,7 @@ from ray_jobs.command_line import command
 from ray_jobs.models import registry
 from ray_jobs.models.network_check import require_network
 from ray_jobs.tracking import mlflow_run
-from ray_jobs.training.fit import get_first_gpu_bytes
+from ray_jobs.training.memory.fit import get_first_gpu_bytes
 from ray_jobs.tuning.pareto import Outcome, draw_front, make_table
 from ray_jobs.tuning.report_trials import TrialReporter
 from ray_jobs.tuning.search_space import RefusedSchedule, make_space, select_schedules

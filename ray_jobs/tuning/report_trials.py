@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from ray_jobs.training.progress import format_duration, print_line
+from ray_jobs.training.record.progress import format_duration, print_line
 from service.progress.file import append_progress
 from service.progress.record import Progress
 

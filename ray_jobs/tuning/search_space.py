@@ -11,7 +11,7 @@ from ray import tune
 
 from magnet.config import MAX_PATCHES
 from magnet.plan import BatchSplit
-from ray_jobs.training.fit import explain_refusal, fits, predict_memory
+from ray_jobs.training.memory.fit import explain_refusal, fits, predict_memory
 from service.errors import UsageError
 from service.settings.train import TrainSettings
 from service.settings.tune import Schedule, SearchSettings, format_schedule, make_trial_settings

@@ -12,15 +12,15 @@ import traceback
 import torch
 from ray import tune
 
-from ray_jobs.command_line.permanence import find_root_error, is_transient
+from ray_jobs.command_line.transient_errors import find_root_error, is_transient
 from ray_jobs.tracking import mlflow_run
 from ray_jobs.tracking.provenance import hardware_tags
 from ray_jobs.training.build import build_attempt
-from ray_jobs.training.deadline import get_store_deadline_s
-from ray_jobs.training.fit import DoesNotFitError
+from ray_jobs.training.input.deadline import get_store_deadline_s
+from ray_jobs.training.input.roots import stream_locally
 from ray_jobs.training.learner import NotFiniteError
+from ray_jobs.training.memory.fit import DoesNotFitError
 from ray_jobs.training.quarantine import QuarantineError
-from ray_jobs.training.roots import stream_locally
 from ray_jobs.training.task import Task
 from ray_jobs.tuning.pareto import Outcome
 from ray_jobs.tuning.search_task import SearchTask, Values, find_outcome, make_outcome, write_outcome, write_values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from service.api.answers import AttemptView, JobSummary, JobView, ProgressView
+from service.api.response_bodies import AttemptView, JobSummary, JobView, ProgressView
 from service.queue.job import Job
 from service.queue.ray_api import RayJobs
 from service.queue.requests import Score, from_json, results_folder

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from service.api.access import Caller
-from service.api.answers import Promoted
 from service.api.audit_records import to_actor
 from service.api.mlflow_models import MlflowModels
+from service.api.response_bodies import Promoted
 from service.errors import MagnetError
 from service.queue import audit
 from service.queue.tables import Database

@@ -16,11 +16,11 @@ from typing import Any
 from fastapi import FastAPI
 
 from magnet import config
-from service.api import answers, request_bodies
+from service.api import request_bodies, response_bodies
 from service.queue import arrivals, requests
 from service.settings import score, train, tune
 
-MODULES = (request_bodies, answers, requests, arrivals, train, score, tune, config)
+MODULES = (request_bodies, response_bodies, requests, arrivals, train, score, tune, config)
 """Modules whose classes, and imported classes, are described."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from service.api.access import Caller
-from service.api.answers import Usage, WhoAmI
+from service.api.response_bodies import Usage, WhoAmI
 from service.queue import quotas
 from service.queue.grants import groups_of
 from service.queue.job import ACTIVE

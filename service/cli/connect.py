@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from service.api.answers import JobSummary
+from service.api.response_bodies import JobSummary
 from service.client import Client, ServiceError
 from service.client.connection import is_loopback
 from service.environment import read_client_settings

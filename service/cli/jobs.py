@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 
 from service import exit_status
-from service.api.answers import JobView
+from service.api.response_bodies import JobView
 from service.cli import connect, tables
 from service.client import Client
 from service.client.follow import follow_events

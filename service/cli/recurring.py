@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from service.api.answers import RecurringView
+from service.api.response_bodies import RecurringView
 from service.cli import connect, tables
 from service.errors import UsageError
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from service.api.answers import JobSummary, JobView
+from service.api.response_bodies import JobSummary, JobView
 
 REASON_LENGTH = 60
 """Maximum number of characters of a reason in a list; `magnet show` prints all of it."""

@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 
-from service.api.answers import TokenView
+from service.api.response_bodies import TokenView
 from service.cli import connect, tables
 from service.environment import read_client_settings, write_client_file
 from service.errors import UsageError

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from service.api.answers import (
+from service.api.response_bodies import (
     JobPage,
     JobView,
     LoginOffer,

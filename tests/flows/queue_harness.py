@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from ray_jobs.cluster.processes import free_port
-from service.api.answers import JobView
+from service.api.response_bodies import JobView
 from service.client.client import Client
 from service.operations.serving import create_admin_token
 from service.queue.requests import Check

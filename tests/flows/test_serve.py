@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from ray_jobs.cluster.processes import answers, free_port
-from service.api.answers import JobView
+from service.api.response_bodies import JobView
 from service.client import Client, ServiceError
 from service.queue.requests import Check, Score, Train, Tune
 from service.settings.train import read_train_settings

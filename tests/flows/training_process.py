@@ -15,11 +15,11 @@ import torch
 
 from magnet.zoom import MagNet
 from ray_jobs.training.attempt import Attempt
-from ray_jobs.training.deadline import get_store_deadline_s
+from ray_jobs.training.input.deadline import get_store_deadline_s
+from ray_jobs.training.input.roots import stream_locally
 from ray_jobs.training.learner import Learner
 from ray_jobs.training.preemption import PreemptedError, PreemptionNotice
-from ray_jobs.training.progress import print_line
-from ray_jobs.training.roots import stream_locally
+from ray_jobs.training.record.progress import print_line
 from ray_jobs.training.task import Task
 from service.cohort.manifest import load_manifest
 from service.settings.train import read_train_settings

@@ -8,7 +8,7 @@ import pytest
 
 from magnet.memory import PARTS, StepMemory
 from ray_jobs import plan
-from ray_jobs.training import fit, plan_report
+from ray_jobs.training.memory import fit, plan_report
 from service import exit_status
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.answers import AuditPage, AuditRow
 from service.api.dependencies import MAX_INTEGER, Admin, get_store
 from service.api.problems import describe_problems
+from service.api.response_bodies import AuditPage, AuditRow
 from service.queue import audit
 
 LINES = "application/x-ndjson"

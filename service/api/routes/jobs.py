@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from service.api.answers import JobPage, JobView
 from service.api.audit_records import make_recorder
 from service.api.dependencies import (
     MAX_INTEGER,
@@ -24,6 +23,7 @@ from service.api.errors import ForbiddenError
 from service.api.job_views import describe_job, summarise_job
 from service.api.problems import describe_problems
 from service.api.request_bodies import PriorityChange, Submission
+from service.api.response_bodies import JobPage, JobView
 from service.api.submissions import submit_job
 from service.queue import quotas
 from service.queue.job import Job

@@ -6,12 +6,12 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 
-from service.api.answers import LoginOffer, NewToken
 from service.api.dependencies import get_settings, get_tokens
 from service.api.logins import create_login_token
 from service.api.oidc import Provider
 from service.api.problems import describe_problems
 from service.api.request_bodies import Login
+from service.api.response_bodies import LoginOffer, NewToken
 from service.errors import NotFoundError
 from service.settings.service import OidcSettings
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
-from service.api.answers import RecurringView
 from service.api.audit_records import make_recorder
 from service.api.dependencies import Reader, Submitter, get_arrivals, get_settings, note_hidden
 from service.api.problems import describe_problems
+from service.api.response_bodies import RecurringView
 from service.api.submissions import check_recurring
 from service.queue.arrivals import Entry, Recurring
 

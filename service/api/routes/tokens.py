@@ -7,11 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
-from service.api.answers import NewToken, TokenView
 from service.api.audit_records import make_recorder
 from service.api.dependencies import Admin, Reader, get_settings, get_tokens, note_hidden
 from service.api.problems import describe_problems
 from service.api.request_bodies import TokenRequest, TokenRotation
+from service.api.response_bodies import NewToken, TokenView
 from service.api.tokens import choose_lifetime
 
 TokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$", description="ID of the token, as `magnet tokens` lists it.")]

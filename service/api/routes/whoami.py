@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from service.api.answers import WhoAmI
 from service.api.dependencies import Reader, get_settings, get_store, get_streams
 from service.api.problems import describe_problems
+from service.api.response_bodies import WhoAmI
 from service.api.usage import describe_caller
 
 router = APIRouter(prefix="/v1/whoami", tags=["tokens"], responses=describe_problems())

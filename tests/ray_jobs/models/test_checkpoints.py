@@ -21,8 +21,8 @@ from magnet.windows import drive
 from magnet.zoom import MagNet
 from ray_jobs.models import checkpoints
 from ray_jobs.models.checkpoints import MODEL_FILE, SETTINGS_FILE, TRAINING_FILE, CheckpointError, CheckpointInfo
+from ray_jobs.training.input.micro_batch import StepInput
 from ray_jobs.training.learner import Learner
-from ray_jobs.training.micro_batch import StepInput
 from service.errors import UsageError
 
 CONFIG = ModelConfig(

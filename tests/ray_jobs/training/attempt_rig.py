@@ -17,9 +17,9 @@ from magnet.presets import PRESETS
 from magnet.windows import WindowRequest, Windows
 from magnet.zoom import MagNet
 from ray_jobs.training.attempt import Attempt
+from ray_jobs.training.input.roots import stream_locally
 from ray_jobs.training.learner import Learner
 from ray_jobs.training.protocols import Stream
-from ray_jobs.training.roots import stream_locally
 from ray_jobs.training.task import Task
 from service.cohort.manifest import Slide
 from service.errors import SlideError

@@ -19,8 +19,8 @@ from magnet.config import AuxiliaryConfig, ClassifierConfig, LocatorConfig, Mode
 from magnet.fake_slide import formula_fetch, waves
 from magnet.presets import PRESETS
 from magnet.zoom import MagNet
+from ray_jobs.training.input.micro_batch import StepInput
 from ray_jobs.training.learner import Learner
-from ray_jobs.training.micro_batch import StepInput
 
 NUM_STEPS, MICRO_BATCHES, MICRO_BATCH = 2, 3, 2
 SIDE_PX = 4096.0

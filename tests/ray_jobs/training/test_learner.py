@@ -19,8 +19,8 @@ import torch
 
 from magnet.presets import PRESETS
 from magnet.windows import WindowRequest, Windows
+from ray_jobs.training.input.micro_batch import StepInput
 from ray_jobs.training.learner import Learner, NotFiniteError
-from ray_jobs.training.micro_batch import StepInput
 
 WORKER = Path(__file__).with_name("learner_worker.py")
 _spec = importlib.util.spec_from_file_location("learner_worker", WORKER)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.api.answers import AttemptView, JobView, ProgressView
+from service.api.response_bodies import AttemptView, JobView, ProgressView
 from service.cli import jobs
 from service.cli.main import run
 from service.cli.tables import format_duration, format_jobs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_jobs.training.seeds import derive_micro_batch_seed, derive_step_seed
+from ray_jobs.training.input.seeds import derive_micro_batch_seed, derive_step_seed
 
 
 def test_seeds_have_the_values_of_earlier_trainings() -> None:

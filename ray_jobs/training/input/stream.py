@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from magnet.config import ZoomConfig
 from magnet.windows import Windows
-from ray_jobs.training.deadline import get_store_deadline_s
-from ray_jobs.training.micro_batch import MicroBatch
-from ray_jobs.training.order import Order
-from ray_jobs.training.roots import read_roots, select_lost_slides
-from ray_jobs.training.throttle import throttle_datasets
+from ray_jobs.training.input.deadline import get_store_deadline_s
+from ray_jobs.training.input.micro_batch import MicroBatch
+from ray_jobs.training.input.order import Order
+from ray_jobs.training.input.roots import read_roots, select_lost_slides
+from ray_jobs.training.input.throttle import throttle_datasets
 from service.slides.reader import RegionReader
 
 MICRO_BATCHES_PER_BLOCK = 4

@@ -9,10 +9,10 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from ray_jobs.training.epoch_end import format_epoch
-from ray_jobs.training.epoch_sums import Sums
-from ray_jobs.training.progress import ProgressReporter, print_line
 from ray_jobs.training.protocols import Monitor, NoMonitor, ProgressSink, Tracker
+from ray_jobs.training.record.epoch_end import format_epoch
+from ray_jobs.training.record.epoch_sums import Sums
+from ray_jobs.training.record.progress import ProgressReporter, print_line
 from ray_jobs.training.task import Task
 from service.results.spreadsheet import escape_cell
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import auc, confusion_matrix, precision_recall_curve, roc_auc_score, roc_curve
 
-from ray_jobs.training.figures import compute_curves, count_confusion, draw_validation_figures
+from ray_jobs.training.record.figures import compute_curves, count_confusion, draw_validation_figures
 
 SCORES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 10)), min_size=2, max_size=40).filter(
     lambda rows: 0 < sum(label for label, _ in rows) < len(rows)

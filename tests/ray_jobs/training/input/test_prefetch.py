@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ray_jobs.training.prefetch import FetchPool, prefetch
+from ray_jobs.training.input.prefetch import FetchPool, prefetch
 from ray_jobs.training.timer import WaitTimer
 
 

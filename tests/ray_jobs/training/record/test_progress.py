@@ -2,8 +2,8 @@
 
 import pytest
 
-from ray_jobs.training import progress
-from ray_jobs.training.progress import ProgressReporter
+from ray_jobs.training.record import progress
+from ray_jobs.training.record.progress import ProgressReporter
 from service.progress.record import Progress
 
 

@@ -9,8 +9,8 @@ import pytest
 import tifffile
 
 from magnet.config import ZoomConfig
-from ray_jobs.training.deadline import get_store_deadline_s
-from ray_jobs.training.roots import read_roots
+from ray_jobs.training.input.deadline import get_store_deadline_s
+from ray_jobs.training.input.roots import read_roots
 from service.errors import StorageError
 from service.slides.reader import RegionReader
 from service.testing.fake_store import HttpStore

@@ -12,8 +12,8 @@ import torch
 
 from magnet.config import ClassifierConfig
 from magnet.memory import StepMemory
-from ray_jobs.training import fit
-from ray_jobs.training.fit import DoesNotFitError, fit_to_gpus, get_gpu_budget_bytes
+from ray_jobs.training.memory import fit
+from ray_jobs.training.memory.fit import DoesNotFitError, fit_to_gpus, get_gpu_budget_bytes
 from service.settings.train import TrainSettings
 from tests.ray_jobs.training import attempt_rig as attempts
 

@@ -13,8 +13,8 @@ import numpy as np
 from magnet.config import ZoomConfig
 from magnet.regions import ROOT
 from magnet.windows import WindowRequest, Windows, window_side_px
-from ray_jobs.training.micro_batch import MicroBatch
-from ray_jobs.training.order import Order
+from ray_jobs.training.input.micro_batch import MicroBatch
+from ray_jobs.training.input.order import Order
 from ray_jobs.training.quarantine import SlideLostError, raise_lost
 from service.slides.reader_protocol import Reader
 

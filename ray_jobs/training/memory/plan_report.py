@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from magnet.memory import PARTS, count_parameters
 from magnet.plan import TileAssumptions, estimate_reads, list_schedule_warnings
-from ray_jobs.training.fit import DoesNotFitError, fits, list_batch_cuts, predict_memory, select_micro_batch
+from ray_jobs.training.memory.fit import DoesNotFitError, fits, list_batch_cuts, predict_memory, select_micro_batch
 from service.settings.train import TrainSettings
 
 SLIDES_PER_EPOCH = 1000

@@ -10,7 +10,7 @@ import ray.exceptions
 import torch
 from ray.train import WorkerGroupError
 
-from ray_jobs.command_line.permanence import find_root_error, is_transient
+from ray_jobs.command_line.transient_errors import find_root_error, is_transient
 from service.errors import AccessError, SlideError, StorageError, UsageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from magnet.windows import Windows
-from ray_jobs.training.micro_batch import MicroBatch
+from ray_jobs.training.input.micro_batch import MicroBatch
 
 
 def test_without_removes_slides_and_their_root_views() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_jobs.training.epoch_end import advise_on_waiting, format_epoch
+from ray_jobs.training.record.epoch_end import advise_on_waiting, format_epoch
 
 
 def test_waiting_steps_get_advice_only_where_smaller_micro_batches_help() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_jobs.training.deadline import STORE_DEADLINE_S, get_store_deadline_s
+from ray_jobs.training.input.deadline import STORE_DEADLINE_S, get_store_deadline_s
 
 
 def test_the_deadline_allows_an_outage_of_minutes_and_ends_before_a_collective_does(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.training.order import Order
+from ray_jobs.training.input.order import Order
 
 ORDERS = st.builds(
     lambda num_slides, micro_batch, parts, epochs, seed: Order(

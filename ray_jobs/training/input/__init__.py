@@ -1,0 +1,1 @@
+"""What a training step receives: order of the slides, seeds, micro-batches read in advance."""

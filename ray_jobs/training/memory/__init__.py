@@ -1,0 +1,1 @@
+"""Memory of a training step: prediction, choice of the micro-batch, measured peaks."""
