@@ -12,8 +12,8 @@ task       is the data that the driver sends to each worker: settings, slides, f
 
 What these use: `input` (order of the slides, seeds, micro-batches read in advance), `memory` (prediction and choice of
 the micro-batch), `record` (what is printed and tracked), `group` and `agreement` (exchange between workers),
-`quarantine`, `preemption`, `evaluate`, `resume` (checkpoints). `bare_loop` is a training without Ray, for benchmarks and
-tests.
+`quarantine`, `preemption`, `evaluate`, `resume` (checkpoints). `bare_loop` is a training without Ray, for benchmarks
+and tests.
 
 `attempt`, `steps`, `learner` and all that they import run without Ray and MLflow; import-linter checks it.
 """
