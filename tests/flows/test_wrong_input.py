@@ -52,7 +52,7 @@ def test_all_wrong_rows_of_a_manifest_are_reported(cohort: Path, tmp_path: Path)
     problems = [  # row 1 is the header
         f"row 3, column slide_id: '{frame.loc[0, 'slide_id']}' duplicates row 2",
         "row 4, column label: 'yes' is neither 0 (negative) nor 1 (positive)",
-        "row 6, column split: patient 'somebody' is in val here and in train in row 5",
+        "row 6, column split: patient 'somebody' is in val, but in train in row 5; a patient must be in one split",
     ]
     assert all(line in command.output for line in problems), command.output
     assert "3 problems" in command.output

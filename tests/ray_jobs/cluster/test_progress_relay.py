@@ -17,6 +17,7 @@ from service.environment import PROGRESS_FILE
 ROOT = Path(__file__).parents[3]
 JOB = """
 import os
+import time
 import ray
 from ray_jobs.cluster import connection
 from ray_jobs.cluster.progress_relay import make_progress_sink, start_relay
@@ -32,6 +33,10 @@ def work(relay):
 
 relay = start_relay()
 ray.get(work.remote(relay))
+deadline = time.monotonic() + 60
+# The worker does not wait for its records, and Ray orders the calls of one caller only.
+while len(open(os.environ["MAGNET_PROGRESS_FILE"]).readlines()) < 3 and time.monotonic() < deadline:
+    time.sleep(0.1)
 ray.get(relay.append.remote(Progress(activity="done")))
 """
 
