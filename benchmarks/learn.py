@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from learning import (
-    Judged,
+    ArmResult,
     World,
     chance_on_candidates,
     default_cohort,
@@ -105,7 +105,9 @@ def run_seed(args: argparse.Namespace, world: World, seed: int, earlier: dict[st
     }
 
 
-def load_magnet(settings: TrainSettings, world: World, weights: Path, earlier: dict[str, Any]) -> tuple[MagNet, Judged]:
+def load_magnet(
+    settings: TrainSettings, world: World, weights: Path, earlier: dict[str, Any]
+) -> tuple[MagNet, ArmResult]:
     """Load the MagNet of an earlier run and evaluate it again: the controls need the sizes of its regions."""
     model = MagNet(settings.model, to_be_loaded=True)
     model.load_state_dict(torch.load(weights, weights_only=True))
@@ -157,9 +159,9 @@ def summarise(runs: dict[int, dict[str, Any]], chance: float | None) -> dict[str
     return result
 
 
-def _result(figures: dict[str, Any]) -> Judged:
+def _result(figures: dict[str, Any]) -> ArmResult:
     """Return the scores of an arm as its results have them."""
-    return Judged(labels=figures["labels"], strata=figures["strata"], scores=figures["scores"])
+    return ArmResult(labels=figures["labels"], strata=figures["strata"], scores=figures["scores"])
 
 
 def print_progress(text: str) -> None:

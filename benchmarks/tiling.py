@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from learning import Judged, World
+from learning import ArmResult, World
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -48,7 +48,7 @@ class GatedAttention(nn.Module):
         return self.out((weight_T1 * feature_TD).sum(dim=0)).squeeze(-1)
 
 
-def tiling_arm(model: MagNet, world: World, half_sides: Sequence[float], seed: int) -> Judged:
+def tiling_arm(model: MagNet, world: World, half_sides: Sequence[float], seed: int) -> ArmResult:
     """Compute the features of all tiles, train the attention on them, and score the held-out slides.
 
     Args:
@@ -57,7 +57,7 @@ def tiling_arm(model: MagNet, world: World, half_sides: Sequence[float], seed: i
         half_sides: half-sides of the last boxes in root coordinates; tiles have their mean.
         seed: seed of the attention's weights and of the order of slides.
     """
-    began, result = time.process_time(), Judged()
+    began, result = time.process_time(), ArmResult()
     half_side = float(np.mean(half_sides))
     train = [_features(model, world, slide, half_side) for slide in world.train]
     torch.manual_seed(seed)

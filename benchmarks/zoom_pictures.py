@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from learning import Judged, World
+from learning import ArmResult, World
 
 from magnet.regions import to_level0
 from magnet.zoom import MagNet
@@ -17,7 +17,7 @@ from service.results.zoom_tree import draw_zoom_tree
 from service.settings.score import ZoomSettings
 
 
-def draw_zooms(model: MagNet, world: World, judged: Judged, folder: Path) -> list[Path]:
+def draw_zooms(model: MagNet, world: World, judged: ArmResult, folder: Path) -> list[Path]:
     """Write the zoom tree of each selected slide as ``zoom_KIND.jpg``.
 
     Args:
@@ -50,7 +50,7 @@ def draw_zooms(model: MagNet, world: World, judged: Judged, folder: Path) -> lis
     return paths
 
 
-def select_slides(slides: tuple[Slide, ...], judged: Judged) -> dict[str, Slide]:
+def select_slides(slides: tuple[Slide, ...], judged: ArmResult) -> dict[str, Slide]:
     """Return the slides to show, by kind.
 
     They are, of each stratum, the slide with the median score among those whose lesion was found, and the positive
