@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from service.errors import UsageError
+from service.synthetic.clinical import ClinicalSettings
 from service.synthetic.cohort import make_cohort
 from service.synthetic.plan import CohortSettings
+
+PLAIN_OPTIONS = ("decoys", "hint")
+CLINICAL_OPTIONS = ("mean_candidates", "contrast")
+CLINICAL_STRATA = {"macro": 2.0, "micro": 5.0, "itc": 3.0}
+"""Weights of the strata in the clinical world, if none are given."""
 
 _DESCRIPTION = """Make a cohort of generated slides: pyramidal TIFFs of H&E-like tissue with planted lesions.
 Every slide has dark blobs that look the same at low power. In a positive slide one of them is the lesion, which differs
@@ -30,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if jobs < 1:
         parser.error(f"jobs {jobs}: must be at least 1")
     try:
-        settings = CohortSettings(**options)
+        settings = _to_settings(options)
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -45,6 +52,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _to_settings(options: dict[str, Any]) -> CohortSettings:
+    """Return the settings that the options of the command line ask for; raise ValueError if they are invalid."""
+    is_clinical = options.pop("world") == "clinical"
+    given = {name: value for name, value in options.items() if value is not None}
+    used, other = (CLINICAL_OPTIONS, PLAIN_OPTIONS) if is_clinical else (PLAIN_OPTIONS, CLINICAL_OPTIONS)
+    if wrong := [f"--{name.replace('_', '-')}" for name in other if name in given]:
+        raise ValueError(f"{', '.join(wrong)}: of the {'plain' if is_clinical else 'clinical'} world only; see --world")
+    if is_clinical:
+        given["clinical"] = ClinicalSettings(**{name: given.pop(name) for name in used if name in given})
+        given.setdefault("strata", CLINICAL_STRATA)
+    return CohortSettings(**given)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service.synthetic",
@@ -54,29 +74,51 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder to make; it must be new or empty")
     add("--num-slides", type=int, required=True, metavar="N", help="number of slides")
-    add("--side-px", type=int, required=True, metavar="PX", help="side of the slides in pixels, 2048 to 110000")
+    add(
+        "--world",
+        choices=["plain", "clinical"],
+        default="plain",
+        help="plain: all lengths are shares of the side; clinical: lesions of clinical sizes on slides of real size, "
+        "which only the chromatin of their nuclei shows, at 1.5 um/px and finer (default plain)",
+    )
+    add(
+        "--side-px",
+        type=int,
+        metavar="PX",
+        help="side of the slides in pixels: 2048 to 120000, in the clinical world 40000 to 120000 "
+        "(clinical: drawn between 15 and 30 mm for each slide)",
+    )
     add("--seed", type=int, required=True, metavar="S", help="seed; equal arguments give equal bytes")
     add(
         "--decoys",
         type=int,
-        default=3,
         metavar="N",
-        help="decoys of a negative slide; a positive one has one less (default 3)",
+        help="plain world: decoys of a negative slide; a positive one has one less (default 3)",
     )
     add(
         "--hint",
         type=float,
-        default=0.0,
         metavar="H",
-        help="colour difference of lesions at low power, 0 to 1 (default 0)",
+        help="plain world: colour difference of lesions at low power, 0 to 1 (default 0)",
+    )
+    add(
+        "--mean-candidates",
+        type=float,
+        metavar="N",
+        help="clinical world: mean number of candidates (lesion and decoys) of a slide, 1 to 40 (default 12)",
+    )
+    add(
+        "--contrast",
+        type=float,
+        metavar="LEVELS",
+        help="clinical world: grey levels by which candidates are darker than other tissue, 0 to 60 (default 25)",
     )
     add("--positive", type=float, default=0.5, metavar="SHARE", help="share of slides with a lesion (default 0.5)")
     add(
         "--strata",
         type=_parse_weights,
-        default="macro=1,micro=1,itc=0",
         metavar="W",
-        help="weights of the strata (default macro=1,micro=1,itc=0)",
+        help="weights of the strata (default macro=1,micro=1,itc=0; clinical macro=2,micro=5,itc=3)",
     )
     add(
         "--split",

@@ -17,8 +17,10 @@ from filelock import lock_descriptor
 from tqdm import tqdm
 
 from service.errors import UsageError
+from service.synthetic.clinical import draw_side_px
+from service.synthetic.layout import MPP
 from service.synthetic.plan import CohortSettings, PlannedSlide, plan_slides
-from service.synthetic.slide import MPP, Outline, SlideSpec, write_slide
+from service.synthetic.slide import Outline, SlideSpec, write_slide
 
 FORMAT_VERSION = 1
 """Version of the generator: it is increased when equal settings give different bytes than before."""
@@ -45,7 +47,7 @@ def make_cohort(out: Path, settings: CohortSettings, jobs: int = 1) -> bool:
         UsageError: if `out` has other content, or if another process is making the same cohort.
     """
     out = out.resolve()
-    record = json.dumps({"format": FORMAT_VERSION, **asdict(settings)}, indent=2) + "\n"
+    record = json.dumps({"format": FORMAT_VERSION, **settings.to_record()}, indent=2) + "\n"
     if _is_complete(out, record):
         return False
     slides = plan_slides(settings)
@@ -100,7 +102,7 @@ def _partial_folder(out: Path) -> Iterator[Path]:
 
 def _write_slides(folder: Path, settings: CohortSettings, slides: list[PlannedSlide], jobs: int) -> list[Outline]:
     work = [(_make_spec(settings, slide, number), folder / slide.uri) for number, slide in enumerate(slides)]
-    progress = tqdm(total=len(work), desc=f"slides of {settings.side_px:,} px", unit="slide")
+    progress = tqdm(total=len(work), desc="slides", unit="slide")
     outlines: list[Outline] = []
     with progress:
         for slide_outlines in _map(jobs, work):
@@ -127,11 +129,12 @@ def _make_spec(settings: CohortSettings, slide: PlannedSlide, number: int) -> Sl
         slide_id=slide.slide_id,
         stratum=slide.stratum,
         center=slide.center,
-        side_px=settings.side_px,
+        side_px=settings.side_px or draw_side_px((settings.seed, number)),
         num_decoys=settings.decoys,
         hint=settings.hint,
         strata=tuple(settings.strata.items()),
         seed=(settings.seed, number),
+        clinical=settings.clinical,
     )
 
 

@@ -20,10 +20,16 @@ RADIUS_SHARES = {"macro": (2 / 32, 3 / 32), "micro": (3 / 128, 5 / 128), "itc": 
 RADIUS_FLOORS_PX = {"macro": 256, "micro": 160, "itc": 96}
 """Least radius of a candidate."""
 
+MPP = 0.25
+"""Micrometres per level-0 pixel."""
+
+CAPSULE_SHARE = 0.007
+"""Width of the stroma around a piece of tissue as a share of the slide's side."""
+
 MIN_SIDE_PX = 2048
 """Smallest side: on a smaller slide, the smallest macro lesion would not fit into the tissue."""
 
-MAX_SIDE_PX = 110_000
+MAX_SIDE_PX = 120_000
 """Largest side."""
 
 _NUM_ANGLES = 720
@@ -113,7 +119,7 @@ def draw_layout(
     Returns:
         A layout of one to four pieces of tissue that contain all candidates without overlap.
     """
-    pieces = _draw_pieces(rng, side_px)
+    pieces = draw_pieces(rng, side_px)
     has_lesion = stratum != "negative"
     weights = np.array(list(strata.values())) / sum(strata.values())
     sizes = [str(s) for s in rng.choice(list(strata), size=max(num_decoys - has_lesion, 0), p=weights)]
@@ -127,7 +133,7 @@ def draw_layout(
     return layout
 
 
-def _draw_pieces(rng: np.random.Generator, side_px: int) -> tuple[Blob, ...]:
+def draw_pieces(rng: np.random.Generator, side_px: int) -> tuple[Blob, ...]:
     """Draw one to four pieces that are separate from each other and from the slide's border."""
     num = int(rng.integers(1, _MAX_PIECES + 1))
     areas = rng.uniform(0.6, 1.4, num)
@@ -139,7 +145,7 @@ def _draw_pieces(rng: np.random.Generator, side_px: int) -> tuple[Blob, ...]:
     while True:
         pieces: list[Blob] = []
         for radius in radii * shrink:
-            blob = Blob(0.0, 0.0, radius, _draw_waves(rng, elongation=rng.uniform(0.05, 0.22), roughness=0.10))
+            blob = Blob(0.0, 0.0, radius, draw_waves(rng, elongation=rng.uniform(0.05, 0.22), roughness=0.10))
             low, high = blob.reach + gap, side_px - blob.reach - gap
             for x, y in rng.uniform(low, max(low, high), (60, 2)):
                 if all(np.hypot(x - p.x, y - p.y) > blob.reach + p.reach + gap for p in pieces):
@@ -150,7 +156,14 @@ def _draw_pieces(rng: np.random.Generator, side_px: int) -> tuple[Blob, ...]:
         shrink *= 0.98
 
 
-def _draw_waves(rng: np.random.Generator, elongation: float, roughness: float) -> NDArray[np.complex128]:
+def draw_waves(rng: np.random.Generator, elongation: float, roughness: float) -> NDArray[np.complex128]:
+    """Draw the waves of a blob.
+
+    Args:
+        rng: random generator.
+        elongation: amplitude of the wave with 2 periods; the logarithm of the ratio of the axes is twice as much.
+        roughness: amplitude of the others.
+    """
     periods = np.arange(2, 14)
     waves = (rng.normal(size=12) + 1j * rng.normal(size=12)) * roughness / periods**1.2
     waves[0] = elongation * np.exp(2j * np.pi * rng.random())
@@ -161,7 +174,7 @@ def _place_candidate(rng: np.random.Generator, layout: Layout, size: str) -> Blo
     """Place a candidate inside the tissue, away from the others; it becomes smaller only if there is no room for it."""
     shares, gap = RADIUS_SHARES[size], _GAP_SHARE * layout.side_px / 2
     radius = max(rng.uniform(*shares) * layout.side_px, RADIUS_FLOORS_PX[size])
-    waves = _draw_waves(rng, elongation=rng.uniform(0.05, 0.15), roughness=0.10)
+    waves = draw_waves(rng, elongation=rng.uniform(0.05, 0.15), roughness=0.10)
     bounds = np.array([(p.x - p.reach, p.y - p.reach, p.x + p.reach, p.y + p.reach) for p in layout.pieces])
     low, high = bounds[:, :2].min(0), bounds[:, 2:].max(0)
     while True:

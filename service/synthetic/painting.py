@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.synthetic.layers import EDGE, INSIDE, OUTSIDE, Layer, draw_roughness, make_layer
-from service.synthetic.layout import Blob, Floats, Layout
-from service.synthetic.textures import NUM_VARIANTS, Stain, draw_textures
+from service.synthetic.layers import EDGE, INSIDE, OUTSIDE, Depth, Layer, draw_roughness, make_layer
+from service.synthetic.layout import CAPSULE_SHARE, Blob, Floats, Layout
+from service.synthetic.textures import NUM_VARIANTS
 from service.synthetic.tiff import TILE_PX
 
 Numbers = NDArray[np.int64]
@@ -20,8 +21,6 @@ _CELLS_ALONG_RADIUS = 5
 """Approximate number of lattice steps for a candidate along its radius."""
 _SMALLEST_CELL_PX, _LARGEST_CELL_PX = 32, 512
 """Bounds of a lattice step."""
-_CAPSULE_SHARE = 0.007
-"""Width of the stroma around a piece of tissue as a share of the slide's side."""
 _NUM_WAVES, _WAVELENGTH_SHARES, _TRABECULAE_DEPTH = 8, (0.05, 0.12), 2.7
 """Trabeculae are where a sum of waves falls this far below 0; wavelengths are shares of the slide's side."""
 _PATTERN = 8
@@ -62,14 +61,19 @@ class Painting:
         return np.rint(rgb, dtype=np.float32).astype(np.uint8).reshape(TILE_PX, TILE_PX, 3)
 
 
-def paint(rng: np.random.Generator, layout: Layout, stain: Stain, hint: float) -> tuple[Painting, tuple[Layer, ...]]:
+def paint(
+    rng: np.random.Generator,
+    layout: Layout,
+    draw_textures: Callable[[np.random.Generator], dict[str, NDArray[np.uint8]]],
+    artefacts: Sequence[tuple[str, Blob]] = (),
+) -> tuple[Painting, tuple[Layer, ...]]:
     """Determine what each tile of a slide shows.
 
     Args:
         rng: random generator.
         layout: positions of all objects.
-        stain: strength of the dyes.
-        hint: colour difference of lesions at low power, 0 to 1.
+        draw_textures: draws the textures by name.
+        artefacts: texture and outline of each artefact. Ink covers everything; the others are below the candidates.
 
     Returns:
         The painting, and the layer of each candidate of the layout.
@@ -78,9 +82,11 @@ def paint(rng: np.random.Generator, layout: Layout, stain: Stain, hint: float) -
     candidates = tuple(
         _make_candidate_layer(layout, c.blob, "lesion" if c.is_lesion else "decoy") for c in layout.candidates
     )
-    layers = (*tissue, *candidates)
+    below = [_make_candidate_layer(layout, blob, name) for name, blob in artefacts if name != "pen"]
+    ink = [_make_blob_layer(layout, blob.depth, blob, name) for name, blob in artefacts if name == "pen"]
+    layers = (*tissue, *below, *candidates, *ink)
     index, examples = _find_different_tiles(rng, layers)
-    return Painting(layers, index, examples, draw_textures(rng, stain, hint), draw_roughness(rng)), candidates
+    return Painting(layers, index, examples, draw_textures(rng), draw_roughness(rng)), candidates
 
 
 def _draw_tissue_layers(rng: np.random.Generator, layout: Layout) -> tuple[Layer, Layer]:
@@ -97,7 +103,7 @@ def _draw_tissue_layers(rng: np.random.Generator, layout: Layout) -> tuple[Layer
             np.sin((x * np.cos(a) + y * np.sin(a)) * k + p) for a, p, k in zip(angle, phase, wavenumber, strict=True)
         ]
         depth_to_trabeculae = (np.sum(waves, axis=0) + _TRABECULAE_DEPTH) / slope
-        return np.minimum(layout.tissue_depth(x, y) - _CAPSULE_SHARE * side, depth_to_trabeculae)
+        return np.minimum(layout.tissue_depth(x, y) - CAPSULE_SHARE * side, depth_to_trabeculae)
 
     cell = _choose_cell_px(side / _CELLS_ALONG_SIDE)
     return make_layer("stroma", layout.tissue_depth, side, cell), make_layer("lymph", lymph_depth, side, cell)
@@ -108,8 +114,12 @@ def _make_candidate_layer(layout: Layout, blob: Blob, texture: str) -> Layer:
 
     def depth(x: Floats, y: Floats) -> Floats:
         # A candidate does not grow into the capsule.
-        return np.minimum(blob.depth(x, y), layout.tissue_depth(x, y) - _CAPSULE_SHARE * layout.side_px)
+        return np.minimum(blob.depth(x, y), layout.tissue_depth(x, y) - CAPSULE_SHARE * layout.side_px)
 
+    return _make_blob_layer(layout, depth, blob, texture)
+
+
+def _make_blob_layer(layout: Layout, depth: Depth, blob: Blob, texture: str) -> Layer:
     return make_layer(texture, depth, layout.side_px, _choose_cell_px(blob.radius / _CELLS_ALONG_RADIUS), blob)
 
 

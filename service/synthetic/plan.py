@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
+from typing import Any
 
 import numpy as np
 
 from service.cohort.splits import SPLITS, split_patients
+from service.synthetic.clinical import MIN_CLINICAL_SIDE_PX, ClinicalSettings
 from service.synthetic.layout import MAX_SIDE_PX, MIN_SIDE_PX, RADIUS_SHARES
 
 NUM_CENTERS = 5
@@ -22,8 +24,8 @@ class CohortSettings:
 
     num_slides: int
     """Number of slides, 1 to 100,000."""
-    side_px: int
-    """Side of the slides at level 0, in pixels, 2,048 to 110,000."""
+    side_px: int | None = None
+    """Side of the slides at level 0, in pixels, 2,048 to 120,000; None, in the clinical world only: drawn per slide."""
     seed: int
     """Seed of all random numbers, 0 or more."""
     decoys: int = 3
@@ -37,10 +39,15 @@ class CohortSettings:
     split: dict[str, float] = field(default_factory=lambda: {"train": 0.6, "val": 0.2, "test": 0.2})
     """Shares of the splits."""
 
+    clinical: ClinicalSettings | None = None
+    """Settings of the clinical world, which does not use `decoys` and `hint`; None: the plain world."""
+
     def __post_init__(self) -> None:
+        if self.side_px is None and self.clinical is None:
+            raise ValueError("side-px: must be given; only the clinical world draws the sides of its slides")
         bounds = {
             "num_slides": (1, 100_000),
-            "side_px": (MIN_SIDE_PX, MAX_SIDE_PX),
+            **({} if self.side_px is None else {"side_px": (self.min_side_px, MAX_SIDE_PX)}),
             "seed": (0, 2**63),
             "decoys": (0, MAX_DECOYS),
             "hint": (0, 1),
@@ -56,6 +63,18 @@ class CohortSettings:
         problems += _check_weights("split", self.split, SPLITS)
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def min_side_px(self) -> int:
+        """Smallest side; below it, lesions of their clinical sizes have no room."""
+        return MIN_SIDE_PX if self.clinical is None else MIN_CLINICAL_SIDE_PX
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the settings as plain values, without those of a world that is not used."""
+        record = asdict(self)
+        if self.clinical is None:
+            del record["clinical"]
+        return record
 
 
 @dataclass(frozen=True, kw_only=True)

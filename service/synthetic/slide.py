@@ -11,14 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.synthetic.clinical import (
+    ClinicalSettings,
+    Scanner,
+    draw_artefacts,
+    draw_clinical_layout,
+    draw_clinical_textures,
+)
 from service.synthetic.layers import trace_outline
-from service.synthetic.layout import draw_layout
+from service.synthetic.layout import MPP, draw_layout
 from service.synthetic.painting import Painting, paint
-from service.synthetic.textures import Stain
+from service.synthetic.textures import Stain, draw_textures
 from service.synthetic.tiff import TILE_PX, PyramidWriter
-
-MPP = 0.25
-"""Micrometres per level-0 pixel."""
 
 _JPEG_QUALITY = 55
 """Quality of the tiles, 1 to 100."""
@@ -49,6 +53,8 @@ class SlideSpec:
     """Weights of the strata from which sizes of decoys are drawn."""
     seed: tuple[int, int]
     """Seed of the cohort and number of the slide."""
+    clinical: ClinicalSettings | None = None
+    """Settings of the clinical world, which does not use `num_decoys` and `hint`; None: the plain world."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,21 @@ def write_slide(spec: SlideSpec, path: Path) -> list[Outline]:
     Returns:
         Outlines of the lesion and the decoys.
     """
-    layout = draw_layout(
-        np.random.default_rng([*spec.seed, _LAYOUT]), spec.side_px, spec.stratum, spec.num_decoys, dict(spec.strata)
-    )
+    layout_rng = np.random.default_rng([*spec.seed, _LAYOUT])
     rng = np.random.default_rng([*spec.seed, _PAINTING])
-    painting, layers = paint(rng, layout, Stain.draw(rng, spec.center), spec.hint)
+    stain, strata = Stain.draw(rng, spec.center), dict(spec.strata)
+    if spec.clinical is None:
+        layout = draw_layout(layout_rng, spec.side_px, spec.stratum, spec.num_decoys, strata)
+        painting, layers = paint(rng, layout, lambda rng: draw_textures(rng, stain, spec.hint))
+    else:
+        layout = draw_clinical_layout(layout_rng, spec.side_px, spec.stratum, spec.clinical.mean_candidates, strata)
+        draw_all = partial(
+            draw_clinical_textures,
+            stain=stain,
+            scanner=Scanner.draw(rng, spec.center),
+            contrast=spec.clinical.contrast,
+        )
+        painting, layers = paint(rng, layout, draw_all, draw_artefacts(layout_rng, layout))
     _write_pyramid(path, painting, spec)
     return [
         Outline(spec.slide_id, candidate.size, candidate.is_lesion, trace_outline(layer, candidate.blob))

@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 BLOCK_PX = 64
 """Side of the blocks with equal mean colour: one pixel of level 6."""
 
-NUM_VARIANTS = {"glass": 1, "stroma": 3, "lymph": 6, "decoy": 6, "lesion": 6}
+NUM_VARIANTS = {"glass": 1, "stroma": 3, "lymph": 6, "decoy": 6, "lesion": 6, "fold": 6, "blur": 6, "pen": 1}
 """Number of variants of each texture."""
 
 _DARKER = 25.0
@@ -64,7 +64,10 @@ def draw_textures(rng: np.random.Generator, stain: Stain, hint: float) -> dict[s
     Returns:
         Variants of each texture by name, uint8 RGB (variants, 256, 256, 3).
     """
-    tiles = {name: _equalise_blocks(_draw_tissue(rng, name, stain)) for name in ("stroma", "lymph", "lesion")}
+    tiles = {}
+    for name in ("stroma", "lymph", "lesion"):
+        nuclei = draw_nuclei(rng, name, NUM_VARIANTS[name])
+        tiles[name] = equalise_blocks(tissue_rgb(rng, stain, name, nuclei))
     lymph_mean, lymph_std = _compute_moments(tiles["lymph"])
     lesion_mean, lesion_std = _compute_moments(tiles["lesion"])
     dark_mean = lymph_mean - _DARKER
@@ -90,9 +93,15 @@ def draw_noise(rng: np.random.Generator, shortest_px: float, longest_px: float, 
     return noise / noise.std()
 
 
-def _draw_tissue(rng: np.random.Generator, name: str, stain: Stain) -> Floats:
-    """Draw the variants of a texture as RGB, float32 (variants, 256, 256, 3): nuclei on a background of fibres."""
-    nuclei = draw_nuclei(rng, name, NUM_VARIANTS[name])
+def tissue_rgb(rng: np.random.Generator, stain: Stain, name: str, nuclei: Floats) -> Floats:
+    """Return the variants of a texture as RGB, float32 (variants, 256, 256, 3): nuclei on a background of fibres.
+
+    Args:
+        rng: random generator.
+        stain: strength of the dyes.
+        name: name of the texture.
+        nuclei: share of each pixel that a nucleus covers, see `draw_nuclei`.
+    """
     if name == "stroma":
         fibres = draw_noise(rng, 6, 60, stretch=4.0)
         eosin, hematoxylin = 0.62 + 0.16 * fibres, 0.05 + 0.04 * fibres
@@ -111,7 +120,7 @@ def _draw_tissue(rng: np.random.Generator, name: str, stain: Stain) -> Floats:
     )
 
 
-def _equalise_blocks(tiles: Floats) -> Floats:
+def equalise_blocks(tiles: Floats) -> Floats:
     """Return tiles in which every 64 px block has the texture's mean colour.
 
     The correction is linear between the centres of the blocks, so that the borders of blocks are not visible.

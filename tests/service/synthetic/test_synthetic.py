@@ -246,8 +246,8 @@ class TestCommand:
         ("option", "value", "message"),
         [
             ("--num-slides", "0", "num-slides 0: must be 1 to"),
-            ("--side-px", "1000", "side-px 1000: must be 2048 to 110000"),
-            ("--side-px", "120000", "side-px 120000"),
+            ("--side-px", "1000", "side-px 1000: must be 2048 to 120000"),
+            ("--side-px", "120001", "side-px 120001"),
             ("--seed", "-1", "seed -1"),
             ("--decoys", "-1", "decoys -1"),
             ("--hint", "1.5", "hint 1.5: must be 0 to 1"),
