@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 MANIFEST_BYTES = 512 << 20
 """Largest manifest, in bytes; two million slides take about 300 MB."""
 OUTLINES_BYTES = 256 << 20
-"""Largest file of outlines, in bytes; CAMELYON's largest has 30 MB. Parsed, GeoJSON takes up to ten times as much
-memory, ASAP XML up to 40 times."""
+"""Largest GeoJSON file of outlines, in bytes; parsed, it takes up to ten times as much memory."""
+ASAP_BYTES = 64 << 20
+"""Largest ASAP XML file, in bytes; CAMELYON's largest has 30 MB. Parsed, it takes up to 40 times as much memory."""
 TABLE_ROWS = 5_000_000
 """Most rows of a Parquet table."""
 CELL_CHARACTERS = 16_384

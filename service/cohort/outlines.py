@@ -99,9 +99,7 @@ def _read_asap_folder(folder: str) -> Outlines:
     if not uris:
         raise UsageError("the folder has no XML files; name ASAP annotations SLIDE_ID.xml", uri=folder)
     outlines = {
-        storage.name(uri)[: -len(".xml")]: read_asap(
-            storage.read_bytes(uri, most_bytes=bounded_files.OUTLINES_BYTES), uri
-        )
+        storage.name(uri)[: -len(".xml")]: read_asap(storage.read_bytes(uri, most_bytes=bounded_files.ASAP_BYTES), uri)
         for uri in uris
     }
     # A file may outline only tissue without lesions. Such a slide counts as one without outlines.

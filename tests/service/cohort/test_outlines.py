@@ -93,6 +93,13 @@ def test_asap_files_of_a_folder_are_named_by_slide(tmp_path: Path) -> None:
     assert shapely.area(outlines["tumor_001"]) == pytest.approx(10_000)
 
 
+def test_an_asap_file_whose_size_exceeds_the_limit_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "slide.xml", "wb") as file:
+        file.truncate((64 << 20) + 1)  # sparse: it takes no disk
+    with pytest.raises(UsageError, match="slide.xml"):
+        read_outlines(str(tmp_path))
+
+
 def test_a_real_asap_file_is_read(test_data: Path) -> None:
     path = test_data / "annotations" / "he-two-pieces.asap.xml"
     outline = read_asap(path.read_bytes(), str(path))
