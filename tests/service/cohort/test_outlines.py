@@ -96,7 +96,7 @@ def test_asap_files_of_a_folder_are_named_by_slide(tmp_path: Path) -> None:
 def test_an_asap_file_whose_size_exceeds_the_limit_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / "slide.xml", "wb") as file:
         file.truncate((64 << 20) + 1)  # sparse: it takes no disk
-    with pytest.raises(UsageError, match="slide.xml"):
+    with pytest.raises(UsageError, match=r"slide\.xml"):
         read_outlines(str(tmp_path))
 
 
