@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from docs.tools.markdown import escape, prose, table
-from docs.tools.settings_pages import PAGES, field_docstrings, groups
+from docs.tools.settings_pages import PAGES, groups
 from service.api.app import create_app
 from service.queue.tables import Database
+from service.settings.field_docstrings import read_field_docstrings
 from service.settings.service import ServiceSettings
 
 Schema = Mapping[str, Any]
@@ -102,7 +103,7 @@ def _field_docstrings(name: str) -> dict[str, str]:
     for module in modules:
         kind = getattr(module, name, None)
         if isinstance(kind, type) and kind.__module__ == module.__name__:
-            return field_docstrings(kind)
+            return read_field_docstrings(kind)
     return {}
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
-import itertools
 import re
-import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -15,6 +12,7 @@ from typing import Any
 
 from docs.tools.markdown import prose, table
 from magnet.presets import PRESETS
+from service.settings.field_docstrings import read_field_docstrings
 from service.settings.score import ScoreSettings
 from service.settings.service import ServiceSettings
 from service.settings.train import TrainSettings
@@ -102,7 +100,7 @@ def own_settings(kind: type, key: str) -> list[Setting]:
         kind: The dataclass.
         key: Its dotted key, empty for the root.
     """
-    hints, docs = typing.get_type_hints(kind), field_docstrings(kind)
+    hints, docs = typing.get_type_hints(kind), read_field_docstrings(kind)
     prefix = f"{key}." if key else ""
     return [
         Setting(
@@ -114,20 +112,6 @@ def own_settings(kind: type, key: str) -> list[Setting]:
         for field in dataclasses.fields(kind)
         if not (dataclasses.is_dataclass(hints[field.name]) and field.default_factory is not dataclasses.MISSING)
     ]
-
-
-def field_docstrings(kind: type) -> dict[str, str]:
-    """Return the string under each field of a class and of its bases, by the field's name."""
-    docstrings: dict[str, str] = {}
-    for owner in reversed(kind.__mro__):
-        if not owner.__module__.startswith(("magnet", "service", "ray_jobs")):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
-        for field, below in itertools.pairwise(body):
-            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and is_text:
-                docstrings[field.target.id] = inspect.cleandoc(below.value.value)  # type: ignore[union-attr]
-    return docstrings
 
 
 def _dataclasses_in(hint: Any) -> Iterator[tuple[type, str]]:

@@ -6,11 +6,7 @@ Pydantic's `use_attribute_docstrings` does the same when a class is created. Tha
 
 from __future__ import annotations
 
-import ast
 import inspect
-import sys
-import textwrap
-from itertools import pairwise
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +15,7 @@ from magnet import config
 from service.api import request_bodies, response_bodies
 from service.queue import arrivals, requests
 from service.settings import score, train, tune
+from service.settings.field_docstrings import read_field_docstrings
 
 MODULES = (request_bodies, response_bodies, requests, arrivals, train, score, tune, config)
 """Modules whose classes, and imported classes, are described."""
@@ -44,26 +41,6 @@ def _add_descriptions(schemas: dict[str, Any]) -> None:
     for name, schema in schemas.items():
         if name not in classes:
             continue
-        for base in reversed(classes[name].__mro__):
-            for field, text in _read_field_docstrings(base).items():
-                if field in schema.get("properties", {}):
-                    schema["properties"][field].setdefault("description", text)
-
-
-def _read_field_docstrings(described: type) -> dict[str, str]:
-    """Return the docstring below each field of a class."""
-    if not getattr(sys.modules[described.__module__], "__file__", None):
-        return {}  # builtins have no source
-    if not described.__module__.startswith(("service.", "magnet.")):
-        return {}
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(described))).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        statement.target.id: inspect.cleandoc(following.value.value)
-        for statement, following in pairwise(definition.body)
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and isinstance(following, ast.Expr)
-        and isinstance(following.value, ast.Constant)
-        and isinstance(following.value.value, str)
-    }
+        for field, text in read_field_docstrings(classes[name]).items():
+            if field in schema.get("properties", {}):
+                schema["properties"][field].setdefault("description", text)
